@@ -1,0 +1,217 @@
+"""Every setting of the service: its name, type, default, range and meaning.
+
+A section of the TOML file is a dataclass here, a key is a field. Units are in the names; a `_bytes` key takes an
+integer or a size such as "512m". A 0 documented as automatic is replaced from the machine's cores and memory
+(`sandfork.config.sizing`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+GIB = 1 << 30
+MIB = 1 << 20
+KIB = 1 << 10
+
+DIALECTS = ("all", "zeroboot", "isol8", "runner", "instavm", "faber")
+DIALECT_PORTS = {"isol8": 3000}
+DEFAULT_PORT = 8080
+
+
+def setting(
+    default: Any,
+    text: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    auto: bool = False,
+) -> Any:
+    """Declare a key: its default, its documentation and what values it takes.
+
+    `auto` says that 0 (and only 0 below `low`) means "chosen from the machine".
+    """
+    meta = {"text": text, "low": low, "high": high, "choices": choices, "auto": auto}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=meta)
+    return field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where the service listens and what it takes in."""
+
+    host: str = setting(
+        "127.0.0.1",
+        "Address to listen on. Any but a loopback address needs keys, or `access.open`.",
+    )
+    port: int = setting(0, "Port to listen on; 0 is the dialect's own: 3000 for isol8, else 8080.", low=0, high=65535)
+    dialect: str = setting(
+        "all",
+        "What the root path speaks: `all` is our own API with every seed path that is unambiguous.",
+        choices=DIALECTS,
+    )
+    max_body_bytes: int = setting(10 * MIB, "Largest request body; a larger one is answered 413.", low=KIB, high=GIB)
+    max_upload_bytes: int = setting(256 * MIB, "Largest streamed file upload.", low=KIB, high=64 * GIB)
+    max_code_bytes: int = setting(MIB, "Largest source text of one execution.", low=1, high=GIB)
+    max_batch: int = setting(100, "Most executions in one batch or task list.", low=1, high=10_000)
+    trusted_proxies: tuple[str, ...] = setting(
+        (), "Addresses or networks whose `X-Forwarded-For` is believed; nobody else's is."
+    )
+    drain_s: float = setting(
+        30.0, "How long running executions may go on after SIGTERM before they are killed.", low=0, high=3600
+    )
+    log_format: str = setting("text", "Form of log lines on stderr.", choices=("text", "json"))
+    log_level: str = setting("info", "Least severity that is logged.", choices=("debug", "info", "warning", "error"))
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may call."""
+
+    keys_file: str = setting(
+        "api_keys.json",
+        "File of API keys, made by `sandfork keys new`, or a plain JSON list of strings. When it is absent anybody "
+        "may call; when it is malformed the service refuses to start. A relative path is relative to the directory "
+        "the service is started in. `ZEROBOOT_API_KEYS_FILE` sets it too, and then the file must exist.",
+    )
+    open: bool = setting(False, "Serve on an address that is not loopback although there are no keys.")
+    rate_per_s: float = setting(100.0, "Executions a second of one key, unless the key says otherwise.", low=0.001)
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultLimits:
+    """What a program may use when its request does not say."""
+
+    wall_s: float = setting(30.0, "Seconds of real time, from the moment the program is handed over.", low=0.001)
+    cpu_s: float = setting(30.0, "Seconds of processor time, all processes and threads together.", low=0.001)
+    memory_bytes: int = setting(512 * MIB, "Memory of all processes together, files in /tmp included.", low=8 * MIB)
+    pids: int = setting(64, "Processes and threads at one time.", low=1)
+    open_files: int = setting(256, "Open files of one process.", low=16)
+    output_bytes: int = setting(MIB, "Bytes of stdout, and as many of stderr.", low=1)
+    disk_bytes: int = setting(64 * MIB, "Bytes of files in the sandbox.", low=64 * KIB)
+
+
+@dataclass(frozen=True, slots=True)
+class MaximumLimits:
+    """The most that a request may ask for; a dialect clamps or refuses what is above, as its contract says."""
+
+    wall_s: float = setting(300.0, "Seconds of real time.", low=0.001)
+    cpu_s: float = setting(300.0, "Seconds of processor time.", low=0.001)
+    memory_bytes: int = setting(4 * GIB, "Memory of all processes together.", low=8 * MIB)
+    pids: int = setting(1024, "Processes and threads at one time.", low=1)
+    open_files: int = setting(4096, "Open files of one process.", low=16)
+    output_bytes: int = setting(16 * MIB, "Bytes of stdout, and as many of stderr.", low=1)
+    disk_bytes: int = setting(GIB, "Bytes of files in the sandbox.", low=64 * KIB)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSettings:
+    """What programs may use."""
+
+    default: DefaultLimits = field(default_factory=DefaultLimits)
+    maximum: MaximumLimits = field(default_factory=MaximumLimits)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """How many executions run, how many wait, and for how long."""
+
+    max_running: int = setting(0, "Executions running at one time; 0 is automatic.", low=1, high=100_000, auto=True)
+    max_queued: int = setting(
+        0, "Executions waiting for their turn; one more is answered 503 at once. 0 is automatic.", low=1, auto=True
+    )
+    max_wait_s: float = setting(10.0, "Longest wait before an execution is refused.", low=0.001, high=3600)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Sandboxes forked and warmed ahead of the request."""
+
+    size: Mapping[str, int] = setting(
+        {},
+        'Parked sandboxes by template, such as `{ python = 64, "python-numpy" = 8 }`. A template '
+        "not named here, or named with 0, gets an automatic number.",
+        low=1,
+        high=100_000,
+        auto=True,
+    )
+    refill_delay_s: float = setting(
+        0.0015,
+        "Pause between an answer and the fork that replaces its sandbox, so that answers go first.",
+        low=0,
+        high=1,
+    )
+    max_forking: int = setting(3, "Forks under way at one time in one template.", low=1, high=64)
+
+
+@dataclass(frozen=True, slots=True)
+class Templates:
+    """When a warm template is replaced by a fresh one, for new address layouts and hash seeds."""
+
+    recycle_forks: int = setting(10_000, "Forks after which a template is replaced.", low=1)
+    recycle_s: float = setting(3600.0, "Age in seconds at which a template is replaced.", low=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """The process tier: sandboxes made of namespaces, cgroups, Landlock and seccomp."""
+
+    reduced: bool = setting(
+        False,
+        "Serve although the host forbids namespaces, with what is left (Landlock, seccomp, unique uids, rlimits). "
+        'Health and every reply then say `isolation: "reduced"`.',
+    )
+    allow_missing: tuple[str, ...] = setting(
+        (),
+        "Isolation primitives whose absence is accepted, by the names `sandfork doctor` prints. Any other that is "
+        "missing refuses to start.",
+    )
+    cgroup_parent: str = setting("sandfork", "Name of the cgroup under which every sandbox has its own.")
+    uid_base: int = setting(
+        200_000_000,
+        "First uid of the range used: the service itself runs as this one, sandboxes as those after it.",
+        low=1000,
+        high=4_000_000_000,
+    )
+    network_namespace: str = setting(
+        "own",
+        "`own` gives every sandbox an empty network of its own; `shared` lets sandboxes share one empty network, "
+        "which forks faster.",
+        choices=("own", "shared"),
+    )
+    mounts: tuple[str, ...] = setting((), "Further directories of the host that sandboxes see, read-only.")
+    work_dir_bytes: int = setting(
+        0, "Size of a sandbox's work directory; 0 is the disk limit of the execution.", low=64 * KIB, auto=True
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Languages:
+    """What can be run."""
+
+    enable: tuple[str, ...] = setting((), "Languages of the catalogue to offer; none named is all that are installed.")
+    guest_packages: str = setting(
+        "", "Directory of Python packages that programs may import; empty is the one installed with the service."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings. Section `[limits.default]` is `config.limits.default`, and so on."""
+
+    server: Server = field(default_factory=Server)
+    access: Access = field(default_factory=Access)
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    admission: Admission = field(default_factory=Admission)
+    pool: Pool = field(default_factory=Pool)
+    templates: Templates = field(default_factory=Templates)
+    process: Process = field(default_factory=Process)
+    languages: Languages = field(default_factory=Languages)
+
+    @property
+    def port(self) -> int:
+        """The port to listen on: the configured one, or the dialect's own."""
+        return self.server.port or DIALECT_PORTS.get(self.server.dialect, DEFAULT_PORT)
