@@ -7,7 +7,7 @@ ones, `reference` writes them down.
 from sandfork.config.loading import ConfigError, Loaded, client_environment, load
 from sandfork.config.reference import document, effective
 from sandfork.config.schema import Config
-from sandfork.config.sizing import Machine, pool_size, size
+from sandfork.config.sizing import Machine, size
 
 __all__ = [
     "Config",
@@ -18,6 +18,5 @@ __all__ = [
     "document",
     "effective",
     "load",
-    "pool_size",
     "size",
 ]

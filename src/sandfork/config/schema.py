@@ -130,13 +130,18 @@ class Admission:
 class Pool:
     """Sandboxes forked and warmed ahead of the request."""
 
-    size: Mapping[str, int] = setting(
-        {},
-        'Parked sandboxes by template, such as `{ python = 64, "python-numpy" = 8 }`. A template '
-        "not named here, or named with 0, gets an automatic number.",
+    size: int = setting(
+        0,
+        "Parked sandboxes of a template of weight 1; others get their weight's share. 0 is automatic.",
         low=1,
         high=100_000,
         auto=True,
+    )
+    sizes: Mapping[str, int] = setting(
+        {},
+        'Parked sandboxes of single templates, such as `{ python = 64, "python-numpy" = 0 }`; 0 parks none.',
+        low=0,
+        high=100_000,
     )
     refill_delay_s: float = setting(
         0.0015,

@@ -15,6 +15,10 @@ RUNNING_PER_CORE = 16
 RUNNING_BYTES = 128 * MIB
 #: Waiting executions for each that runs: about ten seconds of work at the usual rate.
 QUEUED_PER_RUNNING = 16
+#: Parked sandboxes: a burst of this size is answered without forking.
+PARKED_PER_CORE = 16
+#: What a parked sandbox of a bare interpreter takes, the kernel's part included.
+PARKED_BYTES = 2 * MIB
 AUTO_SOURCE = "automatic"
 
 
@@ -42,12 +46,9 @@ class Machine:
 
 
 def size(loaded: Loaded, machine: Machine) -> Loaded:
-    """Return `loaded` with the automatic values of admission replaced.
-
-    The pool's automatic sizes depend on what a template costs and are chosen by `pool_size` when the catalogue
-    is known.
-    """
-    admission, sources = loaded.config.admission, dict(loaded.sources)
+    """Return `loaded` with its automatic values replaced."""
+    config, sources = loaded.config, dict(loaded.sources)
+    admission, pool = config.admission, config.pool
     if not admission.max_running:
         fitting = max(4, int(machine.memory_bytes * 0.75) // RUNNING_BYTES)
         admission = replace(admission, max_running=min(RUNNING_PER_CORE * machine.cores, fitting))
@@ -55,10 +56,8 @@ def size(loaded: Loaded, machine: Machine) -> Loaded:
     if not admission.max_queued:
         admission = replace(admission, max_queued=QUEUED_PER_RUNNING * admission.max_running)
         sources["admission.max_queued"] = f"{AUTO_SOURCE} ({QUEUED_PER_RUNNING} for each that runs)"
-    return Loaded(replace(loaded.config, admission=admission), sources)
-
-
-def pool_size(machine: Machine, parked_bytes: int, per_core: int) -> int:
-    """Return how many sandboxes of `parked_bytes` each to keep parked: `per_core` a core, in 2% of the memory."""
-    fitting = int(machine.memory_bytes * 0.02) // parked_bytes
-    return max(1, min(per_core * machine.cores, fitting))
+    if not pool.size:
+        fitting = max(1, int(machine.memory_bytes * 0.02) // PARKED_BYTES)
+        pool = replace(pool, size=min(PARKED_PER_CORE * machine.cores, fitting))
+        sources["pool.size"] = f"{AUTO_SOURCE} ({machine.describe()})"
+    return Loaded(replace(config, admission=admission, pool=pool), sources)
