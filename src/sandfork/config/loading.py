@@ -151,10 +151,9 @@ def _environment_keys(environ: Mapping[str, str], schema: Mapping[str, Field[Any
 
 
 def _near_miss(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not close:
-        # The right key in the wrong section is the other common slip.
-        close = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]][:1]
+    # The right key in the wrong section is as common a slip as a misspelt one.
+    close = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]][:1]
+    close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f": did you mean {close[0]}?" if close else ""
 
 

@@ -100,9 +100,9 @@ class MaximumLimits:
 
     wall_s: float = setting(300.0, "Seconds of real time.", low=0.001)
     cpu_s: float = setting(300.0, "Seconds of processor time.", low=0.001)
-    memory_bytes: int = setting(4 * GIB, "Memory of all processes together.", low=8 * MIB)
-    pids: int = setting(1024, "Processes and threads at one time.", low=1)
-    open_files: int = setting(4096, "Open files of one process.", low=16)
+    memory_bytes: int = setting(2 * GIB, "Memory of all processes together.", low=8 * MIB)
+    pids: int = setting(256, "Processes and threads at one time.", low=1)
+    open_files: int = setting(1024, "Open files of one process.", low=16)
     output_bytes: int = setting(16 * MIB, "Bytes of stdout, and as many of stderr.", low=1)
     disk_bytes: int = setting(GIB, "Bytes of files in the sandbox.", low=64 * KIB)
 
