@@ -1,0 +1,5 @@
+"""`python -m sandfork`."""
+
+from sandfork.cli import main
+
+main()

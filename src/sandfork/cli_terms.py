@@ -1,0 +1,41 @@
+"""What the commands share: how they print, and how they say that they cannot go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sandfork.config import Loaded, Machine, load, size
+
+#: Results go to stdout, everything said about them to stderr.
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", metavar="FILE", help="Settings file; else SANDFORK_CONFIG, else ./sandfork.toml if there."
+    ),
+]
+
+
+class Refused(Exception):
+    """The command cannot do what was asked; the message says why and what would help. Ends with `status`."""
+
+    def __init__(self, message: str, *, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def settings(file: Path | None, **options: object) -> Loaded:
+    """Return the settings in force; an option is named as its key with `__` for the dot. *Raises* ConfigError."""
+    named = {key.replace("__", "."): value for key, value in options.items()}
+    return size(load(file, options=named), Machine.probe())
+
+
+def print_plain(text: str) -> None:
+    """Print text of ours to stdout as it is: no markup, no wrapping."""
+    out.print(text, markup=False, soft_wrap=True)

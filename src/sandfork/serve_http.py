@@ -1,0 +1,118 @@
+"""The HTTP server: uvicorn with bounds on what a connection may cost before it has asked anything.
+
+uvicorn bounds neither the size of a request's head nor the time a client takes to send it. Here a head larger than
+`MAX_HEAD_BYTES`, or one not complete `HEAD_S` after the connection or the last answer, ends the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD_BYTES = 64 << 10
+HEAD_S = 30.0
+KEEP_ALIVE_S = 75
+SWEEP_TICKS = 50
+"""Slow connections are looked for every so many ticks of uvicorn, which come ten a second."""
+
+HEAD_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    b'content-length: 40\r\n\r\n{"error":"request header is too large."}'
+)
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, which gives up on heads that are too large or too slow."""
+
+    head_bytes = 0
+    in_head = False
+    waiting_since = 0.0
+
+    def connection_made(self, transport: Any) -> None:
+        """Start waiting for the first head."""
+        super().connection_made(transport)
+        self.waiting_since = time.monotonic()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; count what belongs to a head that began in an earlier chunk and has not ended yet."""
+        was_in_head = self.in_head
+        super().data_received(data)
+        # A head that begins in this chunk is not counted yet: the chunk may hold the end of a body before it.
+        if self.in_head and was_in_head:
+            self.head_bytes += len(data)
+            if self.head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.transport.write(HEAD_TOO_LARGE)
+                self.transport.close()
+
+    def on_message_begin(self) -> None:
+        """Note that a head has begun."""
+        super().on_message_begin()
+        self.in_head, self.head_bytes = True, 0
+        self.waiting_since = time.monotonic()
+
+    def on_headers_complete(self) -> None:
+        """Note that a head has ended."""
+        self.in_head = False
+        self.waiting_since = 0.0
+        super().on_headers_complete()
+
+    def close_if_slow(self, now: float) -> None:
+        """Close the connection when its client has been sending one head, or nothing at all, for `HEAD_S`."""
+        if self.waiting_since and now - self.waiting_since > HEAD_S:
+            self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server; the composition root owns the signals and the socket."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to `stop_on_signals`."""
+        yield
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look for slow connections now and then."""
+        if counter % SWEEP_TICKS == 0:
+            now = time.monotonic()
+            for connection in tuple(self.server_state.connections):
+                if isinstance(connection, BoundedProtocol):
+                    connection.close_if_slow(now)
+        return await super().on_tick(counter)
+
+
+def build_server(app: Any, drain_s: float) -> Server:
+    """Return a server for the ASGI `app`; answers under way at its end have `drain_s` to be sent."""
+    config = uvicorn.Config(
+        app,
+        http=BoundedProtocol,
+        lifespan="off",
+        interface="asgi3",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, round(drain_s)),
+    )
+    return Server(config)
+
+
+def stop_on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[signal.Signals], None]) -> None:
+    """Call `stop` on `loop` for each SIGTERM or SIGINT."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+
+
+def bound_address(sock: socket.socket) -> tuple[str, int]:
+    """Return the address and the port that `sock` really listens on."""
+    host, port = sock.getsockname()[:2]
+    return str(host), int(port)
