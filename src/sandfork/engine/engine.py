@@ -1,0 +1,222 @@
+"""The engine's only door: `Engine.execute`.
+
+plan → a slot → a sandbox → run → (collect) → result. The answer leaves as soon as the result is there; destroying the
+sandbox and forking its successor come after. Cancelling the task that executes (a client that is gone, a shutdown) is
+the one way to stop an execution from outside: its sandbox is destroyed at once and its slot freed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sandfork.engine.admission import Admission, AdmissionSettings, AdmissionStatistics
+from sandfork.engine.disposal import Disposal
+from sandfork.engine.execution import Execution
+from sandfork.engine.ids import mint_exec_id
+from sandfork.engine.plan import Planner
+from sandfork.engine.policy import LimitPolicy
+from sandfork.engine.pool import Pool, PoolSettings, PoolStatistics
+from sandfork.errors import Draining, FileNotInSandbox, ForkFailed, GuestLost, SandforkError, TierError
+from sandfork.languages.catalogue import Catalogue
+from sandfork.model import Caller, ExecPlan, ExecRequest, ExecResult, TemplateHealth
+from sandfork.tiers.base import Collected, OutputSink, Sandbox, Tier
+
+log = logging.getLogger(__name__)
+
+NOTHING_COLLECTED = Collected()
+
+BEFORE_START = "start"
+"""The `step` of a GuestLost that says the sandbox was gone before the program began."""
+
+Observe = Callable[[Caller, ExecPlan | None, ExecResult | BaseException], None]
+"""Told of every execution once, when it is over: its plan (None when there was none) and what came of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Settings of the engine and its parts.
+
+    `kill_grace_s`: how long a killed sandbox may take to say so. `collect_s`: how long collecting files may take.
+    `dispose_delay_s`: how long after the result a sandbox is destroyed; `close_s`: how long that may take.
+    """
+
+    policy: LimitPolicy = field(default_factory=LimitPolicy)
+    admission: AdmissionSettings = field(default_factory=AdmissionSettings)
+    pool: PoolSettings = field(default_factory=PoolSettings)
+    kill_grace_s: float = 5.0
+    collect_s: float = 10.0
+    dispose_delay_s: float = 0.001
+    close_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatistics:
+    """The counts of this moment; `lost` is the number of sandboxes that could not be destroyed."""
+
+    admission: AdmissionStatistics
+    pool: tuple[PoolStatistics, ...]
+    lost: int
+
+
+def observe_nothing(caller: Caller, plan: ExecPlan | None, outcome: ExecResult | BaseException) -> None:
+    """Be the observer when nobody observes."""
+
+
+class Engine:
+    """Runs programs. Made, started, drained and closed by the composition root."""
+
+    def __init__(
+        self,
+        tier: Tier,
+        catalogue: Catalogue,
+        targets: Mapping[str, int],
+        settings: EngineSettings | None = None,
+        *,
+        observe: Observe = observe_nothing,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """`tier` is started and stays its maker's to close; `targets` says for each template how many to park.
+
+        `clock_ns` is CLOCK_MONOTONIC in nanoseconds, the clock of `StepEnd`.
+        """
+        self._settings = settings or EngineSettings()
+        self._observe = observe
+        self._clock_ns = clock_ns
+        self._planner = Planner(catalogue, self._settings.policy, tier.isolation)
+        self._admission = Admission(self._settings.admission)
+        self._disposal = Disposal(
+            delay_s=self._settings.dispose_delay_s,
+            close_s=self._settings.close_s,
+            begin=self._admission.begin_dying,
+            end=self._admission.end_dying,
+        )
+        self._pool = Pool(tier, targets, self._settings.pool, self._disposal.add_now)
+        self._executions: set[Execution] = set()
+
+    async def start(self) -> None:
+        """Make the templates and park a first sandbox of each; see `health` for those that could not be made."""
+        await self._pool.start()
+
+    async def execute(
+        self,
+        request: ExecRequest,
+        caller: Caller,
+        sink: OutputSink | None = None,
+        on_start: Callable[[Execution], None] | None = None,
+    ) -> ExecResult:
+        """Run one program and return what came of it.
+
+        With a `sink` the output goes there as it arrives, at most `limits.output_bytes` of each stream, and the
+        result has none. `on_start` is given the handle of the execution before it queues: its id, and how to resume
+        reading after the sink refused more. *Raises* CallerError, CapacityError, TierError.
+        """
+        received_ns = self._clock_ns()
+        plan: ExecPlan | None = None
+        try:
+            plan = self._planner.plan(mint_exec_id(), request, caller, self._pool.unavailable)
+            execution = Execution(
+                plan, sink, received_ns=received_ns, clock_ns=self._clock_ns, grace_s=self._settings.kill_grace_s
+            )
+            if on_start is not None:
+                on_start(execution)
+            result = await self._perform(execution)
+        except BaseException as error:
+            self._observe(caller, plan, error)
+            raise
+        self._observe(caller, plan, result)
+        return result
+
+    async def batch(self, requests: Sequence[ExecRequest], caller: Caller) -> list[ExecResult | SandforkError]:
+        """Execute all, each waiting for a slot of its own; return results or errors in the order of `requests`."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._execute_item(request, caller)) for request in requests]
+        return [task.result() for task in tasks]
+
+    def resize(self, key: str, target: int) -> None:
+        """Keep `target` sandboxes of that template parked from now on. *Raises* TemplateFailed for an unknown key."""
+        self._pool.resize(key, target)
+
+    def health(self) -> tuple[TemplateHealth, ...]:
+        """Return the state of every template."""
+        return self._pool.health()
+
+    def statistics(self) -> EngineStatistics:
+        """Return the counts of this moment."""
+        return EngineStatistics(self._admission.statistics(), self._pool.statistics(), self._disposal.lost)
+
+    async def drain(self, grace_s: float) -> None:
+        """Take nothing new; give what runs or waits `grace_s` to end, then fail it with Draining."""
+        self._admission.drain()
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._admission.wait_idle()
+        except TimeoutError:
+            self._admission.refuse_waiting()
+            for execution in tuple(self._executions):
+                execution.stop(Draining("the server is shutting down"))
+
+    async def close(self) -> None:
+        """Stop what still runs and destroy every sandbox."""
+        await self.drain(0)
+        await self._pool.close()
+        await self._admission.wait_idle()
+        await self._disposal.close()
+
+    async def _execute_item(self, request: ExecRequest, caller: Caller) -> ExecResult | SandforkError:
+        try:
+            return await self.execute(request, caller)
+        except SandforkError as error:
+            return error
+
+    async def _perform(self, execution: Execution) -> ExecResult:
+        """Wait for a slot and run; a sandbox that was dead before it began is replaced once."""
+        caller = execution.plan.caller
+        if not self._admission.try_enter():
+            await self._admission.wait(caller.key_id or caller.address)
+        execution.admit()
+        self._executions.add(execution)
+        try:
+            result = await self._attempt(execution, last=False)
+            if result is None:
+                result = await self._attempt(execution, last=True)
+            assert result is not None
+            return result
+        finally:
+            self._executions.discard(execution)
+            self._admission.leave()
+
+    async def _attempt(self, execution: Execution, *, last: bool) -> ExecResult | None:
+        """Run in one sandbox; None when the program did not start there and this is not the `last` attempt."""
+        plan = execution.plan
+        sandbox = self._pool.take(plan.template_key)
+        if sandbox is None:
+            sandbox = await self._pool.fork(plan.template_key)
+        try:
+            end = await execution.run(sandbox)
+            collected = await self._collect(plan, sandbox) if plan.collect else NOTHING_COLLECTED
+        except BaseException as error:
+            self._disposal.add_now(sandbox)
+            if last or execution.wrote or not _never_started(error):
+                raise
+            log.warning("a parked sandbox of %s was dead: %s", plan.template_key, error)
+            return None
+        self._disposal.add(sandbox)
+        return execution.result(end, collected)
+
+    async def _collect(self, plan: ExecPlan, sandbox: Sandbox) -> Collected:
+        """Collect files; what cannot be had, for whatever the sandbox did, is named as skipped."""
+        try:
+            async with asyncio.timeout(self._settings.collect_s):
+                return await sandbox.collect(plan.collect, self._settings.policy.max_collect_bytes)
+        except (TierError, FileNotInSandbox, TimeoutError) as error:
+            log.warning("execution %s: files could not be collected: %r", plan.exec_id, error)
+            return Collected(skipped=plan.collect)
+
+
+def _never_started(error: BaseException) -> bool:
+    """Tell whether the tier says that the program surely did not begin, so that running it again is safe."""
+    return isinstance(error, ForkFailed) or (isinstance(error, GuestLost) and error.step == BEFORE_START)

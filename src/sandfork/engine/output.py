@@ -1,0 +1,58 @@
+"""Where a program's output goes on its way out of the tier: capped, and kept unless someone follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sandfork.model import Stream
+from sandfork.tiers.base import OutputSink
+
+
+class Fold:
+    """An `OutputSink` that keeps everything, for a plain reply."""
+
+    __slots__ = ("_stderr", "_stdout")
+
+    def __init__(self) -> None:
+        self._stdout: list[bytes] = []
+        self._stderr: list[bytes] = []
+
+    def output(self, stream: Stream, data: bytes) -> bool:
+        """Keep `data`; never asks for a pause."""
+        (self._stdout if stream == Stream.STDOUT else self._stderr).append(data)
+        return True
+
+    def joined(self) -> tuple[bytes, bytes]:
+        """Return stdout and stderr."""
+        return b"".join(self._stdout), b"".join(self._stderr)
+
+
+class Cap:
+    """An `OutputSink` that passes on at most `cap_bytes` of each stream.
+
+    A stream that writes more is cut at exactly the cap. `overflow` is called once then; stopping the program is its
+    duty, and what the program still writes is dropped.
+    """
+
+    __slots__ = ("_cap", "_overflow", "_sink", "_sizes", "exceeded", "started")
+
+    def __init__(self, sink: OutputSink, cap_bytes: int, overflow: Callable[[], None]) -> None:
+        self._sink = sink
+        self._cap = cap_bytes
+        self._overflow = overflow
+        self._sizes = [0, 0, 0]
+        self.started = False
+        self.exceeded = False
+
+    def output(self, stream: Stream, data: bytes) -> bool:
+        """Pass on what still fits and return what the sink behind says."""
+        self.started = True
+        size = self._sizes[stream]
+        room = self._cap - size
+        if len(data) > room:
+            data = data[:room]
+            if not self.exceeded:
+                self.exceeded = True
+                self._overflow()
+        self._sizes[stream] = size + len(data)
+        return self._sink.output(stream, data) if data else True

@@ -1,0 +1,197 @@
+"""A request, a caller, the languages and the policy in; a plan without open questions out. Pure: no clock, no I/O.
+
+What a program is started as depends on its template's kind. A `fork` template's interpreter is already running, so
+the step's argv is what follows it: `sys.argv`. For `park` and `none` it is the whole command line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from sandfork.engine.paths import WORK_DIR, normalise_path
+from sandfork.engine.policy import LimitPolicy, resolve_limits
+from sandfork.errors import Forbidden, InvalidRequest, NotSupported, UnknownLanguage
+from sandfork.languages.catalogue import COMMAND, FILE_MARK, Catalogue, Language, TemplateKind, TemplateSpec
+from sandfork.model import Caller, Command, ExecPlan, ExecRequest, InputFile, Limits, Snippet, Step
+
+ISOLATIONS = ("reduced", "process", "gvisor", "microvm")
+"""What can be asked for, weakest first; a request names the least it takes."""
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class Planner:
+    """Turns requests into plans; holds what does not change between them."""
+
+    def __init__(self, catalogue: Catalogue, policy: LimitPolicy, isolation: str) -> None:
+        """`isolation` is what the tier offers, one of `ISOLATIONS`."""
+        self._catalogue = catalogue
+        self._policy = policy
+        self._isolation = isolation
+        self._commands = {
+            language.name: tuple(
+                f"{WORK_DIR}/{language.file_name}" if word == FILE_MARK else word for word in language.argv
+            )
+            for language in catalogue.languages()
+        }
+
+    def plan(
+        self, exec_id: str, request: ExecRequest, caller: Caller, unavailable: Mapping[str, str] = NOTHING
+    ) -> ExecPlan:
+        """Return the plan of `request`. `unavailable` holds the keys of templates that cannot be made just now.
+
+        *Raises* InvalidRequest, UnknownLanguage, Forbidden (naming the ceiling), NotSupported.
+        """
+        self._refuse_unsupported(request)
+        limits = resolve_limits(request.limits, self._policy, caller)
+        if len(request.stdin) > self._policy.max_stdin_bytes:
+            raise InvalidRequest("stdin", f"is larger than {self._policy.max_stdin_bytes} bytes")
+        language, template, step = self._resolve_program(request, unavailable)
+        if request.files or step.code is not None:
+            self._check_space(step, limits)
+        return ExecPlan(
+            exec_id,
+            caller,
+            language,
+            template.key,
+            step,
+            limits,
+            self._check_collect(request.collect) if request.collect else (),
+            self._isolation,
+        )
+
+    def _refuse_unsupported(self, request: ExecRequest) -> None:
+        if request.network != "none":
+            if request.network == "host":
+                raise Forbidden("network: 'host' is above the server's ceiling of 'none'")
+            raise NotSupported(f"network: {request.network!r} is not available on this server; use 'none'")
+        if request.packages:
+            raise NotSupported("packages: installing packages is not available on this server; send files instead")
+        if request.session is not None:
+            raise NotSupported("session: sessions are not available on this server; every execution starts afresh")
+        if request.isolation is None or request.isolation == self._isolation:
+            return
+        if request.isolation not in ISOLATIONS:
+            raise InvalidRequest("isolation", f"must be one of {', '.join(ISOLATIONS)}")
+        if ISOLATIONS.index(request.isolation) > ISOLATIONS.index(self._isolation):
+            raise NotSupported(
+                f"isolation: {request.isolation!r} is not available on this server: {self._isolation!r} is"
+            )
+
+    def _resolve_program(self, request: ExecRequest, unavailable: Mapping[str, str]) -> tuple[str, TemplateSpec, Step]:
+        """Return the language's name, the template and the step."""
+        env = self._check_env(request.env) if request.env else ()
+        args = self._check_words("args", request.args) if request.args else ()
+        program = request.program
+        if isinstance(program, Command):
+            words = self._check_words("argv", program.argv + args)
+            if not words or not words[0]:
+                raise InvalidRequest("argv", "must name a program")
+            if request.template not in (None, COMMAND.key):
+                raise InvalidRequest("template", f"a command runs in {COMMAND.key!r} only")
+            files = self._check_files(request.files, None) if request.files else ()
+            return COMMAND.key, COMMAND, Step(words, None, None, env, request.stdin, files)
+        language = self._catalogue.find(program.language)
+        if language is None:
+            raise UnknownLanguage(program.language, self._catalogue.names())
+        code = self._check_code(program)
+        template = _choose_template(language, program.code, request.template, unavailable)
+        files = self._check_files(request.files, language.file_name) if request.files else ()
+        argv = self._commands[language.name]
+        if template.kind is TemplateKind.FORK:
+            argv = argv[1:]
+        return language.name, template, Step(argv + args, language.file_name, code, env, request.stdin, files)
+
+    def _check_code(self, program: Snippet) -> bytes:
+        try:
+            code = program.code.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequest("code", "is not valid Unicode") from None
+        if len(code) > self._policy.max_code_bytes:
+            raise InvalidRequest("code", f"is larger than {self._policy.max_code_bytes} bytes")
+        return code
+
+    def _check_words(self, field: str, words: tuple[str, ...]) -> tuple[str, ...]:
+        if len(words) > self._policy.max_args:
+            raise InvalidRequest(field, f"has more than {self._policy.max_args} words")
+        if sum(_size_text(field, word) + 1 for word in words) > self._policy.max_args_bytes:
+            raise InvalidRequest(field, f"is larger than {self._policy.max_args_bytes} bytes")
+        return words
+
+    def _check_env(self, env: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+        if len(env) > self._policy.max_env:
+            raise InvalidRequest("env", f"has more than {self._policy.max_env} variables")
+        size = 0
+        for name, value in env:
+            if _ENV_NAME.fullmatch(name) is None:
+                raise InvalidRequest(
+                    "env", f"{name[:64]!r} is no name: letters, digits and '_', not starting with a digit"
+                )
+            size += len(name) + _size_text("env", value) + 2
+        if size > self._policy.max_env_bytes:
+            raise InvalidRequest("env", f"is larger than {self._policy.max_env_bytes} bytes")
+        if len({name for name, _ in env}) != len(env):
+            raise InvalidRequest("env", "a name is there twice")
+        return env
+
+    def _check_files(self, files: tuple[InputFile, ...], program_file: str | None) -> tuple[InputFile, ...]:
+        if len(files) > self._policy.max_files:
+            raise InvalidRequest("files", f"has more than {self._policy.max_files} files")
+        if sum(len(file.content) for file in files) > self._policy.max_files_bytes:
+            raise InvalidRequest("files", f"is larger than {self._policy.max_files_bytes} bytes")
+        checked = tuple(InputFile(normalise_path("files", f.path), f.content, f.mode) for f in files)
+        _refuse_collisions(checked, program_file)
+        for file in checked:
+            if file.mode & ~0o777:
+                raise InvalidRequest("files", f"{file.path!r}: a mode is at most 0o777")
+        return checked
+
+    def _check_space(self, step: Step, limits: Limits) -> None:
+        size = len(step.code or b"") + sum(len(file.content) for file in step.files)
+        if size > limits.disk_bytes:
+            raise InvalidRequest("files", f"{size} bytes do not fit into limits.disk_bytes = {limits.disk_bytes}")
+
+    def _check_collect(self, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        if len(patterns) > self._policy.max_collect:
+            raise InvalidRequest("collect", f"has more than {self._policy.max_collect} paths")
+        return tuple(normalise_path("collect", pattern) for pattern in patterns)
+
+
+def _choose_template(language: Language, code: str, wanted: str | None, unavailable: Mapping[str, str]) -> TemplateSpec:
+    if wanted is None:
+        return language.choose_template(code, unavailable)
+    template = language.template_named(wanted)
+    if template is None:
+        known = ", ".join(spec.key for spec in language.templates)
+        raise InvalidRequest("template", f"{wanted[:64]!r} is no template of {language.name}: {known}")
+    return template
+
+
+def _refuse_collisions(files: tuple[InputFile, ...], program_file: str | None) -> None:
+    """Refuse a path named twice, or as both a file and a directory. *Raises* InvalidRequest."""
+    taken = {program_file} if program_file else set()
+    directories: set[str] = set()
+    for file in files:
+        path = file.path
+        if path in taken:
+            raise InvalidRequest("files", f"{path!r} is there twice, or is the program's own file")
+        taken.add(path)
+        while "/" in path[1:]:
+            path = path.rpartition("/")[0]
+            directories.add(path)
+    if not taken.isdisjoint(directories):
+        raise InvalidRequest("files", f"{min(taken & directories)!r} is both a file and a directory")
+
+
+def _size_text(field: str, text: str) -> int:
+    """Return the size of `text` in bytes. *Raises* InvalidRequest when no program could be given it."""
+    if "\0" in text:
+        raise InvalidRequest(field, "must not hold NUL")
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        raise InvalidRequest(field, "is not valid Unicode") from None
