@@ -1,0 +1,175 @@
+"""One request and its answer, over the bare ASGI messages.
+
+Nothing here is a task or a timer unless it has to be: a body that is there already is taken without waiting, and a
+client is watched only once its program has run for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
+from typing import Any, TypeVar
+
+from sandfork.dialects.base import BodyTimeout, Reply, UnsupportedMedia
+from sandfork.engine.ids import mint_exec_id
+from sandfork.errors import InvalidRequest, PayloadTooLarge
+from sandfork.model import Caller
+
+T = TypeVar("T")
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+NOBODY = Caller("", "")
+JSON_TYPES = frozenset({b"application/json", b"text/json", b"application/x-www-form-urlencoded", b""})
+"""Content types read as JSON. The form type is what curl sends with -d when it is not told otherwise."""
+
+
+class ClientGone(Exception):  # it is no error: nobody is left to be told
+    """The client closed its connection before it had its answer."""
+
+
+class Exchange:
+    """One HTTP request: what was asked, and the ways to answer. `caller` is NOBODY until identified."""
+
+    __slots__ = (
+        "_body",
+        "_gone",
+        "_id",
+        "_receive",
+        "_send",
+        "_task",
+        "_watcher",
+        "caller",
+        "dialect",
+        "executed",
+        "headers",
+        "params",
+        "path",
+        "peer",
+        "scope",
+    )
+
+    def __init__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """`executed` tells whether the engine was reached, which then has counted and logged what came of it."""
+        pairs = scope["headers"]
+        headers = dict(pairs)
+        self.headers: dict[bytes, bytes] = headers if len(headers) == len(pairs) else _joined(pairs)
+        client = scope.get("client")
+        self.peer: str = client[0] if client else ""
+        self.scope = scope
+        self.path: str = scope["path"]
+        self.params: dict[str, str] = {}
+        self.caller = NOBODY
+        self.dialect = ""
+        self.executed = False
+        self._receive = receive
+        self._send = send
+        self._body: bytes | None = None
+        self._id = ""
+        self._gone = False
+        self._task: asyncio.Task[Any] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def request_id(self) -> str:
+        """The id of this request, made when first asked for."""
+        if not self._id:
+            self._id = mint_exec_id()
+        return self._id
+
+    def check_declared(self, max_bytes: int) -> None:
+        """Refuse a body by what its headers say. *Raises* PayloadTooLarge, UnsupportedMedia, InvalidRequest."""
+        headers = self.headers
+        declared = headers.get(b"content-length")
+        if declared is not None:
+            if not declared.isdigit():
+                raise InvalidRequest("", "content-length is no number")
+            if len(declared) > 18 or int(declared) > max_bytes:
+                raise PayloadTooLarge(max_bytes)
+        content_type = headers.get(b"content-type", b"")
+        if content_type not in JSON_TYPES:
+            _check_type(content_type)
+        encoding = headers.get(b"content-encoding")
+        if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
+            raise UnsupportedMedia("compressed request bodies are not accepted")
+
+    async def read_body(self, max_bytes: int, timeout_s: float) -> bytes:
+        """Return the whole body. *Raises* PayloadTooLarge as soon as it is, BodyTimeout, ClientGone."""
+        if self._body is None:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    self._body = await self._collect(max_bytes)
+            except TimeoutError:
+                raise BodyTimeout(f"the request body did not arrive within {timeout_s:g} s") from None
+        return self._body
+
+    async def _collect(self, max_bytes: int) -> bytes:
+        message = await self._receive()
+        body: bytes = message.get("body", b"")
+        if message.get("more_body", False):
+            chunks, size = [body], len(body)
+            while message.get("more_body", False) and size <= max_bytes:
+                message = await self._receive()
+                chunks.append(message.get("body", b""))
+                size += len(chunks[-1])
+            body = b"".join(chunks) if size <= max_bytes else b""
+        else:
+            size = len(body)
+        if size > max_bytes:
+            raise PayloadTooLarge(max_bytes)
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        return body
+
+    async def while_connected(self, work: Coroutine[Any, Any, T], watch_after_s: float) -> T:
+        """Await `work`, cancelling it when the client goes away. *Raises* ClientGone then.
+
+        The client is watched from `watch_after_s` on. The body must have been read.
+        """
+        task = self._task = asyncio.current_task()
+        timer = asyncio.get_running_loop().call_later(watch_after_s, self._watch)
+        try:
+            result = await work
+        except asyncio.CancelledError:
+            if self._gone and task is not None and task.uncancel() == 0:
+                raise ClientGone from None
+            raise
+        finally:
+            timer.cancel()
+            if self._watcher is not None:
+                self._watcher.cancel()
+        if self._gone:
+            raise ClientGone
+        return result
+
+    def _watch(self) -> None:
+        self._watcher = asyncio.create_task(self._wait_gone(), name="watch client")
+
+    async def _wait_gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._gone = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def send(self, reply: Reply) -> None:
+        """Send a whole answer."""
+        headers = [(b"content-type", reply.content_type), (b"content-length", b"%d" % len(reply.body)), *reply.headers]
+        await self._send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": reply.body})
+
+
+def _joined(pairs: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Join headers that came more than once (RFC 9110, 5.3); two keys so become one that nobody has."""
+    headers: dict[bytes, bytes] = {}
+    for name, value in pairs:
+        headers[name] = headers[name] + b", " + value if name in headers else value
+    return headers
+
+
+def _check_type(content_type: bytes) -> None:
+    """Let through what is JSON under a longer name. *Raises* UnsupportedMedia."""
+    essence = content_type.partition(b";")[0].strip().lower()
+    if essence not in JSON_TYPES and not (essence.startswith(b"application/") and essence.endswith(b"+json")):
+        raise UnsupportedMedia("the body must be JSON: content-type application/json")
