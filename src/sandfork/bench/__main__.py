@@ -1,0 +1,5 @@
+"""`python -m sandfork.bench`."""
+
+from sandfork.bench.command import main
+
+raise SystemExit(main())

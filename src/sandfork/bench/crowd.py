@@ -1,0 +1,132 @@
+"""A thousand sandboxes parked: how long they take to make, what each costs in memory, and what they cost a request."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sandfork.bench import census, contenders
+from sandfork.bench.contenders import PRINT
+from sandfork.bench.probe import Execution, Turns, bare, take_turns
+from sandfork.bench.report import Row
+from sandfork.bench.sections import GAP_S, Sizes, warm
+from sandfork.bench.service import StartedService, Variant, wait_until
+from sandfork.bench.stats import Summary
+
+FEW = 2
+FILL_S = 60.0
+SETTLE_S = 1.0
+MB = 1e6
+
+Start = Callable[[Variant], StartedService]
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """How a pool filled: seconds from the first count seen to the last, and the counts."""
+
+    elapsed_s: float
+    first: int
+    last: int
+
+    @property
+    def per_sandbox_s(self) -> float:
+        """Seconds a sandbox."""
+        return self.elapsed_s / (self.last - self.first)
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """What parked sandboxes weigh: their count, all their processes' PSS, and the kernel's growth since the start."""
+
+    sandboxes: int
+    pss_bytes: int
+    kernel_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Latency of requests and of bare python, in turns, in milliseconds."""
+
+    ours: Summary
+    bare: Summary
+    wrong: int
+
+
+def crowded(start: Start, sizes: Sizes) -> list[Row]:
+    """Measure with few parked, with many, and with few again, each in a service of its own."""
+    few_before, weight_few, _ = _visit(start, FEW, sizes)
+    many, weight_many, filling = _visit(start, sizes.parked, sizes)
+    few_after, _, _ = _visit(start, FEW, sizes)
+    yardstick = statistics.fmean(pace.bare.p50 for pace in (few_before, many, few_after))
+    return [
+        time_row(filling, yardstick),
+        memory_row(weight_few, weight_many),
+        latency_row(few_before, many, few_after, sizes.parked),
+    ]
+
+
+def _visit(start: Start, parked: int, sizes: Sizes) -> tuple[Pace, Weight, Filling]:
+    kernel_before = census.kernel_memory()
+    with start(Variant(parked)) as service:
+        filling = _watch_filling(service, parked)
+        time.sleep(SETTLE_S)
+        # The kernel's figures first: walking /proc makes slab of its own.
+        kernel = census.kernel_memory().total_since(kernel_before)
+        inside, count = census.parked_sandboxes(service.tree())
+        weight = Weight(count, sum(census.pss_bytes(process.pid) for process in inside), kernel)
+        pace = _pace(service, sizes)
+        with contextlib.suppress(ProcessLookupError):
+            service.stop()
+    return pace, weight, filling
+
+
+def _watch_filling(service: StartedService, target: int) -> Filling:
+    started, first = time.monotonic(), service.parked()
+    wait_until(lambda: service.parked() >= target, FILL_S, f"{target} parked")
+    return Filling(time.monotonic() - started, first, target)
+
+
+def _pace(service: StartedService, sizes: Sizes) -> Pace:
+    with Execution(service.address, PRINT, "2\n") as execution:
+        warm(execution)
+        ours, theirs = Turns(sizes.pairs, execution.run), bare(contenders.bare_python(), sizes.pairs // 4)
+        take_turns([ours, theirs], GAP_S)
+        return Pace(ours.summary_ms(), theirs.summary_ms(), execution.wrong)
+
+
+def time_row(filling: Filling, yardstick_ms: float) -> Row:
+    seconds = filling.per_sandbox_s * filling.last
+    note = (
+        f"from {filling.first} to {filling.last} parked in {filling.elapsed_s:.2f} s; "
+        f"scaled to {filling.last}, in bare p50 a thousand"
+    )
+    ratio = filling.per_sandbox_s * 1000 / (yardstick_ms / 1e3)
+    return Row("parked_time", f"{filling.last} parked: time to make", seconds, "s", ratio, "bare p50", None, note)
+
+
+def memory_row(few: Weight, many: Weight) -> Row:
+    pss = many.pss_bytes / many.sandboxes
+    kernel = (many.kernel_bytes - few.kernel_bytes) / (many.sandboxes - few.sandboxes)
+    note = (
+        f"{pss / MB:.2f} MB PSS of its processes + {kernel / MB:.2f} MB kernel (page tables, stacks, slab, per-cpu, "
+        f"tmpfs), {many.sandboxes} sandboxes found, against a service with {few.sandboxes}"
+    )
+    each = (pss + kernel) / MB
+    return Row("parked_memory", f"{many.sandboxes} parked: memory each", each, "MB", each, "", None, note)
+
+
+def latency_row(before: Pace, many: Pace, after: Pace, parked: int) -> Row:
+    few = (before.ours.p50 + after.ours.p50) / 2
+    wrong = before.wrong + many.wrong + after.wrong
+    note = (
+        f"p50 {before.ours.p50:.2f} ms with {FEW} before, {after.ours.p50:.2f} ms after; bare p50 meanwhile "
+        f"{before.bare.p50:.1f}, {many.bare.p50:.1f}, {after.bare.p50:.1f} ms"
+    )
+    what = f"latency with {parked} parked / with {FEW}"
+    return Row(
+        "parked_latency", what, many.ours.p50, "ms", many.ours.p50 / few, f"with {FEW}", many.ours, note, wrong
+    )  # fmt: skip

@@ -1,0 +1,172 @@
+"""The service under measurement: started by this run with a configuration of its own, or already running."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sandfork.bench import census
+from sandfork.bench.wire import Address, Client, ConnectionLost, ProtocolError, request_bytes
+
+READY_S = 120.0
+STOP_S = 30.0
+GONE_S = 5.0
+POLL_S = 0.02
+
+
+class ServiceFailed(Exception):
+    """The service did not start, did not become ready or did not stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A configuration to measure: the Python sandboxes parked ahead, and whether each has its own network namespace."""
+
+    parked: int
+    own_network_namespace: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a service left on the machine after it ended."""
+
+    processes: int
+    cgroups: int
+    mounts: int
+    network_namespaces: int
+
+
+def configuration(variant: Variant) -> str:
+    """Return the TOML of a variant; everything not named here is the service's default."""
+    return f"[pool]\nsize = {variant.parked}\n"
+
+
+def own_command() -> tuple[str, ...]:
+    """Return the command line that starts `sandfork` as this process was started: same interpreter, same source."""
+    source = str(Path(__file__).resolve().parents[2])
+    code = f"import sys; sys.path.insert(0, {source!r}); from sandfork.cli import main; main()"
+    return (sys.executable, "-I", "-c", code, "serve")
+
+
+def free_port() -> int:
+    """Return a loopback port that was free a moment ago."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@dataclass(slots=True)
+class Service:
+    """A service that answers at `address`; `pid` is None for one this run did not start."""
+
+    address: Address
+    pid: int | None = None
+
+    def health(self) -> Mapping[str, object]:
+        """Return the health document. *Raises* ServiceFailed when there is none, OSError when nothing listens."""
+        with Client(self.address) as client:
+            answer, _ = client.exchange(request_bytes("GET", "/v1/health"))
+        document = json.loads(answer.body)
+        if answer.status != 200 or not isinstance(document, dict):
+            raise ServiceFailed(f"health answered {answer.status}: {answer.body[:200]!r}")
+        return document
+
+    def parked(self, template: str = "python") -> int:
+        """Return how many sandboxes of a template wait, or -1 where health does not say."""
+        templates = self.health().get("templates")
+        entry = templates.get(template) if isinstance(templates, dict) else None
+        count = entry.get("parked") if isinstance(entry, dict) else None
+        return count if isinstance(count, int) else -1
+
+    def wait_parked(self, count: int, timeout_s: float = READY_S) -> None:
+        """Return once `count` sandboxes wait; at once where health does not say. *Raises* ServiceFailed."""
+        wait_until(lambda: not 0 <= self.parked() < count, timeout_s, f"{count} parked")
+
+    def tree(self) -> list[census.Process]:
+        """Return the service's processes, the server first; none where this run did not start it."""
+        return [] if self.pid is None else census.descendants(self.pid, census.processes())
+
+
+@dataclass(slots=True)
+class StartedService(Service):
+    """A service started by this run. A context manager: leaving it kills what `stop` has not ended."""
+
+    process: subprocess.Popen[bytes] | None = None
+    log: Path = field(default_factory=Path)
+    before: census.Belongings = field(default_factory=census.belongings)
+
+    def stop(self) -> Left:
+        """End the service with SIGTERM and look what it left. *Raises* ServiceFailed when it does not end."""
+        assert self.process is not None
+        known = {(process.pid, process.started) for process in self.tree()}
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired as error:
+            raise ServiceFailed(f"did not end within {STOP_S:g} s of SIGTERM, see {self.log}") from error
+        return self._left(known)
+
+    def _left(self, known: set[tuple[int, int]]) -> Left:
+        until = time.monotonic() + GONE_S
+        while True:
+            alive = known & {(process.pid, process.started) for process in census.processes()}
+            more = census.belongings().since(self.before)
+            left = Left(len(alive), len(more.cgroups), len(more.mounts), len(more.network_namespaces))
+            if left == Left(0, 0, 0, 0) or time.monotonic() > until:
+                return left
+            time.sleep(POLL_S)
+
+    def __enter__(self) -> StartedService:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+def start(command: tuple[str, ...], variant: Variant, directory: Path) -> StartedService:
+    """Start a service and return it once it is ready. *Raises* ServiceFailed."""
+    port = free_port()
+    stem = f"{'own' if variant.own_network_namespace else 'shared'}-{variant.parked}-{port}"
+    config, log = directory / f"{stem}.toml", directory / f"{stem}.log"
+    config.write_text(configuration(variant))
+    before = census.belongings()
+    with log.open("wb") as out:
+        argv = (*command, "--port", str(port), "--config", str(config))
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd="/")
+    service = StartedService(Address("127.0.0.1", port), process.pid, process, log, before)
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(service)
+        wait_until(lambda: _ready(service), READY_S, "ready")
+        undo.pop_all()
+    return service
+
+
+def _ready(service: StartedService) -> bool:
+    assert service.process is not None
+    if service.process.poll() is not None:
+        last = service.log.read_text(errors="replace").strip().splitlines()[-5:]
+        raise ServiceFailed(f"ended with status {service.process.returncode}:\n  " + "\n  ".join(last))
+    try:
+        return service.health().get("status") == "ok"
+    except (OSError, ConnectionLost, ProtocolError, ServiceFailed):
+        return False
+
+
+def wait_until(holds: Callable[[], bool], timeout_s: float, what: str) -> None:
+    """Return once `holds()` is true. *Raises* ServiceFailed after `timeout_s`."""
+    until = time.monotonic() + timeout_s
+    while not holds():
+        if time.monotonic() > until:
+            raise ServiceFailed(f"not {what} within {timeout_s:g} s")
+        time.sleep(POLL_S)
