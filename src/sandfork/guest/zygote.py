@@ -1,0 +1,293 @@
+"""The Python zygote: a warm interpreter that forks on request, and what its children do.
+
+Started by the warden with a clean environment and these descriptors: 3 orders, 4 reports, 5 the confinement profile,
+6 this file, 7 zygote.so. Order: import what programs use -> rehearse -> freeze the heap -> C loop. The parent never
+returns from there and never runs user code. A child comes back confined: it takes its own randomness, rehearses once
+(so that the page faults of a first run are behind it), says READY and waits for RUN.
+"""
+
+import atexit
+import builtins
+import ctypes
+import gc
+import importlib.machinery
+import io
+import linecache
+import os
+import resource
+import signal
+import struct
+import sys
+import threading
+import time
+import traceback
+import types
+
+ORDERS, REPORTS, PROFILE, SELF, CORE = range(3, 8)
+CTL = 63
+WORK_DIR = "/sandbox"
+FRAME = struct.Struct("=B3xI")
+END = struct.Struct("=iIQQ")
+
+# Preloaded modules whose global generators a fork would share, and how to give the child its own.
+RESEED = {"numpy.random": lambda module: module.seed()}
+
+
+def read_exactly(fd, size):
+    """Read `size` bytes; the host going away ends the process."""
+    parts = []
+    while size:
+        part = os.read(fd, min(size, 1 << 20))
+        if not part:
+            os._exit(125)
+        parts.append(part)
+        size -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_run(fd):
+    """Wait for RUN; return its fields as (argv, env, file, code, numbers)."""
+    kind, length = FRAME.unpack(read_exactly(fd, FRAME.size))
+    body = read_exactly(fd, length)
+    if kind != 82:  # "R"
+        os._exit(125)
+    argv, env, name, code, numbers = [], [], "main.py", b"", {}
+    at = 0
+    while at < length:
+        tag, size = FRAME.unpack_from(body, at)
+        at += 8
+        value = body[at : at + size]
+        at += size
+        if tag == 97:
+            argv.append(os.fsdecode(value[:-1]))
+        elif tag == 101:
+            env.append(os.fsdecode(value[:-1]).split("=", 1))
+        elif tag == 102:
+            name = os.fsdecode(value[:-1])
+        elif tag == 99:
+            code = value
+        else:
+            numbers[tag] = int.from_bytes(value, sys.byteorder)
+    return argv, env, name, code, numbers
+
+
+def apply_limits(numbers):
+    """Lower the rlimits RUN names: n open files, p processor seconds, s file size."""
+    for tag, which, grace in ((110, resource.RLIMIT_NOFILE, 0), (112, resource.RLIMIT_CPU, 1), (115, resource.RLIMIT_FSIZE, 0)):
+        if tag in numbers:
+            hard = resource.getrlimit(which)[1]
+            most = numbers[tag] + grace if hard == resource.RLIM_INFINITY else min(numbers[tag] + grace, hard)
+            resource.setrlimit(which, (min(numbers[tag], most), most))
+
+
+def write_file(path, content):
+    """Write the program's own file, as a plain run would have found it."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    view = memoryview(content)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.close(fd)
+
+
+def new_main(path):
+    """Return a fresh __main__ as `python3 path` makes it."""
+    main = types.ModuleType("__main__")
+    main.__dict__.update(
+        __file__=path,
+        __cached__=None,
+        __builtins__=builtins,
+        __loader__=importlib.machinery.SourceFileLoader("__main__", path),
+    )
+    if sys.version_info < (3, 14):
+        main.__dict__["__annotations__"] = {}
+    sys.modules["__main__"] = main
+    return main
+
+
+def show_exception(error):
+    """Print an uncaught exception as the interpreter does, without our frame."""
+    trace = error.__traceback__.tb_next if error.__traceback__ else None
+    error.__traceback__ = trace
+    sys.last_type, sys.last_value, sys.last_traceback = type(error), error, trace
+    try:
+        sys.excepthook(type(error), error, trace)
+    except BaseException as hook_error:
+        hook_error.__traceback__ = hook_error.__traceback__.tb_next
+        print("Error in sys.excepthook:", file=sys.stderr)
+        sys.__excepthook__(type(hook_error), hook_error, hook_error.__traceback__)
+        print("\nOriginal exception was:", file=sys.stderr)
+        sys.__excepthook__(type(error), error, trace)
+
+
+def exit_status(error):
+    """Turn SystemExit's code into a status, printing what is no number, as the interpreter does."""
+    code = error.code
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF if -(1 << 31) <= code < 1 << 31 else 255
+    try:
+        print(code, file=sys.stderr)
+    except (OSError, ValueError):
+        return 1
+    return 1
+
+
+def run_code(source, path, main):
+    """Compile and execute; return the exit status."""
+    try:
+        exec(compile(source, path, "exec", dont_inherit=True), main.__dict__)
+    except SystemExit as error:
+        return exit_status(error)
+    except KeyboardInterrupt as error:
+        show_exception(error)
+        return -signal.SIGINT
+    except BaseException as error:
+        show_exception(error)
+        return 1
+    return 0
+
+
+def shut_down(main, status):
+    """What the interpreter does at its end: join threads, run atexit, drop globals, flush. Returns the status."""
+    try:
+        threading._shutdown()
+    except BaseException as error:
+        show_exception(error)
+    atexit._run_exitfuncs()
+    names = main.__dict__
+    for name in [n for n in names if n[:1] == "_" and n[1:2] != "_"] + [n for n in names if n[:1] != "_"]:
+        names[name] = None
+    if gc.isenabled():
+        gc.collect()
+    for stream in {id(s): s for s in (sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__) if s is not None}.values():
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            status = status or 120
+    return status
+
+
+def run(fd):
+    """Wait for RUN on `fd`, be the program, and never return."""
+    argv, env, name, code, numbers = read_run(fd)
+    apply_limits(numbers)
+    for key, value in env:
+        os.environ[key] = value
+    path = name if name.startswith("/") else WORK_DIR + "/" + name
+    write_file(path, code)
+    sys.argv[:] = [path, *argv[1:]] if argv else [path]
+    sys.orig_argv[:] = [sys.executable, *sys.argv]
+    sys.path[0] = WORK_DIR
+    main = new_main(path)
+    own_pid = os.getpid()
+    clock, write, leave, getpid = time.clock_gettime_ns, os.write, os._exit, os.getpid
+    ready = clock(time.CLOCK_MONOTONIC)
+    status = run_code(code, path, main)
+    done = clock(time.CLOCK_MONOTONIC)
+    if status == -signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        shut_down(main, 0)
+        os.kill(getpid(), signal.SIGINT)
+    status = shut_down(main, status)
+    if getpid() == own_pid:  # a child that the program forked may come back here too
+        write(fd, FRAME.pack(69, END.size) + END.pack(status, 0, ready, done))
+    leave(status)
+
+
+REHEARSAL = """
+import sys
+class Thing:
+    def __init__(self, n):
+        self.n = n
+    def double(self):
+        return [i * 2 for i in range(self.n)]
+def show(*args, **kwargs):
+    out = " ".join(f"{a!s}" for a in args)
+    return out.encode().decode()
+show(Thing(3).double(), {"a": 1, "b": (1.5, None)}, "%d" % 7, "x".join(["a", "b"]), sorted([3, 1, 2], key=lambda v: -v))
+try:
+    raise ValueError("rehearsal")
+except ValueError as error:
+    show(error)
+"""
+
+
+def rehearse():
+    """Run a made-up program through the same code, so that its pages are private and its caches warm beforehand."""
+    path = WORK_DIR + "/.rehearsal"
+    main = new_main(path)
+    code = REHEARSAL.encode()
+    try:
+        write_file(path, code)
+        os.unlink(path)
+    except OSError:
+        if os.path.ismount(WORK_DIR):
+            raise
+    run_code(code, path, main)
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    print(1 + 1, file=out)
+    out.flush()
+    sys.stdout.flush()
+    os.environ["SANDFORK_REHEARSAL"] = "1"
+    del os.environ["SANDFORK_REHEARSAL"]
+    array = sys.modules.get("numpy")
+    if array is not None:
+        str(array.random.rand(3))
+
+
+def reseed():
+    """Give the child randomness of its own; a failure is fatal, for two sandboxes would share theirs."""
+    for name, seed in RESEED.items():
+        if name in sys.modules:
+            seed(sys.modules[name])
+
+
+def preload(names):
+    """Import what the template is to hold. Names starting with "?" may be missing."""
+    for name in names:
+        try:
+            __import__(name.lstrip("?"))
+        except ImportError:
+            if not name.startswith("?"):
+                raise
+
+
+def serve(names):
+    """Warm up and enter the C loop; returns in children only."""
+    preload(names)
+    core = ctypes.PyDLL(f"/proc/self/fd/{CORE}")
+    core.sandfork_configure.restype = core.sandfork_zygote.restype = ctypes.c_long
+    error = core.sandfork_configure(PROFILE)
+    if error:
+        raise OSError(-error, "reading the confinement profile")
+    for fd in (PROFILE, SELF, CORE):
+        os.close(fd)
+    sys.argv[:] = [""]
+    linecache.clearcache()
+    rehearse()
+    for _ in range(3):
+        gc.collect()
+    if len(os.listdir("/proc/self/task")) != 1:
+        raise RuntimeError("a preloaded module started a thread: forking with locks held by it would hang")
+    if os.getpid() <= 2:
+        raise RuntimeError("pid too low: libraries compare pids to notice a fork")
+    gc.freeze()
+    ctypes.pythonapi.PyOS_BeforeFork()
+    result = core.sandfork_zygote(ORDERS, REPORTS)
+    if result:
+        os._exit(0)
+    ctypes.pythonapi.PyOS_AfterFork_Child()
+
+
+def child():
+    """Be the program, from a fresh fork on."""
+    reseed()
+    rehearse()
+    os.write(CTL, FRAME.pack(33, 0))
+    run(CTL)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1:])
+    child()

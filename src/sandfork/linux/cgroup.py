@@ -1,0 +1,224 @@
+"""cgroup v1, v2 and hybrid: find the hierarchies, make this instance's directories, read a slot's figures.
+
+Order at start, as root: read /proc/self/mountinfo -> pick one directory per controller -> make `sandfork-K` in each,
+with `keep` for our own processes -> give it to the user that the warden is on the host. Slots are made below it by the
+warden. Kernel 4.5 (v2), 5.7 (CLONE_INTO_CGROUP), 5.19 (memory.peak).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+V1_CONTROLLERS = ("memory", "pids", "cpuacct", "cpu")
+V2_CONTROLLERS = ("memory", "pids", "cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Hierarchy:
+    """A mounted hierarchy: `name` is "unified" or the v1 controller the warden knows it by."""
+
+    name: str
+    controllers: tuple[str, ...]
+    mount: Path
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupHost:
+    """The hierarchies to use and which of the wanted controllers no hierarchy offers."""
+
+    hierarchies: tuple[Hierarchy, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def unified(self) -> bool:
+        """Whether limits live in cgroup v2."""
+        return any(h.name == "unified" for h in self.hierarchies)
+
+
+def find_hierarchies(mountinfo: str, v2_controllers: str) -> CgroupHost:
+    """Choose from the text of /proc/self/mountinfo; `v2_controllers` is the v2 root's cgroup.controllers.
+
+    v2 is used only when it offers every controller wanted; on hybrid hosts v1 has them.
+    """
+    v1: dict[str, tuple[Path, tuple[str, ...]]] = {}
+    unified: Path | None = None
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _, options = right.split(" ", 2)
+        mount = Path(left.split(" ")[4])
+        if kind == "cgroup2":
+            unified = unified or mount
+        elif kind == "cgroup":
+            names = tuple(o for o in options.split(" ")[-1].split(",") if o in V1_CONTROLLERS)
+            for name in names:
+                v1.setdefault(name, (mount, names))
+    offered = tuple(c for c in V2_CONTROLLERS if c in v2_controllers.split())
+    if unified is not None and (len(offered) == len(V2_CONTROLLERS) or not v1):
+        found = (Hierarchy("unified", offered, unified),) if offered else ()
+        return CgroupHost(found, tuple(c for c in V2_CONTROLLERS if c not in offered))
+    chosen: dict[Path, Hierarchy] = {}
+    for name in V1_CONTROLLERS:
+        if name in v1 and v1[name][0] not in chosen:
+            chosen[v1[name][0]] = Hierarchy(name, v1[name][1], v1[name][0])
+    return CgroupHost(tuple(chosen.values()), tuple(c for c in V1_CONTROLLERS if c not in v1))
+
+
+def host_cgroups() -> CgroupHost:
+    """Return what this host mounts."""
+    mountinfo = Path("/proc/self/mountinfo").read_text()
+    v2_controllers = ""
+    for line in mountinfo.splitlines():
+        if " - cgroup2 " in line:
+            controllers = Path(line.split(" ")[4]) / "cgroup.controllers"
+            v2_controllers = controllers.read_text() if controllers.exists() else ""
+            break
+    return find_hierarchies(mountinfo, v2_controllers)
+
+
+def make_instance(hierarchy: Hierarchy, parent: str, name: str, owner: int) -> Path:
+    """Make the directory of one instance in a hierarchy and hand it to the host uid `owner`.
+
+    *Raises* OSError when the parent is not ours to write.
+    """
+    directory = hierarchy.mount / parent.strip("/") / name
+    directory.mkdir()
+    (directory / "keep").mkdir()
+    if hierarchy.name == "unified":
+        _enable(directory.parent, hierarchy.controllers)
+        _enable(directory, hierarchy.controllers)
+        for file in ("cgroup.procs", "cgroup.threads", "cgroup.subtree_control"):
+            os.chown(directory / file, owner, owner)
+        os.chown(directory / "keep" / "cgroup.procs", owner, owner)
+    os.chown(directory, owner, owner)
+    return directory
+
+
+def _enable(directory: Path, controllers: tuple[str, ...]) -> None:
+    control = directory / "cgroup.subtree_control"
+    enabled = control.read_text().split()
+    wanted = [f"+{c}" for c in controllers if c not in enabled]
+    if wanted:
+        control.write_text(" ".join(wanted))
+
+
+def remove_tree(directory: Path) -> bool:
+    """Remove a cgroup and all below it, bottom up; False when a process still lives in one."""
+    try:
+        for path in _bottom_up(directory):
+            path.rmdir()
+    except OSError:
+        return False
+    return True
+
+
+def processes_below(directory: Path) -> Iterator[int]:
+    """Yield the pids in a cgroup and all below it."""
+    for path in _bottom_up(directory):
+        try:
+            pids = (path / "cgroup.procs").read_text().split()
+        except FileNotFoundError:
+            continue
+        yield from map(int, pids)
+
+
+def _bottom_up(directory: Path) -> Iterator[Path]:
+    for root, _, _ in os.walk(directory, topdown=False):
+        yield Path(root)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What the kernel counted for a cgroup since it was made or last reset."""
+
+    cpu_user_ns: int = 0
+    cpu_system_ns: int = 0
+    memory_peak_bytes: int = 0
+    oom_kills: int = 0
+    pids_denied: int = 0
+
+
+class SlotMeter:
+    """Reads the figures of one slot's cgroups. Keeps its files open: a read is then one pread.
+
+    On v1 the slot's cgroup outlives its tenants, so cpu and event counters are differences to `baseline`.
+    """
+
+    __slots__ = ("_base", "_files", "_paths", "_unified")
+
+    def __init__(self, directories: dict[str, Path], slot: int, unified: bool) -> None:
+        self._unified = unified
+        self._files: dict[str, int] = {}
+        self._base = Figures()
+        name = f"s{slot}"
+        if unified:
+            root = directories["unified"] / name
+            self._paths = {"cpu": root / "cpu.stat", "peak": root / "memory.peak", "oom": root / "memory.events"}
+            self._paths["pids"] = root / "pids.events"
+            return
+        at = {
+            "user": ("cpuacct", "cpuacct.usage_user"),
+            "system": ("cpuacct", "cpuacct.usage_sys"),
+            "peak": ("memory", "memory.max_usage_in_bytes"),
+            "oom": ("memory", "memory.oom_control"),
+            "pids": ("pids", "pids.events"),
+        }
+        self._paths = {key: directories[c] / name / file for key, (c, file) in at.items() if c in directories}
+
+    def _read(self, key: str) -> bytes:
+        fd = self._files.get(key)
+        if fd is None:
+            path = self._paths.get(key)
+            if path is None:
+                return b""
+            fd = self._files[key] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.pread(fd, 512, 0)
+
+    def _cpu(self) -> tuple[int, int]:
+        if self._unified:
+            words = self._read("cpu").split()
+            if not words:
+                return 0, 0
+            return _value(words, b"user_usec") * 1000, _value(words, b"system_usec") * 1000
+        return int(self._read("user") or 0), int(self._read("system") or 0)
+
+    def baseline(self) -> None:
+        """Start counting from now. On v2 the files are of a new cgroup, so they are opened again."""
+        if self._unified:
+            self.close()
+        user, system = self._cpu()
+        self._base = Figures(user, system, 0, self._oom_kills(), self._pids_denied())
+
+    def cpu_ns(self) -> int:
+        """Processor time used since the baseline, user and system."""
+        user, system = self._cpu()
+        return user + system - self._base.cpu_user_ns - self._base.cpu_system_ns
+
+    def usage(self) -> tuple[int, int, int]:
+        """Return cpu user ns, cpu system ns and peak memory bytes since the baseline."""
+        user, system = self._cpu()
+        peak = int(self._read("peak") or 0)
+        return user - self._base.cpu_user_ns, system - self._base.cpu_system_ns, peak
+
+    def _oom_kills(self) -> int:
+        return _value(self._read("oom").split(), b"oom_kill")
+
+    def _pids_denied(self) -> int:
+        return _value(self._read("pids").split(), b"max")
+
+    def events(self) -> tuple[int, int]:
+        """Return how often the kernel killed for memory and refused a process since the baseline."""
+        return self._oom_kills() - self._base.oom_kills, self._pids_denied() - self._base.pids_denied
+
+    def close(self) -> None:
+        """Close the files."""
+        for fd in self._files.values():
+            os.close(fd)
+        self._files.clear()
+
+
+def _value(words: list[bytes], key: bytes) -> int:
+    """Find the number behind `key` in a flat keyed file."""
+    return int(words[words.index(key) + 1]) if key in words else 0

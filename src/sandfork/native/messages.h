@@ -1,0 +1,227 @@
+/*
+ * What the server, the warden, the zygotes and the sandboxes say to each other.
+ *
+ *   server  <-- SEQPACKET -->  warden   struct request / struct event, descriptors by SCM_RIGHTS
+ *   cell     -- SEQPACKET -->  zygote   struct fork_order + descriptors: "fork a child into me"
+ *   zygote   -- SEQPACKET -->  warden   struct fork_report: pid of the child, or the zygote is ready
+ *   server  <-- stream     -->  child   frames (ctl): READY, RUN, END, FAIL
+ *   server  <-- stream     -->  cell    frames (agent): file transfer
+ *
+ * Numbers are in host byte order: all ends run on one machine. tiers/process/messages.py mirrors this file, and a
+ * test compares the two.
+ */
+#ifndef SANDFORK_MESSAGES_H
+#define SANDFORK_MESSAGES_H
+
+#include <stdint.h>
+
+#define SLOTS_MAX 8192
+#define ROOTS_MAX 64
+#define ZYGOTES_MAX 256
+#define PROFILES_MAX 16
+#define HIERARCHIES_MAX 8
+#define MESSAGE_MAX 65536
+
+enum request_op {
+    REQ_PROFILE = 1, /* id; payload: struct profile + BPF instructions */
+    REQ_ROOT = 2,    /* id; payload: mount plan */
+    REQ_ZYGOTE = 3,  /* id, root, profile; payload: fields argv/env; fds: log, then those named by the payload */
+    REQ_SPAWN = 4,   /* slot, zygote; limits; fds: ctl, stdin, stdout, stderr, agent */
+    REQ_LIMITS = 5,  /* slot; limits */
+    REQ_CLOSE = 6,   /* slot: kill everything in it and free it */
+    REQ_RETIRE = 7,  /* id: end a zygote; its sandboxes live on */
+};
+
+struct limits {
+    uint64_t memory_bytes;
+    uint64_t disk_bytes;
+    uint64_t inodes;
+    uint32_t pids;
+    uint32_t open_files;
+};
+
+struct request {
+    uint32_t op;
+    uint32_t id; /* profile, root, zygote or slot */
+    uint32_t root;
+    uint32_t zygote;
+    uint32_t profile;
+    uint32_t kind; /* enum child_kind, for REQ_ZYGOTE */
+    struct limits limits;
+    uint32_t payload_len;
+    uint32_t flags;
+};
+
+#define REQUEST_SHARED_NETNS 1u
+
+enum child_kind {
+    KIND_FORK = 1, /* an interpreter with zygote.so: returns to the interpreter in the child */
+    KIND_PARK = 2, /* the child execs the template's argv at once, which then waits on ctl */
+    KIND_NONE = 3, /* the child waits for RUN and execs its argv */
+};
+
+enum event_op {
+    EV_ROOT = 1,       /* id, step, err: built (err 0) or failed */
+    EV_ZYGOTE = 2,     /* id: ready */
+    EV_ZYGOTE_END = 3, /* id, status: it died, or never came up */
+    EV_SPAWN_FAILED = 4,
+    EV_EXIT = 5,   /* slot, status, usage: the user process ended */
+    EV_LIMITS = 6, /* slot, step, err */
+    EV_CLOSED = 7, /* slot, flags: free again; err != 0: something was left in it */
+    EV_WARDEN = 8, /* the warden is up */
+};
+
+struct event {
+    uint32_t op;
+    uint32_t id;
+    int32_t status; /* as wait4 gives it */
+    uint32_t step;
+    uint32_t err;
+    uint32_t flags;
+    uint64_t utime_us;
+    uint64_t stime_us;
+    uint64_t maxrss_kb;
+    uint64_t inblock;
+    uint64_t oublock;
+};
+
+#define CLOSED_NEW_NETNS 1u /* the slot's network namespace had carried packets or sockets and was replaced */
+
+/* cell -> zygote; fds: cell pidfd, ctl, stdin, stdout, stderr, then one per cgroup hierarchy. */
+struct fork_order {
+    uint32_t slot;
+    uint32_t open_files;
+    uint32_t cgroup_fds;
+    uint32_t flags;
+};
+
+enum { ORDER_CELL, ORDER_CTL, ORDER_STDIN, ORDER_STDOUT, ORDER_STDERR, ORDER_CGROUPS };
+
+#define ORDER_INTO_CGROUP 1u /* the one cgroup fd is a v2 directory: be born in it */
+
+#define REPORT_READY 0xffffffffu /* slot of a zygote's first report; pid is its own */
+#define REPORT_GARBLED 0xfffffffeu
+
+/* An order without descriptors is a marker: it is answered by -EPROTO, after all that was sent before it. */
+struct fork_report {
+    uint32_t slot;
+    int32_t pid; /* or -errno */
+    uint32_t step;
+};
+
+/* Frames on ctl and agent: this header, then `len` bytes. */
+struct frame {
+    uint8_t type;
+    uint8_t pad[3];
+    uint32_t len;
+};
+
+#define FRAME_READY '!'   /* child -> server: parked */
+#define FRAME_RUN 'R'     /* server -> child: fields */
+#define FRAME_STARTED 'S' /* child -> server: u64 ns, the program is about to be exec'd */
+#define FRAME_END 'E'     /* child -> server: struct end_frame */
+#define FRAME_FAIL 'X'    /* child -> server: struct fail_frame */
+
+struct end_frame {
+    int32_t exit_code;
+    uint32_t pad;
+    uint64_t ready_ns;
+    uint64_t done_ns;
+};
+
+struct fail_frame {
+    uint32_t step;
+    uint32_t err;
+};
+
+/*
+ * Agent frames. A request is a u64 holding the path's length in its upper 16 bits and a number in the lower 48, then
+ * the path (relative to the work directory), then content. The answer is a run of DATA, ended by one OK or ERR (u64).
+ */
+#define FRAME_PUT 'P'    /* number: mode; content: the file's */
+#define FRAME_GET 'G'    /* number: most bytes wanted; DATA are the file's bytes, OK their count */
+#define FRAME_LIST 'L'   /* number: most entries wanted; a DATA per entry: u64 size, u8 type (getdents64), name */
+#define FRAME_STAT 'F'   /* OK: bytes free in the work directory's file system, 0 when it has no inode left */
+#define FRAME_DELETE 'U'
+#define FRAME_OK 'O'
+#define FRAME_ERR 'Z'    /* errno */
+#define FRAME_DATA 'D'
+
+/* Fields inside RUN, plans and zygote payloads: this header, then `len` bytes. Texts end with a NUL that counts. */
+struct field {
+    uint8_t tag;
+    uint8_t pad[3];
+    uint32_t len;
+};
+
+#define FIELD_ARGV 'a'
+#define FIELD_ENV 'e'       /* NAME=value */
+#define FIELD_FILE 'f'      /* file name in the work directory that the code is written to */
+#define FIELD_CODE 'c'
+#define FIELD_OPEN_FILES 'n' /* u64 */
+#define FIELD_CPU 'p'        /* u64 seconds */
+#define FIELD_FSIZE 's'      /* u64 bytes */
+
+/* Fields of a mount plan: NUL-terminated strings in this order; the last one is also ended by a NUL. */
+#define PLAN_DIR 'D'     /* path */
+#define PLAN_LINK 'L'    /* path, target */
+#define PLAN_FILE 'F'    /* path, content */
+#define PLAN_BIND 'B'    /* path, source: read-only, nosuid, nodev, recursive */
+#define PLAN_DEVICE 'V'  /* path, source: a device node, writable */
+#define PLAN_PROC 'P'    /* path */
+
+/* Where a child-side set-up step failed. errors.py names them. */
+enum step {
+    STEP_NONE = 0,
+    STEP_CLONE,
+    STEP_CGROUP,
+    STEP_CGROUP_NS,
+    STEP_SETNS_ROOT,
+    STEP_SETNS_NET,
+    STEP_SETNS_USER,
+    STEP_SETNS_CELL,
+    STEP_SETNS_PID,
+    STEP_UNSHARE,
+    STEP_TMPFS,
+    STEP_PROC,
+    STEP_CHDIR,
+    STEP_FDS,
+    STEP_RLIMIT,
+    STEP_CAPBSET,
+    STEP_UID,
+    STEP_CAPSET,
+    STEP_NNP,
+    STEP_LANDLOCK,
+    STEP_SECCOMP,
+    STEP_EXEC,
+    STEP_RUN_FRAME,
+    STEP_CODE_FILE,
+    STEP_MOUNT,
+    STEP_PIVOT,
+    STEP_NETNS,
+    STEP_USERNS,
+    STEP_ORDER,
+    STEP_SLOT,
+    STEP_PLAN,
+    STEP_REMOUNT,
+    STEP_LEFTOVER,
+};
+
+/* How children of a zygote are confined; REQ_PROFILE's payload, followed by `bpf_len` instructions of 8 bytes. */
+struct profile {
+    uint64_t landlock_fs;     /* handled rights; 0: no Landlock on this kernel (accepted in the configuration) */
+    uint64_t landlock_net;
+    uint64_t landlock_scoped;
+    uint32_t bpf_len;
+    uint32_t drop_bounding; /* highest capability number + 1 */
+    uint32_t flags;
+    uint32_t pad;
+};
+
+#define PROFILE_KEEP_GROUPS 1u /* an unprivileged start may not call setgroups: the kernel forbids it to single-uid maps */
+
+#define CTL_FD 63 /* high enough not to disturb the program's numbering, low enough for the embedded fd table */
+#define SANDBOX_UID 1000
+#define BPF_MAX 2048
+
+#endif

@@ -1,0 +1,124 @@
+/*
+ * The program of a sandbox whose template is no interpreter of ours: wait on ctl for RUN, write the code, exec.
+ *
+ * Runs confined. A program that cannot be executed is the caller's affair: FAIL carries the errno, and the exit status
+ * is the shell's 127 (not found) or 126.
+ */
+#ifndef SANDFORK_PROGRAM_H
+#define SANDFORK_PROGRAM_H
+
+#include "confine.h"
+#include "fields.h"
+
+#define RUN_MAX (64u << 20)
+
+static struct program program;
+
+static void lower_rlimit(int resource, uint64_t soft, uint64_t hard)
+{
+    struct rlimit64 now, want;
+    if (SYS(prlimit64, 0, resource, NULL, &now) < 0)
+        return;
+    want.rlim_max = hard < now.rlim_max ? hard : now.rlim_max;
+    want.rlim_cur = soft < want.rlim_max ? soft : want.rlim_max;
+    SYS(prlimit64, 0, resource, &want, NULL);
+}
+
+static void run_field(uint8_t tag, char *value, size_t len, const char **file, const char **code, size_t *code_len)
+{
+    if (program_field(&program, tag, value, len))
+        return;
+    uint64_t n = field_u64(value, len);
+    if (tag == FIELD_FILE && is_text(value, len))
+        *file = value;
+    else if (tag == FIELD_CODE)
+        *code = value, *code_len = len;
+    else if (tag == FIELD_OPEN_FILES)
+        lower_rlimit(RLIMIT_NOFILE, n, n);
+    else if (tag == FIELD_CPU)
+        lower_rlimit(RLIMIT_CPU, n, n + 1);
+    else if (tag == FIELD_FSIZE)
+        lower_rlimit(RLIMIT_FSIZE, n, n);
+}
+
+static void write_code(int ctl, const char *file, const char *code, size_t len)
+{
+    long fd = SYS(openat, AT_FDCWD, file, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
+    long r = fd < 0 ? fd : write_all((int)fd, code, len);
+    if (r < 0)
+        child_fail(ctl, STEP_CODE_FILE, r);
+    SYS(close, fd);
+}
+
+static const char *search_path(void)
+{
+    for (size_t i = 0; i < program.envc; i++)
+        if (bytes_eq(program.env[i], "PATH=", 5))
+            return program.env[i] + 5;
+    return "/usr/local/bin:/usr/bin:/bin";
+}
+
+/* execvp: try every directory of PATH for a bare name. Returns -errno. */
+static long exec_program(void)
+{
+    char *name = program.argv[0];
+    for (const char *c = name; *c; c++)
+        if (*c == '/')
+            return SYS(execve, name, program.argv, program.env);
+    long result = -ENOENT;
+    const char *dir = search_path();
+    while (*name && *dir) {
+        struct text path = {0};
+        for (; *dir && *dir != ':'; dir++)
+            if (path.len + 1 < sizeof path.buf)
+                path.buf[path.len++] = *dir;
+        if (*dir)
+            dir++;
+        path.buf[path.len] = 0;
+        text_add(&path, "/");
+        text_add(&path, name);
+        long r = SYS(execve, path.buf, program.argv, program.env);
+        if (r != -ENOENT && r != -ENOTDIR)
+            result = r;
+    }
+    return result;
+}
+
+static __attribute__((noreturn)) void program_main(int ctl)
+{
+    struct {
+        struct frame head;
+        uint64_t ns;
+    } started = {{FRAME_STARTED, {0}, 8}, 0};
+    struct frame head = {FRAME_READY, {0}, 0};
+    write_all(ctl, &head, sizeof head);
+    long r = read_all(ctl, &head, sizeof head);
+    if (r < 0 || head.type != FRAME_RUN || head.len > RUN_MAX)
+        child_fail(ctl, STEP_RUN_FRAME, r < 0 ? r : -EPROTO);
+    char *body = (char *)SYS(mmap, NULL, head.len + 1, 3 /* READ|WRITE */, 0x22 /* PRIVATE|ANONYMOUS */, -1, 0);
+    if ((r = read_all(ctl, body, head.len)) < 0)
+        child_fail(ctl, STEP_RUN_FRAME, r);
+    struct field_reader reader = {body, head.len};
+    const char *file = NULL, *code = NULL;
+    size_t code_len = 0, len;
+    uint8_t tag;
+    char *value;
+    while (next_field(&reader, &tag, &value, &len))
+        run_field(tag, value, len, &file, &code, &code_len);
+    if (reader.left || !program.argc)
+        child_fail(ctl, STEP_RUN_FRAME, -EPROTO);
+    if (file && code)
+        write_code(ctl, file, code, code_len);
+    started.ns = monotonic_ns();
+    write_all(ctl, &started, sizeof started);
+    r = exec_program();
+    struct {
+        struct frame head;
+        struct fail_frame body;
+    } fail = {{FRAME_FAIL, {0}, sizeof fail.body}, {STEP_EXEC, (uint32_t)-r}};
+    write_all(ctl, &fail, sizeof fail);
+    for (;;)
+        SYS(exit_group, r == -ENOENT || r == -ENOTDIR ? 127 : 126);
+}
+
+#endif

@@ -1,0 +1,306 @@
+/*
+ * A slot: the place one sandbox at a time lives in. It owns what is dear to make and holds no trace of its last tenant:
+ *
+ *   two host uids (one for the cell's init, one for the program) and a user namespace that maps just them
+ *   a network namespace with its loopback up, used again only if the kernel's counters show that it never carried a
+ *     packet and no socket is left in it; otherwise a new one takes its place
+ *   a cgroup per hierarchy: on v1 kept and reset, on v2 made anew for every tenant
+ */
+#ifndef SANDFORK_SLOT_H
+#define SANDFORK_SLOT_H
+
+#include "messages.h"
+#include "sys.h"
+
+enum slot_state { SLOT_FREE, SLOT_FORKING, SLOT_LIVE, SLOT_CLOSING };
+
+struct slot {
+    int user_ns; /* 0: not made yet */
+    int net_ns;
+    int32_t cell; /* pid of the cell's init; 0: gone */
+    int32_t user; /* pid of the program; 0: not yet or gone */
+    uint8_t state;
+    uint8_t has_cgroup;
+    uint8_t shared_net;
+    uint8_t failed; /* EV_SPAWN_FAILED was sent */
+    struct limits limits; /* in force */
+};
+
+struct hierarchy {
+    char name[16]; /* "unified", or a v1 controller */
+    int dir;       /* the instance's own directory in it */
+};
+
+struct host {
+    struct hierarchy hierarchies[HIERARCHIES_MAX];
+    int hierarchy_count;
+    bool unified;
+    bool single_uid; /* an unprivileged start: only our own uid is mapped */
+    int own_net_ns;
+    int shared_net_ns;
+    char pristine[8192]; /* what /proc/self/net says in a namespace never used */
+    size_t pristine_len;
+    struct slot slots[SLOTS_MAX];
+};
+
+static struct host host;
+
+static void slot_path(struct text *t, uint32_t slot, const char *file)
+{
+    t->len = 0;
+    text_add(t, "s");
+    text_num(t, slot);
+    if (file) {
+        text_add(t, "/");
+        text_add(t, file);
+    }
+}
+
+static const struct hierarchy *hierarchy_named(const char *name)
+{
+    for (int i = 0; i < host.hierarchy_count; i++)
+        if (str_eq(host.hierarchies[i].name, name))
+            return &host.hierarchies[i];
+    return NULL;
+}
+
+static long write_limit(const struct hierarchy *h, uint32_t slot, const char *file, uint64_t value)
+{
+    struct text path = {0}, number = {0};
+    slot_path(&path, slot, file);
+    text_num(&number, (int64_t)value);
+    return write_file_at(h->dir, path.buf, number.buf);
+}
+
+/* v1 keeps memory <= memory+swap at every moment, so which one moves first depends on the direction. */
+static long limit_memory_v1(const struct hierarchy *h, uint32_t slot, uint64_t bytes)
+{
+    long r = write_limit(h, slot, "memory.limit_in_bytes", bytes);
+    long swap = write_limit(h, slot, "memory.memsw.limit_in_bytes", bytes);
+    if (r == -EINVAL && swap >= 0)
+        r = write_limit(h, slot, "memory.limit_in_bytes", bytes);
+    return r < 0 ? r : swap == -ENOENT ? 0 : swap;
+}
+
+static long limit_memory(uint32_t slot, uint64_t bytes)
+{
+    const struct hierarchy *h = hierarchy_named(host.unified ? "unified" : "memory");
+    if (!h)
+        return 0;
+    if (!host.unified)
+        return limit_memory_v1(h, slot, bytes);
+    long r = write_limit(h, slot, "memory.swap.max", 0);
+    if (r < 0 && r != -ENOENT)
+        return r;
+    r = write_limit(h, slot, "memory.oom.group", 1);
+    return r < 0 ? r : write_limit(h, slot, "memory.max", bytes);
+}
+
+static long limit_pids(uint32_t slot, uint32_t pids)
+{
+    const struct hierarchy *h = hierarchy_named(host.unified ? "unified" : "pids");
+    return h ? write_limit(h, slot, "pids.max", pids) : 0;
+}
+
+static long slot_limits(uint32_t id, const struct limits *want)
+{
+    struct slot *s = &host.slots[id];
+    long r = 0;
+    if (want->memory_bytes != s->limits.memory_bytes && (r = limit_memory(id, want->memory_bytes)) < 0)
+        return r;
+    s->limits.memory_bytes = want->memory_bytes;
+    if (want->pids != s->limits.pids && (r = limit_pids(id, want->pids)) < 0)
+        return r;
+    s->limits.pids = want->pids;
+    return 0;
+}
+
+static long slot_make_cgroups(uint32_t id)
+{
+    struct text path = {0};
+    slot_path(&path, id, NULL);
+    for (int i = 0; i < host.hierarchy_count; i++) {
+        long r = SYS(mkdirat, host.hierarchies[i].dir, path.buf, 0755);
+        if (r < 0 && r != -EEXIST)
+            return r;
+    }
+    host.slots[id].limits = (struct limits){0};
+    host.slots[id].has_cgroup = 1;
+    return 0;
+}
+
+/* One descriptor per hierarchy for the program to join by: v1 `tasks`, or the v2 directory to be born in. */
+static long slot_open_cgroups(uint32_t id, int *fds)
+{
+    struct text path = {0};
+    slot_path(&path, id, host.unified ? NULL : "tasks");
+    for (int i = 0; i < host.hierarchy_count; i++) {
+        int flags = host.unified ? O_RDONLY | O_DIRECTORY : O_WRONLY;
+        long fd = SYS(openat, host.hierarchies[i].dir, path.buf, flags | O_CLOEXEC, 0);
+        if (fd < 0) {
+            while (i--)
+                SYS(close, fds[i]);
+            return fd;
+        }
+        fds[i] = (int)fd;
+    }
+    return 0;
+}
+
+/* After the last process is reaped: 0, or -EBUSY when something is still in a cgroup. */
+static long slot_reset_cgroups(uint32_t id)
+{
+    struct text path = {0};
+    struct slot *s = &host.slots[id];
+    if (!s->has_cgroup)
+        return 0;
+    if (host.unified) {
+        slot_path(&path, id, NULL);
+        s->has_cgroup = 0;
+        return SYS(unlinkat, host.hierarchies[0].dir, path.buf, AT_REMOVEDIR);
+    }
+    for (int i = 0; i < host.hierarchy_count; i++) {
+        char byte;
+        slot_path(&path, id, "tasks");
+        long fd = SYS(openat, host.hierarchies[i].dir, path.buf, O_RDONLY | O_CLOEXEC, 0);
+        long n = fd < 0 ? fd : SYS(read, fd, &byte, 1);
+        if (fd >= 0)
+            SYS(close, fd);
+        if (n != 0)
+            return n < 0 ? n : -EBUSY;
+    }
+    const struct hierarchy *memory = hierarchy_named("memory");
+    return memory ? write_limit(memory, id, "memory.max_usage_in_bytes", 0) : 0;
+}
+
+/* A child in a new user namespace, alive just long enough to be mapped and opened. */
+static long make_user_ns(uint32_t id)
+{
+    long pid = fork_with(CLONE_NEWUSER, SF_SIGCHLD, NULL);
+    if (pid < 0)
+        return pid;
+    if (pid == 0)
+        for (;;)
+            SYS(ppoll, NULL, 0, NULL, NULL, 0);
+    static const char *const files[] = {"uid_map", "gid_map"};
+    long r = 0;
+    for (int i = 0; i < 2 && r >= 0; i++) {
+        struct text path = {0}, map = {0};
+        text_add(&path, "/proc/");
+        text_num(&path, pid);
+        if (host.single_uid) {
+            struct text deny = path;
+            text_add(&deny, "/setgroups");
+            write_file_at(AT_FDCWD, deny.buf, "deny");
+            text_add(&map, "1000 0 1\n");
+        } else {
+            text_add(&map, "0 ");
+            text_num(&map, 1 + 2 * (int64_t)id);
+            text_add(&map, " 1\n1000 ");
+            text_num(&map, 2 + 2 * (int64_t)id);
+            text_add(&map, " 1\n");
+        }
+        text_add(&path, "/");
+        text_add(&path, files[i]);
+        r = write_file_at(AT_FDCWD, path.buf, map.buf);
+    }
+    if (r >= 0) {
+        struct text path = {0};
+        text_add(&path, "/proc/");
+        text_num(&path, pid);
+        text_add(&path, "/ns/user");
+        r = SYS(openat, AT_FDCWD, path.buf, O_RDONLY | O_CLOEXEC, 0);
+    }
+    SYS(kill, pid, SF_SIGKILL);
+    SYS(wait4, pid, NULL, 0, NULL);
+    return r;
+}
+
+/* --- network namespaces --- */
+
+static size_t read_net(char *to, size_t size)
+{
+    static const char *const files[] = {"/proc/self/net/dev", "/proc/self/net/sockstat", "/proc/self/net/snmp"};
+    size_t len = 0;
+    for (int i = 0; i < 3; i++) {
+        long fd = SYS(openat, AT_FDCWD, files[i], O_RDONLY | O_CLOEXEC, 0);
+        long n = 0;
+        while (fd >= 0 && len < size && (n = SYS(read, fd, to + len, size - len)) > 0)
+            len += (size_t)n;
+        if (fd >= 0)
+            SYS(close, fd);
+    }
+    return len;
+}
+
+static long raise_loopback(void)
+{
+    struct {
+        char name[16];
+        short flags;
+        char rest[22];
+    } request = {"lo", 0x1 /* IFF_UP */ | 0x40 /* IFF_RUNNING */, {0}};
+    long sock = SYS(socket, 2 /* AF_INET */, 2 /* SOCK_DGRAM */ | SF_SOCK_CLOEXEC, 0);
+    if (sock < 0)
+        return sock;
+    long r = SYS(ioctl, sock, 0x8914 /* SIOCSIFFLAGS */, &request);
+    SYS(close, sock);
+    return r;
+}
+
+/* A new network namespace with nothing in it but, when asked, its own loopback. Returns a descriptor. */
+static long make_net_ns(bool loopback)
+{
+    long r = SYS(unshare, CLONE_NEWNET);
+    if (r < 0)
+        return r;
+    long fd = SYS(openat, AT_FDCWD, "/proc/self/ns/net", O_RDONLY | O_CLOEXEC, 0);
+    if (fd >= 0 && loopback) {
+        r = raise_loopback();
+        if (!host.pristine_len)
+            host.pristine_len = read_net(host.pristine, sizeof host.pristine);
+    }
+    long back = SYS(setns, host.own_net_ns, CLONE_NEWNET);
+    if (r >= 0 && back < 0)
+        r = back;
+    if (r < 0 && fd >= 0)
+        SYS(close, fd);
+    return r < 0 ? r : fd;
+}
+
+static bool net_ns_is_pristine(int fd)
+{
+    static char now[sizeof host.pristine];
+    if (SYS(setns, fd, CLONE_NEWNET) < 0)
+        return false;
+    size_t len = read_net(now, sizeof now);
+    if (SYS(setns, host.own_net_ns, CLONE_NEWNET) < 0)
+        SYS(exit_group, 70); /* never go on in a tenant's namespace */
+    return len == host.pristine_len && bytes_eq(now, host.pristine, len);
+}
+
+/* Make whatever the slot lacks for its next tenant. */
+static long slot_prepare(uint32_t id, bool shared_net, uint32_t *step)
+{
+    struct slot *s = &host.slots[id];
+    long r;
+    *step = STEP_USERNS;
+    if (!s->user_ns) {
+        if ((r = make_user_ns(id)) < 0)
+            return r;
+        s->user_ns = (int)r;
+    }
+    *step = STEP_NETNS;
+    s->shared_net = shared_net;
+    if (!shared_net && !s->net_ns) {
+        if ((r = make_net_ns(true)) < 0)
+            return r;
+        s->net_ns = (int)r;
+    }
+    *step = STEP_CGROUP;
+    if (!s->has_cgroup && host.hierarchy_count)
+        return slot_make_cgroups(id);
+    return 0;
+}
+
+#endif

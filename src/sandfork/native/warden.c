@@ -1,0 +1,763 @@
+/*
+ * sandfork-warden: the native side of the process tier. Two processes of one binary:
+ *
+ *   janitor  root on the host (or the user, without root). Makes the warden, and when the warden is gone removes what
+ *            only the host's root can remove. It does nothing else.
+ *   warden   pid 1 of its own pid namespace, root of its own user namespace, nobody on the host. It keeps slots, makes
+ *            cells, starts zygotes and reaps everything. When it dies the kernel kills every process it ever made; it
+ *            ends when the server's socket closes.
+ *
+ * usage: sandfork-warden SOCKET UID_BASE UID_COUNT NAME=DIRECTORY...
+ *   SOCKET      descriptor of the SEQPACKET socket to the server
+ *   UID_BASE    first host uid and gid of the range that the warden's user namespace maps; UID_COUNT 1: our own only
+ *   NAME=DIR    a cgroup v1 controller, or "unified", and the directory made for this instance, which holds "keep"
+ *
+ * The event loop never waits for a process: every step ends in a message or a signal.
+ */
+#include "cell.h"
+#include "program.h"
+#include "zygote.h"
+
+#include <linux/memfd.h>
+
+void *memcpy(void *to, const void *from, size_t n)
+{
+    char *t = to;
+    const char *f = from;
+    while (n--)
+        *t++ = *f++;
+    return to;
+}
+
+void *memset(void *to, int value, size_t n)
+{
+    char *t = to;
+    while (n--)
+        *t++ = (char)value;
+    return to;
+}
+
+struct zygote {
+    int32_t pid; /* 0: no such zygote */
+    int orders;  /* 0: retired */
+    uint32_t root;
+    bool ready;
+};
+
+struct root {
+    int mnt;       /* 0: not built */
+    int32_t pid;   /* the builder, while it works */
+    int result_fd; /* where it says how it went */
+};
+
+static struct confinement profiles[PROFILES_MAX];
+static struct root roots[ROOTS_MAX];
+static struct zygote zygotes[ZYGOTES_MAX];
+static uint16_t slot_zygote[SLOTS_MAX];
+static uint8_t slot_pending[SLOTS_MAX]; /* the zygote has not answered yet */
+static uint8_t slot_marker[SLOTS_MAX];  /* a marker order is on its way */
+static uint32_t slots_used;
+static int server = -1, reports_in = -1, reports_out = -1;
+static char message[MESSAGE_MAX];
+
+static __attribute__((noreturn)) void die(const char *what, long err)
+{
+    struct text t = {0};
+    text_add(&t, "sandfork-warden: ");
+    text_add(&t, what);
+    text_add(&t, ": errno ");
+    text_num(&t, -err);
+    text_add(&t, "\n");
+    SYS(write, 2, t.buf, t.len);
+    for (;;)
+        SYS(exit_group, 70);
+}
+
+static void tell(const struct event *ev)
+{
+    long r = send_fds(server, ev, sizeof *ev, NULL, 0);
+    if (r == -EPIPE || r == -ECONNRESET)
+        SYS(exit_group, 0); /* the server is gone, so must all be */
+}
+
+static void tell_failure(uint32_t op, uint32_t id, uint32_t step, long err)
+{
+    struct event ev = {.op = op, .id = id, .step = step, .err = (uint32_t)-err};
+    tell(&ev);
+}
+
+/* --- roots --- */
+
+static __attribute__((noreturn)) void root_builder(int result, char *plan, size_t len)
+{
+    struct event ev = {.op = EV_ROOT};
+    int mnt = -1;
+    long r = SYS(unshare, CLONE_NEWNS);
+    if (r >= 0)
+        r = mnt = (int)SYS(openat, AT_FDCWD, "/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC, 0);
+    ev.step = STEP_UNSHARE;
+    if (r >= 0)
+        r = build_root(plan, len, &ev.step, &ev.flags);
+    ev.err = r < 0 ? (uint32_t)-r : 0;
+    send_fds(result, &ev, sizeof ev, &mnt, mnt >= 0 ? 1 : 0);
+    SYS(exit_group, 0);
+    for (;;)
+        ;
+}
+
+static void handle_root(const struct request *req, char *plan)
+{
+    int pair[2];
+    if (req->id >= ROOTS_MAX || roots[req->id].mnt || roots[req->id].pid)
+        return tell_failure(EV_ROOT, req->id, STEP_SLOT, -EINVAL);
+    long r = SYS(socketpair, SF_AF_UNIX, SF_SOCK_SEQPACKET | SF_SOCK_CLOEXEC, 0, pair);
+    if (r >= 0)
+        r = fork_with(0, SF_SIGCHLD, NULL);
+    if (r == 0)
+        root_builder(pair[1], plan, req->payload_len);
+    if (r < 0)
+        return tell_failure(EV_ROOT, req->id, STEP_CLONE, r);
+    SYS(close, pair[1]);
+    roots[req->id].pid = (int32_t)r;
+    roots[req->id].result_fd = pair[0];
+}
+
+/* The builder is reaped: whatever it had to say is in the socket. */
+static void root_finished(uint32_t id)
+{
+    struct root *root = &roots[id];
+    struct event ev;
+    int fds[FDS_MAX], nfds;
+    long n = recv_fds(root->result_fd, &ev, sizeof ev, fds, &nfds, SF_MSG_DONTWAIT);
+    SYS(close, root->result_fd);
+    root->pid = 0;
+    if (n != sizeof ev)
+        return tell_failure(EV_ROOT, id, STEP_PLAN, -ECHILD);
+    ev.id = id;
+    if (nfds == 1 && ev.err == 0)
+        root->mnt = fds[0];
+    else if (nfds == 1)
+        SYS(close, fds[0]);
+    tell(&ev);
+}
+
+/* --- zygotes --- */
+
+/* What an interpreter's zygote finds open: 0 /dev/null, 1 and 2 the log, then these. */
+enum { ZYGOTE_ORDERS = 3, ZYGOTE_REPORTS, ZYGOTE_PROFILE, ZYGOTE_FILES };
+
+static long profile_file(const struct confinement *c)
+{
+    long fd = SYS(memfd_create, "profile", MFD_CLOEXEC);
+    if (fd < 0)
+        return fd;
+    long r = write_all((int)fd, &c->profile, sizeof c->profile);
+    if (r >= 0)
+        r = write_all((int)fd, c->bpf, c->profile.bpf_len * sizeof *c->bpf);
+    if (r >= 0)
+        r = SYS(lseek, fd, 0, 0);
+    return r < 0 ? r : fd;
+}
+
+/* Put `fds[0..n)` at ZYGOTE_ORDERS.. and close all else. They are first lifted out of the way of each other. */
+static long arrange_fds(int *fds, int n, int log, bool inherit)
+{
+    for (int i = 0; i < n; i++) {
+        long high = SYS(fcntl, fds[i], 1030 /* F_DUPFD_CLOEXEC */, 100);
+        if (high < 0)
+            return high;
+        fds[i] = (int)high;
+    }
+    /* A pipe at its end, as the program will have: an interpreter asks once whether its stdin can seek. */
+    int ended[2];
+    long r = SYS(pipe2, ended, O_CLOEXEC);
+    if (r < 0)
+        return r;
+    SYS(dup3, ended[0], 0, 0);
+    SYS(dup3, log, 1, 0);
+    SYS(dup3, log, 2, 0);
+    for (int i = 0; i < n; i++)
+        SYS(dup3, fds[i], ZYGOTE_ORDERS + i, inherit ? 0 : O_CLOEXEC);
+    return SYS(close_range, ZYGOTE_ORDERS + n, ~0u, 0);
+}
+
+static __attribute__((noreturn)) void native_zygote(const struct confinement *c, const struct request *req)
+{
+    report(ZYGOTE_REPORTS, REPORT_READY, SYS(getpid), STEP_NONE);
+    if (zygote_fork(c, ZYGOTE_ORDERS, ZYGOTE_REPORTS, NULL) < 0)
+        SYS(exit_group, 0);
+    if (req->kind == KIND_NONE)
+        program_main(CTL_FD);
+    SYS(fcntl, CTL_FD, 2 /* F_SETFD */, 0);
+    long r = SYS(execve, program.argv[0], program.argv, program.env);
+    child_fail(CTL_FD, STEP_EXEC, r);
+}
+
+static __attribute__((noreturn)) void zygote_child(const struct request *req, char *payload, int orders, int *fds,
+                                                   int nfds)
+{
+    const struct confinement *c = &profiles[req->profile];
+    struct field_reader reader = {payload, req->payload_len};
+    uint8_t tag;
+    char *value;
+    size_t len;
+    while (next_field(&reader, &tag, &value, &len))
+        program_field(&program, tag, value, len);
+    int keep[FDS_MAX] = {orders, reports_out, (int)profile_file(c)};
+    int kept = 3;
+    for (int i = 1; i < nfds; i++)
+        keep[kept++] = fds[i];
+    long r = SYS(setns, roots[req->root].mnt, CLONE_NEWNS);
+    if (r >= 0)
+        r = SYS(unshare, CLONE_NEWNS);
+    if (r >= 0)
+        r = arrange_fds(keep, kept, fds[0], req->kind == KIND_FORK);
+    if (r < 0)
+        die("zygote", r);
+    uint64_t none = 0;
+    SYS(rt_sigprocmask, SF_SIG_SETMASK, &none, NULL, 8);
+    for (int signal = 1; signal < 32; signal++)
+        signal_disposition(signal, false); /* what the janitor ignores, programs must not */
+    SYS(setsid);
+    if (req->kind != KIND_FORK)
+        native_zygote(c, req);
+    r = SYS(execve, program.argv[0], program.argv, program.env);
+    die(program.argv[0], r);
+}
+
+static void handle_zygote(const struct request *req, char *payload, int *fds, int nfds)
+{
+    int pair[2];
+    if (req->id >= ZYGOTES_MAX || zygotes[req->id].pid || req->root >= ROOTS_MAX || !roots[req->root].mnt ||
+        req->profile >= PROFILES_MAX || nfds < 1 || nfds > 8)
+        return tell_failure(EV_ZYGOTE_END, req->id, STEP_SLOT, -EINVAL);
+    long r = SYS(socketpair, SF_AF_UNIX, SF_SOCK_SEQPACKET | SF_SOCK_CLOEXEC, 0, pair);
+    if (r >= 0)
+        r = fork_with(0, SF_SIGCHLD, NULL);
+    if (r == 0)
+        zygote_child(req, payload, pair[0], fds, nfds);
+    if (r < 0)
+        return tell_failure(EV_ZYGOTE_END, req->id, STEP_CLONE, r);
+    SYS(close, pair[0]);
+    zygotes[req->id] = (struct zygote){(int32_t)r, pair[1], req->root, false};
+}
+
+static void retire(uint32_t id)
+{
+    if (id < ZYGOTES_MAX && zygotes[id].orders) {
+        SYS(close, zygotes[id].orders);
+        zygotes[id].orders = 0;
+    }
+}
+
+/* --- slots --- */
+
+static void slot_settle(uint32_t id);
+
+static void spawn_failed(uint32_t id, uint32_t step, long err)
+{
+    struct slot *s = &host.slots[id];
+    if (!s->failed && s->state != SLOT_CLOSING)
+        tell_failure(EV_SPAWN_FAILED, id, step, err);
+    s->failed = 1;
+}
+
+static void handle_spawn(const struct request *req, const int *fds, int nfds)
+{
+    uint32_t id = req->id, step = STEP_SLOT;
+    if (id >= SLOTS_MAX || host.slots[id].state != SLOT_FREE || req->zygote >= ZYGOTES_MAX || nfds != 5 ||
+        !zygotes[req->zygote].orders)
+        return tell_failure(EV_SPAWN_FAILED, id, step, -EINVAL);
+    struct slot *s = &host.slots[id];
+    struct cell_birth birth = {.slot = id, .open_files = req->limits.open_files, .reports = reports_out};
+    long r = slot_prepare(id, req->flags & REQUEST_SHARED_NETNS, &step);
+    if (r >= 0) {
+        step = STEP_CGROUP;
+        r = slot_limits(id, &req->limits);
+    }
+    s->limits.disk_bytes = req->limits.disk_bytes;
+    s->limits.inodes = req->limits.inodes;
+    if (r >= 0)
+        r = slot_open_cgroups(id, birth.cgroup_fds);
+    if (r < 0)
+        return tell_failure(EV_SPAWN_FAILED, id, step, r);
+    birth.root_mnt = roots[zygotes[req->zygote].root].mnt;
+    birth.orders = zygotes[req->zygote].orders;
+    memcpy(birth.fds, fds, sizeof birth.fds);
+    r = fork_with(CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS, SF_SIGCHLD, NULL);
+    if (r == 0)
+        cell_main(&birth);
+    for (int i = 0; i < host.hierarchy_count; i++)
+        SYS(close, birth.cgroup_fds[i]);
+    if (r < 0)
+        return tell_failure(EV_SPAWN_FAILED, id, STEP_CLONE, r);
+    s->cell = (int32_t)r;
+    s->user = 0;
+    s->failed = 0;
+    s->state = SLOT_FORKING;
+    slot_zygote[id] = (uint16_t)req->zygote;
+    slot_pending[id] = 1;
+    if (id >= slots_used)
+        slots_used = id + 1;
+}
+
+/* Free the slot once nothing of its tenant is left and no answer about it can still come. */
+static void slot_settle(uint32_t id)
+{
+    struct slot *s = &host.slots[id];
+    if (s->state != SLOT_CLOSING || s->cell || s->user || slot_pending[id] || slot_marker[id])
+        return;
+    struct event ev = {.op = EV_CLOSED, .id = id};
+    long r = slot_reset_cgroups(id);
+    if (r < 0) {
+        ev.step = STEP_LEFTOVER;
+        ev.err = (uint32_t)-r;
+    }
+    if (!s->shared_net && s->net_ns && !net_ns_is_pristine(s->net_ns)) {
+        SYS(close, s->net_ns);
+        s->net_ns = 0;
+        ev.flags |= CLOSED_NEW_NETNS;
+    }
+    s->state = SLOT_FREE;
+    tell(&ev);
+}
+
+static void handle_close(uint32_t id)
+{
+    if (id >= SLOTS_MAX || host.slots[id].state == SLOT_FREE || host.slots[id].state == SLOT_CLOSING)
+        return;
+    struct slot *s = &host.slots[id];
+    s->state = SLOT_CLOSING;
+    /* While the zygote has not answered, a child may still be on its way into this cell: it goes first. */
+    if (s->cell && !slot_pending[id])
+        SYS(kill, s->cell, SF_SIGKILL);
+    slot_settle(id);
+}
+
+static long remount_work(uint32_t id, const struct limits *want)
+{
+    struct slot *s = &host.slots[id];
+    long pid = fork_with(0, SF_SIGCHLD, NULL);
+    if (pid == 0) {
+        struct text options = {0};
+        text_add(&options, "size=");
+        text_num(&options, (int64_t)want->disk_bytes);
+        text_add(&options, ",nr_inodes=");
+        text_num(&options, (int64_t)want->inodes);
+        long fd = SYS(pidfd_open, s->cell, 0);
+        long r = fd < 0 ? fd : SYS(setns, fd, CLONE_NEWNS);
+        if (r >= 0)
+            r = SYS(mount, NULL, "/sandbox", NULL, SF_MS_REMOUNT | SF_MS_NOSUID | SF_MS_NODEV, options.buf);
+        SYS(exit_group, r < 0 ? -r : 0);
+    }
+    int status = 0;
+    long r = pid < 0 ? pid : SYS(wait4, pid, &status, 0, NULL);
+    return r < 0 ? r : -(long)((status >> 8) & 0xff);
+}
+
+static void handle_limits(const struct request *req)
+{
+    uint32_t id = req->id;
+    if (id >= SLOTS_MAX || host.slots[id].state != SLOT_LIVE)
+        return tell_failure(EV_LIMITS, id, STEP_SLOT, -EINVAL);
+    struct slot *s = &host.slots[id];
+    uint32_t step = STEP_CGROUP;
+    long r = slot_limits(id, &req->limits);
+    if (r >= 0 && (req->limits.disk_bytes != s->limits.disk_bytes || req->limits.inodes != s->limits.inodes)) {
+        step = STEP_REMOUNT;
+        r = remount_work(id, &req->limits);
+        s->limits.disk_bytes = req->limits.disk_bytes;
+        s->limits.inodes = req->limits.inodes;
+    }
+    tell_failure(EV_LIMITS, id, r < 0 ? step : STEP_NONE, r < 0 ? r : 0);
+}
+
+static void handle_profile(const struct request *req, const char *payload)
+{
+    struct profile head;
+    if (req->id >= PROFILES_MAX || req->payload_len < sizeof head)
+        die("profile", -EINVAL);
+    memcpy(&head, payload, sizeof head);
+    if (head.bpf_len > BPF_MAX || req->payload_len != sizeof head + head.bpf_len * sizeof(struct sock_filter))
+        die("profile length", -EINVAL);
+    profiles[req->id].profile = head;
+    memcpy(profiles[req->id].bpf, payload + sizeof head, head.bpf_len * sizeof(struct sock_filter));
+}
+
+static void handle_request(void)
+{
+    int fds[FDS_MAX], nfds;
+    struct request req;
+    long n = recv_fds(server, message, sizeof message, fds, &nfds, 0);
+    if (n == 0 || n == -ECONNRESET)
+        SYS(exit_group, 0);
+    if (n < (long)sizeof req)
+        die("request", n < 0 ? n : -EPROTO);
+    memcpy(&req, message, sizeof req);
+    if (req.payload_len != (uint64_t)n - sizeof req)
+        die("request length", -EPROTO);
+    char *payload = message + sizeof req;
+    if (req.op == REQ_SPAWN)
+        handle_spawn(&req, fds, nfds);
+    else if (req.op == REQ_CLOSE)
+        handle_close(req.id);
+    else if (req.op == REQ_LIMITS)
+        handle_limits(&req);
+    else if (req.op == REQ_PROFILE)
+        handle_profile(&req, payload);
+    else if (req.op == REQ_ROOT)
+        handle_root(&req, payload);
+    else if (req.op == REQ_ZYGOTE)
+        handle_zygote(&req, payload, fds, nfds);
+    else if (req.op == REQ_RETIRE)
+        retire(req.id);
+    else
+        die("request op", -EPROTO);
+    for (int i = 0; i < nfds; i++)
+        SYS(close, fds[i]);
+}
+
+/* --- what the children say --- */
+
+static void zygote_ready(int32_t pid)
+{
+    for (uint32_t i = 0; i < ZYGOTES_MAX; i++)
+        if (zygotes[i].pid == pid) {
+            struct event ev = {.op = EV_ZYGOTE, .id = i};
+            zygotes[i].ready = true;
+            tell(&ev);
+        }
+}
+
+static void handle_report(const struct fork_report *rep)
+{
+    if (rep->slot == REPORT_READY)
+        return zygote_ready(rep->pid);
+    if (rep->slot >= SLOTS_MAX)
+        return;
+    uint32_t id = rep->slot;
+    struct slot *s = &host.slots[id];
+    if (rep->step == STEP_ORDER && rep->pid == -EPROTO && slot_marker[id]) {
+        slot_marker[id] = 0;
+        slot_pending[id] = 0;
+    } else {
+        slot_pending[id] = 0;
+        if (rep->pid > 0)
+            s->user = rep->pid;
+        else
+            spawn_failed(id, rep->step, rep->pid);
+        if (s->state == SLOT_FORKING)
+            s->state = SLOT_LIVE;
+        else if (s->state == SLOT_CLOSING && s->cell)
+            SYS(kill, s->cell, SF_SIGKILL);
+    }
+    slot_settle(id);
+}
+
+static void drain_reports(void)
+{
+    struct fork_report rep;
+    int fds[FDS_MAX], nfds;
+    while (recv_fds(reports_in, &rep, sizeof rep, fds, &nfds, SF_MSG_DONTWAIT) == sizeof rep)
+        handle_report(&rep);
+}
+
+static void zygote_died(uint32_t id, int status)
+{
+    struct event ev = {.op = EV_ZYGOTE_END, .id = id, .status = status};
+    retire(id);
+    zygotes[id] = (struct zygote){0};
+    for (uint32_t i = 0; i < slots_used; i++)
+        if (slot_zygote[i] == id && (slot_pending[i] || slot_marker[i])) {
+            slot_pending[i] = slot_marker[i] = 0;
+            spawn_failed(i, STEP_CLONE, -ECHILD);
+            if (host.slots[i].state == SLOT_CLOSING && host.slots[i].cell)
+                SYS(kill, host.slots[i].cell, SF_SIGKILL);
+            slot_settle(i);
+        }
+    tell(&ev);
+}
+
+/* The cell died while its order may or may not have reached the zygote: a marker behind it tells. */
+static void cell_died(uint32_t id)
+{
+    struct slot *s = &host.slots[id];
+    s->cell = 0;
+    if (slot_pending[id] && !slot_marker[id]) {
+        struct fork_order marker = {.slot = id};
+        int orders = zygotes[slot_zygote[id]].orders;
+        struct sf_iovec iov = {&marker, sizeof marker};
+        struct sf_msghdr msg = {.iov = &iov, .iovlen = 1};
+        if (orders && SYS(sendmsg, orders, &msg, SF_MSG_NOSIGNAL | SF_MSG_DONTWAIT) == sizeof marker)
+            slot_marker[id] = 1;
+        else
+            SYS(kill, zygotes[slot_zygote[id]].pid, SF_SIGKILL); /* stuck: its death settles the slot */
+        spawn_failed(id, STEP_ORDER, -ECHILD);
+    }
+    slot_settle(id);
+}
+
+static void user_died(uint32_t id, int status, const struct rusage *ru)
+{
+    struct slot *s = &host.slots[id];
+    s->user = 0;
+    struct event ev = {
+        .op = EV_EXIT,
+        .id = id,
+        .status = status,
+        .utime_us = (uint64_t)ru->ru_utime.tv_sec * 1000000u + (uint64_t)ru->ru_utime.tv_usec,
+        .stime_us = (uint64_t)ru->ru_stime.tv_sec * 1000000u + (uint64_t)ru->ru_stime.tv_usec,
+        .maxrss_kb = (uint64_t)ru->ru_maxrss,
+        .inblock = (uint64_t)ru->ru_inblock,
+        .oublock = (uint64_t)ru->ru_oublock,
+    };
+    if (s->state == SLOT_LIVE)
+        tell(&ev);
+    slot_settle(id);
+}
+
+static void reaped(int32_t pid, int status, const struct rusage *ru)
+{
+    for (uint32_t i = 0; i < slots_used; i++) {
+        if (host.slots[i].user == pid)
+            return user_died(i, status, ru);
+        if (host.slots[i].cell == pid)
+            return cell_died(i);
+    }
+    for (uint32_t i = 0; i < ZYGOTES_MAX; i++)
+        if (zygotes[i].pid == pid)
+            return zygote_died(i, status);
+    for (uint32_t i = 0; i < ROOTS_MAX; i++)
+        if (roots[i].pid == pid)
+            return root_finished(i);
+}
+
+static void reap(void)
+{
+    for (;;) {
+        int status;
+        struct rusage ru;
+        long pid = SYS(wait4, -1, &status, 1 /* WNOHANG */, &ru);
+        if (pid <= 0)
+            return;
+        /* A child's birth is reported before its death can be seen here, if the reports are read first. */
+        drain_reports();
+        reaped((int32_t)pid, status, &ru);
+    }
+}
+
+struct sf_pollfd {
+    int fd;
+    short events, revents;
+};
+
+static __attribute__((noreturn)) void warden_loop(void)
+{
+    uint64_t mask = 1ull << (SF_SIGCHLD - 1);
+    SYS(rt_sigprocmask, SF_SIG_BLOCK, &mask, NULL, 8);
+    long signals = SYS(signalfd4, -1, &mask, 8, SF_SOCK_CLOEXEC | SF_SOCK_NONBLOCK);
+    if (signals < 0)
+        die("signalfd", signals);
+    struct event up = {.op = EV_WARDEN};
+    tell(&up);
+    for (;;) {
+        struct sf_pollfd polled[] = {{server, 1, 0}, {reports_in, 1, 0}, {(int)signals, 1, 0}};
+        long r = SYS(ppoll, polled, 3, NULL, NULL, 0);
+        if (r < 0 && r != -EINTR)
+            die("poll", r);
+        if (polled[1].revents)
+            drain_reports();
+        if (polled[2].revents) {
+            char info[128];
+            SYS(read, signals, info, sizeof info);
+            reap();
+        }
+        if (polled[0].revents)
+            handle_request();
+    }
+}
+
+/* --- start --- */
+
+static void warden_main(int go)
+{
+    char byte;
+    int pair[2];
+    long r = read_all(go, &byte, 1); /* the janitor has mapped our ids */
+    SYS(close, go);
+    if (r < 0)
+        die("start", r);
+    if (!host.single_uid && (r = SYS(setgroups, 0, NULL)) < 0)
+        die("setgroups", r);
+    if ((r = SYS(setresgid, 0, 0, 0)) < 0 || (r = SYS(setresuid, 0, 0, 0)) < 0)
+        die("setresuid", r);
+    /* The change of ids made us undumpable, and our children's /proc files the host root's; we must write their maps. */
+    SYS(prctl, PR_SET_DUMPABLE, 1, 0, 0, 0);
+    SYS(prctl, PR_SET_PDEATHSIG, SF_SIGKILL, 0, 0, 0);
+    SYS(prctl, PR_SET_NAME, "sandfork-warden", 0, 0, 0);
+    if ((r = SYS(mount, NULL, "/", NULL, SF_MS_REC | SF_MS_PRIVATE, NULL)) < 0)
+        die("making mounts private", r);
+    if ((r = SYS(mount, "proc", "/proc", "proc", SF_MS_NOSUID | SF_MS_NODEV | SF_MS_NOEXEC, NULL)) < 0)
+        die("mounting /proc (in a container it must be unmasked)", r);
+    if ((r = SYS(sethostname, "sandbox", 7)) < 0)
+        die("sethostname", r);
+    host.own_net_ns = (int)SYS(openat, AT_FDCWD, "/proc/self/ns/net", O_RDONLY | O_CLOEXEC, 0);
+    if ((r = make_net_ns(false)) < 0)
+        die("network namespace", r);
+    host.shared_net_ns = (int)r;
+    if ((r = SYS(socketpair, SF_AF_UNIX, SF_SOCK_SEQPACKET | SF_SOCK_CLOEXEC, 0, pair)) < 0)
+        die("socketpair", r);
+    reports_in = pair[0];
+    reports_out = pair[1];
+    warden_loop();
+}
+
+static void parse_hierarchy(char *arg)
+{
+    struct hierarchy *h = &host.hierarchies[host.hierarchy_count];
+    size_t n = 0;
+    while (arg[n] && arg[n] != '=')
+        n++;
+    if (!arg[n] || n >= sizeof h->name || host.hierarchy_count >= HIERARCHIES_MAX)
+        die(arg, -EINVAL);
+    memcpy(h->name, arg, n);
+    h->dir = (int)SYS(openat, AT_FDCWD, arg + n + 1, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+    if (h->dir < 0)
+        die(arg, h->dir);
+    host.hierarchy_count++;
+    if (str_eq(h->name, "unified"))
+        host.unified = true;
+}
+
+static int64_t parse_number(const char *s)
+{
+    int64_t n = 0;
+    for (; *s >= '0' && *s <= '9'; s++)
+        n = n * 10 + (*s - '0');
+    if (*s)
+        die("number", -EINVAL);
+    return n;
+}
+
+static long map_ids(long pid, int64_t base, int64_t count)
+{
+    static const char *const files[] = {"uid_map", "gid_map"};
+    for (int i = 0; i < 2; i++) {
+        struct text path = {0}, map = {0};
+        text_add(&path, "/proc/");
+        text_num(&path, pid);
+        if (count == 1) {
+            struct text deny = path;
+            text_add(&deny, "/setgroups");
+            write_file_at(AT_FDCWD, deny.buf, "deny");
+            base = i ? SYS(getegid) : SYS(geteuid);
+        }
+        text_add(&path, "/");
+        text_add(&path, files[i]);
+        text_add(&map, "0 ");
+        text_num(&map, base);
+        text_add(&map, " ");
+        text_num(&map, count);
+        long r = write_file_at(AT_FDCWD, path.buf, map.buf);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+static void enter_keep(long pid)
+{
+    struct text number = {0};
+    text_num(&number, pid);
+    for (int i = 0; i < host.hierarchy_count; i++) {
+        long r = write_file_at(host.hierarchies[i].dir, "keep/cgroup.procs", number.buf);
+        if (r < 0)
+            die("keep/cgroup.procs", r);
+    }
+}
+
+/* Remove every cgroup below `dir`; true when none is left. The processes are dead, but leave asynchronously. */
+static bool sweep(int dir)
+{
+    bool clean = true;
+    SYS(lseek, dir, 0, 0);
+    for (long n; (n = SYS(getdents64, dir, message, sizeof message)) > 0;)
+        for (long at = 0; at < n;) {
+            struct sf_dirent *d = (struct sf_dirent *)(message + at);
+            at += d->reclen;
+            if (d->type == 4 /* DT_DIR */ && d->name[0] != '.')
+                clean &= SYS(unlinkat, dir, d->name, AT_REMOVEDIR) == 0;
+        }
+    return clean;
+}
+
+static void sweep_hierarchy(const struct hierarchy *h, const char *path)
+{
+    for (int tries = 0; tries < 400; tries++) {
+        struct timespec nap = {0, 5000000};
+        if (sweep(h->dir) && SYS(unlinkat, AT_FDCWD, path, AT_REMOVEDIR) == 0)
+            return;
+        SYS(ppoll, NULL, 0, &nap, NULL, 0);
+    }
+    die(path, -EBUSY);
+}
+
+static int janitor(int argc, char **argv)
+{
+    int go[2];
+    if (argc < 4)
+        die("usage: sandfork-warden SOCKET UID_BASE UID_COUNT NAME=DIRECTORY...", -EINVAL);
+    server = (int)parse_number(argv[1]);
+    int64_t base = parse_number(argv[2]), count = parse_number(argv[3]);
+    for (int i = 4; i < argc; i++)
+        parse_hierarchy(argv[i]);
+    host.single_uid = count == 1;
+    SYS(setsid);
+    SYS(umask, 022);
+    signal_disposition(SF_SIGINT, true);
+    signal_disposition(SF_SIGTERM, true);
+    signal_disposition(SF_SIGHUP, true);
+    signal_disposition(SF_SIGPIPE, true);
+    SYS(prctl, PR_SET_NAME, "sandfork-janitor", 0, 0, 0);
+    long r = SYS(pipe2, go, O_CLOEXEC);
+    if (r < 0)
+        die("pipe", r);
+    long pid = fork_with(CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET,
+                         SF_SIGCHLD, NULL);
+    if (pid == 0) {
+        SYS(close, go[1]);
+        warden_main(go[0]);
+    }
+    if (pid < 0)
+        die("clone with namespaces", pid);
+    SYS(close, server);
+    enter_keep(pid);
+    if ((r = map_ids(pid, base, count)) < 0)
+        die("uid_map", r);
+    SYS(write, go[1], "g", 1);
+    SYS(close, go[1]);
+    int status = 0;
+    while (SYS(wait4, pid, &status, 0, NULL) == -EINTR)
+        ;
+    for (int i = 0; i < host.hierarchy_count; i++) {
+        char *path = argv[4 + i];
+        while (*path++ != '=')
+            ;
+        sweep_hierarchy(&host.hierarchies[i], path);
+    }
+    return (status >> 8) & 0xff;
+}
+
+/* The kernel starts us with argc and argv on the stack. */
+__attribute__((used, noreturn)) static void start(long *stack)
+{
+    SYS(exit_group, janitor((int)stack[0], (char **)(stack + 1)));
+    for (;;)
+        ;
+}
+
+#if defined(__x86_64__)
+__asm__(".globl _start\n_start:\n xor %ebp, %ebp\n mov %rsp, %rdi\n and $-16, %rsp\n call start\n");
+#elif defined(__aarch64__)
+__asm__(".globl _start\n_start:\n mov x29, #0\n mov x0, sp\n bl start\n");
+#endif

@@ -1,0 +1,46 @@
+/*
+ * zygote.so: the fork path of a zygote whose interpreter loads it with ctypes. See zygote.h.
+ *
+ * No libc, no Python API: one binary serves every interpreter of every image.
+ */
+#include "zygote.h"
+
+void *memcpy(void *to, const void *from, size_t n)
+{
+    char *t = to;
+    const char *f = from;
+    while (n--)
+        *t++ = *f++;
+    return to;
+}
+
+void *memset(void *to, int value, size_t n)
+{
+    char *t = to;
+    while (n--)
+        *t++ = (char)value;
+    return to;
+}
+
+static struct confinement confinement;
+
+/* Take the profile the warden wrote into `fd` (a memory file); 0 or -errno. */
+__attribute__((visibility("default"))) long sandfork_configure(int fd)
+{
+    long r = read_all(fd, &confinement.profile, sizeof confinement.profile);
+    if (r < 0)
+        return r;
+    if (confinement.profile.bpf_len > BPF_MAX)
+        return -EINVAL;
+    return read_all(fd, confinement.bpf, confinement.profile.bpf_len * sizeof *confinement.bpf);
+}
+
+/* Tell the warden that warm-up is over, then serve. Returns 0 in each child, -EPIPE when there is no more to do. */
+__attribute__((visibility("default"))) long sandfork_zygote(int orders, int reports)
+{
+    void *tid_address = NULL;
+    /* Where libc caches the thread id, so that the child's copy is right without libc's fork. */
+    SYS(prctl, PR_GET_TID_ADDRESS, &tid_address, 0, 0, 0);
+    report(reports, REPORT_READY, SYS(getpid), STEP_NONE);
+    return zygote_fork(&confinement, orders, reports, tid_address);
+}

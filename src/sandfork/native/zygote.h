@@ -1,0 +1,85 @@
+/*
+ * The fork loop of a zygote: shared by zygote.so (inside an interpreter) and the warden's own zygotes.
+ *
+ * Blocks for orders, each from the cell that wants the child; joins the cell's pid namespace for children; clones.
+ * In the parent nothing but this runs after warm-up, so its pages stay clean and shared. In the child zygote_fork
+ * returns 0 after confinement; the caller then becomes the program.
+ */
+#ifndef SANDFORK_ZYGOTE_H
+#define SANDFORK_ZYGOTE_H
+
+#include "confine.h"
+
+#define ZYGOTE_SOCK_LOW 64
+
+static void report(int sock, uint32_t slot, long pid, uint32_t step)
+{
+    struct fork_report message = {slot, (int32_t)pid, step};
+    send_fds(sock, &message, sizeof message, NULL, 0);
+}
+
+/* CLONE_PARENT makes the warden the parent, so that it alone reaps; it demands exit_signal 0 and inherits ours. */
+static long clone_child(const struct fork_order *order, const int *fds, void *tid_address)
+{
+    struct clone_args args = {.flags = CLONE_PARENT};
+    if (tid_address) {
+        args.flags |= CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID;
+        args.child_tid = (uintptr_t)tid_address;
+    }
+    if (order->flags & ORDER_INTO_CGROUP) {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = (uint64_t)fds[ORDER_CGROUPS];
+    }
+    return SYS(clone3, &args, sizeof args);
+}
+
+/* Move a descriptor to at least `low`, so that it cannot collide with the numbers a child fills. */
+static long raise_fd(int fd, int low)
+{
+    if (fd >= low)
+        return fd;
+    long high = SYS(fcntl, fd, 1030 /* F_DUPFD_CLOEXEC */, low);
+    SYS(close, fd);
+    return high;
+}
+
+/*
+ * Serve orders on `orders` until the warden closes it (returns -EPIPE); returns 0 in each child.
+ * `reports` is the socket to the warden. `tid_address` is libc's cached thread id, or NULL.
+ */
+static long zygote_fork(const struct confinement *c, int orders, int reports, void *tid_address)
+{
+    for (;;) {
+        struct fork_order order;
+        int fds[FDS_MAX], nfds;
+        long n = recv_fds(orders, &order, sizeof order, fds, &nfds, 0);
+        if (n == 0 || n == -ECONNRESET)
+            return -EPIPE;
+        if (n != sizeof order || nfds < ORDER_CGROUPS || nfds != ORDER_CGROUPS + (int)order.cgroup_fds) {
+            report(reports, n == sizeof order ? order.slot : REPORT_GARBLED, n < 0 ? n : -EPROTO, STEP_ORDER);
+        } else {
+            long r = 0;
+            for (int i = 0; i < nfds && r >= 0; i++)
+                if ((r = raise_fd(fds[i], ZYGOTE_SOCK_LOW)) >= 0)
+                    fds[i] = (int)r;
+            uint32_t step = STEP_FDS;
+            if (r >= 0) {
+                step = STEP_SETNS_PID;
+                r = SYS(setns, fds[ORDER_CELL], CLONE_NEWPID);
+            }
+            if (r >= 0) {
+                step = STEP_CLONE;
+                r = clone_child(&order, fds, tid_address);
+            }
+            if (r == 0) {
+                confine_child(c, &order, fds);
+                return 0;
+            }
+            report(reports, order.slot, r, step);
+        }
+        for (int i = 0; i < nfds; i++)
+            SYS(close, fds[i]);
+    }
+}
+
+#endif

@@ -1,0 +1,178 @@
+"""File transfer with the agent of one cell: put, collect, delete, free space.
+
+The kernel resolves every path inside the sandbox, beneath the work directory and through no link (native/agent.h); what
+comes back is data of the sandbox's and is treated as such: bounded, and matched here, not there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fnmatch
+import os
+import socket
+from collections.abc import Sequence
+
+from sandfork.errors import FileNotInSandbox, GuestLost
+from sandfork.model import InputFile, OutputFile
+from sandfork.tiers.base import Collected
+from sandfork.tiers.process import messages as m
+
+_DIRECTORY, _REGULAR = 4, 8  # d_type of getdents64
+_ENTRIES_MAX = 10_000
+_DEPTH_MAX = 32
+_FILES_MAX = 1_000
+
+
+def inside_path(path: str) -> str:
+    """Turn a path of the sandbox into one relative to its work directory.
+
+    Accepts relative paths and absolute ones below /sandbox, /tmp and /dev/shm. *Raises* FileNotInSandbox.
+    """
+    for prefix, inside in (("/sandbox/", ""), ("/tmp/", ".tmp/"), ("/dev/shm/", ".shm/")):  # noqa: S108
+        if path.startswith(prefix):
+            path = inside + path[len(prefix) :]
+            break
+    parts = [p for p in path.split("/") if p not in ("", ".")]
+    if path.startswith("/") or ".." in parts or not parts or "\0" in path:
+        raise FileNotInSandbox(f"{path!r} is not a path in the sandbox; use one relative to /sandbox, or below /tmp")
+    return "/".join(parts)
+
+
+class AgentClient:
+    """One stream to a cell's agent; requests are answered in order, one at a time."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._lock = asyncio.Lock()
+        self._frames = m.FrameReader(1 << 20)
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor."""
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        """Close the stream; the cell ends."""
+        self._sock.close()
+
+    async def _ask(self, kind: int, path: str, value: int, content: bytes = b"") -> tuple[int, list[bytes]]:
+        """Return OK's number and the DATA before it. *Raises* OSError with the agent's errno, GuestLost."""
+        loop = asyncio.get_running_loop()
+        chunks: list[bytes] = []
+        async with self._lock:
+            try:
+                await loop.sock_sendall(self._sock, m.agent_request(kind, path, value, content))
+                while True:
+                    data = await loop.sock_recv(self._sock, 1 << 18)
+                    if not data:
+                        raise GuestLost("the sandbox ended during a file transfer")
+                    for answer, body in self._frames.feed(data):
+                        if answer == m.DATA:
+                            chunks.append(body)
+                            continue
+                        (number,) = m.NUMBER.unpack(body)
+                        if answer == m.OK:
+                            return number, chunks
+                        raise OSError(number, os.strerror(number), path)
+            except (BrokenPipeError, ConnectionResetError, m.FrameError) as error:
+                raise GuestLost(f"the sandbox broke off a file transfer: {error}") from error
+
+    async def put(self, files: Sequence[InputFile]) -> None:
+        """Write files, making directories. *Raises* FileNotInSandbox."""
+        for file in files:
+            try:
+                await self._ask(m.PUT, inside_path(file.path), file.mode, file.content)
+            except OSError as error:
+                raise FileNotInSandbox(f"{file.path}: {error.strerror}") from error
+
+    async def get(self, path: str, max_bytes: int) -> bytes:
+        """Read one regular file. *Raises* FileNotInSandbox."""
+        try:
+            _, chunks = await self._ask(m.GET, inside_path(path), max_bytes)
+        except OSError as error:
+            raise FileNotInSandbox(f"{path}: {_reason(error)}") from error
+        return b"".join(chunks)
+
+    async def delete(self, path: str) -> None:
+        """Remove a file or an empty directory. *Raises* FileNotInSandbox."""
+        try:
+            await self._ask(m.DELETE, inside_path(path), 0)
+        except OSError as error:
+            raise FileNotInSandbox(f"{path}: {error.strerror}") from error
+
+    async def free_bytes(self) -> int:
+        """Return the bytes free in the work directory's file system, 0 when it has no inode left."""
+        number, _ = await self._ask(m.STAT, ".", 0)
+        return number
+
+    async def listing(self, path: str = ".") -> list[tuple[str, int, int]]:
+        """Return (name, d_type, size) of a directory's entries. *Raises* FileNotInSandbox."""
+        try:
+            _, chunks = await self._ask(m.LIST, path, _ENTRIES_MAX)
+        except OSError as error:
+            raise FileNotInSandbox(f"{path}: {error.strerror}") from error
+        entries = []
+        for chunk in chunks:
+            if len(chunk) < 9:
+                raise GuestLost("a directory entry without a name")
+            entries.append((os.fsdecode(chunk[9:]), chunk[8], m.NUMBER.unpack_from(chunk)[0]))
+        return sorted(entries)
+
+    async def collect(self, patterns: Sequence[str], max_bytes: int) -> Collected:
+        """Read what matches paths or globs (`*`, `?`, `[...]`, `**` for any depth), at most `max_bytes` in all."""
+        files: list[OutputFile] = []
+        skipped: list[str] = []
+        left = max_bytes
+        for pattern in patterns:
+            for path in await self._matches(pattern, skipped):
+                if len(files) >= _FILES_MAX or any(f.path == path for f in files):
+                    continue
+                try:
+                    content = await self.get(path, left)
+                except FileNotInSandbox:
+                    skipped.append(path)
+                    continue
+                left -= len(content)
+                files.append(OutputFile(path, content))
+        return Collected(tuple(files), tuple(skipped))
+
+    async def _matches(self, pattern: str, skipped: list[str]) -> list[str]:
+        if not any(c in pattern for c in "*?["):
+            return [pattern]
+        found: list[str] = []
+        await self._walk("", inside_path(pattern).split("/"), found, skipped, 0)
+        return found
+
+    async def _walk(self, base: str, parts: list[str], found: list[str], skipped: list[str], depth: int) -> None:
+        if not parts or depth > _DEPTH_MAX or len(found) >= _FILES_MAX:
+            return
+        head, rest = parts[0], parts[1:]
+        if head == "**":
+            await self._walk(base, rest, found, skipped, depth)
+        try:
+            entries = await self.listing(base or ".")
+        except FileNotInSandbox:
+            return
+        for name, kind, _ in entries:
+            path = f"{base}/{name}" if base else name
+            if name.startswith(".") and not head.startswith("."):
+                continue
+            if kind == _DIRECTORY and head == "**":
+                await self._walk(path, parts, found, skipped, depth + 1)
+            if head == "**" or not fnmatch.fnmatchcase(name, head):
+                continue
+            if rest and kind == _DIRECTORY:
+                await self._walk(path, rest, found, skipped, depth + 1)
+            elif not rest and kind == _REGULAR:
+                if path not in found:
+                    found.append(path)
+            elif not rest and kind != _DIRECTORY:
+                skipped.append(path)
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.EFBIG:
+        return "larger than what may be collected"
+    if error.errno == errno.EINVAL:
+        return "not a regular file"
+    return error.strerror or "unreadable"

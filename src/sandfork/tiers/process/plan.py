@@ -1,0 +1,81 @@
+"""Turn the root policy (policy/root.toml) into a mount plan for the warden: pure but for looking what the host has."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files as resource_files
+from pathlib import Path
+from typing import Any
+
+from sandfork.tiers.process.messages import field as packed_field
+
+_SCRATCH = "/sys"  # where native/root.h builds the tree; a source below it is inside the new root
+
+
+@dataclass(frozen=True, slots=True)
+class RootPolicy:
+    """What a sandbox sees as `/`, and the environment every program starts with."""
+
+    plan: bytes
+    entries: tuple[str, ...]  # the path of each entry of the plan, for messages
+    environment: tuple[tuple[str, str], ...]
+
+
+@dataclass(slots=True)
+class _Plan:
+    fields: list[bytes] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+
+    def add(self, tag: bytes, path: str, *texts: str | bytes) -> None:
+        self.paths.append(path)
+        raw = b"".join((t.encode() if isinstance(t, str) else t) + b"\0" for t in (path, *texts))
+        self.fields.append(packed_field(tag, raw))
+
+
+def host_root(guest_packages: Path | None, python_tag: str, extra: Mapping[str, bytes]) -> RootPolicy:
+    """Plan a root over the host's own /usr.
+
+    `guest_packages` is a directory of Python packages that appears where the distribution's interpreter looks for local
+    packages (`python_tag` such as "python3.11"); `extra` are further files, path to content.
+    """
+    policy = tomllib.loads(resource_files("sandfork.policy").joinpath("root.toml").read_text())
+    plan = _Plan()
+    for directory in policy["directories"]:
+        plan.add(b"D", directory)
+    if guest_packages is not None:
+        plan.add(b"D", f"/run/local/lib/{python_tag}")
+        plan.add(b"D", f"/run/local/lib/{python_tag}/dist-packages")
+    for name in policy["follow"]:
+        _follow(plan, name)
+    for path, target in policy["links"].items():
+        plan.add(b"L", path, target)
+    for path, content in policy["files"].items():
+        plan.add(b"F", path, content)
+    for path, raw in extra.items():
+        plan.add(b"F", path, raw)
+    for bind in policy["bind"]:
+        _bind(plan, bind)
+    if guest_packages is not None and Path("/usr/local").is_dir():
+        plan.add(b"B", f"/usr/local/lib/{python_tag}/dist-packages", str(guest_packages))
+    for device in policy["devices"]["names"]:
+        plan.add(b"V", f"/dev/{device}", f"/dev/{device}")
+    plan.add(b"P", "/proc")
+    return RootPolicy(b"".join(plan.fields), tuple(plan.paths), tuple(policy["environment"].items()))
+
+
+def _follow(plan: _Plan, name: str) -> None:
+    if os.path.islink(name):
+        plan.add(b"L", name, os.readlink(name))
+    elif os.path.isdir(name):
+        plan.add(b"B", name, name)
+
+
+def _bind(plan: _Plan, bind: Mapping[str, Any]) -> None:
+    path: str = bind["path"]
+    if bind.get("optional") and not os.path.exists(path):
+        return
+    source = _SCRATCH + bind["inside"] if "inside" in bind else os.path.realpath(path)
+    plan.add(b"B", path, source)

@@ -1,0 +1,168 @@
+"""Slots as the server sees them: a number, its cgroup figures, the limits in force, and whether the warden freed it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sandfork.errors import ForkFailed, TierError
+from sandfork.linux.cgroup import SlotMeter
+from sandfork.model import Limits
+from sandfork.tiers.process import messages as m
+from sandfork.tiers.process.sandbox import ProcessSandbox
+from sandfork.tiers.process.warden import Warden
+
+_INODE_BYTES = 4096  # a sandbox may have one inode per page of its disk limit, and at least this many
+_INODES_MIN = 1024
+
+
+class Tasks:
+    """Tasks with an owner: kept until done, cancelled at close."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run `work` in the background."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Cancel what is left and wait for it."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def slot_limits(limits: Limits) -> m.SlotLimits:
+    """Return the limits as the warden applies them to a slot."""
+    inodes = max(_INODES_MIN, limits.disk_bytes // _INODE_BYTES)
+    return m.SlotLimits(limits.memory_bytes, limits.disk_bytes, inodes, limits.pids, limits.open_files)
+
+
+class Slot:
+    """One place for one sandbox at a time."""
+
+    def __init__(self, number: int, slots: Slots) -> None:
+        self.number = number
+        self._slots = slots
+        self.meter = SlotMeter(slots.directories, number, slots.unified)
+        self.tasks = slots.tasks
+        self.cores = slots.cores
+        self.limits = m.NO_LIMITS
+        self.sandbox: ProcessSandbox | None = None
+        self._closing = False
+        self._freed: asyncio.Future[None] | None = None
+
+    def opened(self, limits: m.SlotLimits) -> None:
+        """A sandbox is being forked into the slot."""
+        self.limits = limits
+        self._closing = False
+        self._freed = asyncio.get_running_loop().create_future()
+
+    async def apply(self, limits: Limits) -> None:
+        """Put limits in force that differ from those the sandbox was forked with. *Raises* TierError."""
+        want = replace(slot_limits(limits), open_files=self.limits.open_files)
+        if want == self.limits:
+            return
+        data = m.request(m.Request.LIMITS, self.number, limits=want)
+        event = await self._slots.warden.ask(data, m.Event.LIMITS, self.number)
+        if event.err:
+            raise TierError(
+                f"setting limits failed at {m.step_name(event.step)}: {os.strerror(event.err)}",
+                step=m.step_name(event.step),
+                errno=event.err,
+            )
+        self.limits = want
+
+    def close(self) -> None:
+        """Have the warden kill everything in the slot; once."""
+        if not self._closing:
+            self._closing = True
+            self._slots.warden.send(m.request(m.Request.CLOSE, self.number))
+
+    def freed(self, event: m.WardenEvent | None) -> None:
+        """The warden freed the slot (or is gone)."""
+        self.sandbox = None
+        if self._freed is not None and not self._freed.done():
+            if event is not None and event.err:
+                problem = f"slot {self.number} was not left clean: {os.strerror(event.err)}"
+                self._freed.set_exception(TierError(problem, step=m.step_name(event.step), errno=event.err))
+            else:
+                self._freed.set_result(None)
+
+    async def closed(self, timeout_s: float) -> None:
+        """Wait until the slot is free. *Raises* TierError when something was left in it, or it takes too long."""
+        if self._freed is None:
+            return
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.shield(self._freed)
+        except TimeoutError:
+            raise TierError(f"the sandbox in slot {self.number} did not die within {timeout_s:g} s") from None
+
+
+class Slots:
+    """All slots of one warden. Freed ones are used again first, so that few cgroups and namespaces are ever made."""
+
+    def __init__(self, warden: Warden, directories: dict[str, Path], unified: bool, most: int, cores: int) -> None:
+        self.warden = warden
+        self.directories = directories
+        self.unified = unified
+        self.cores = cores
+        self.tasks = Tasks()
+        self.new_net_ns = 0  # how often a used network namespace had to be replaced
+        self._most = most
+        self._slots: list[Slot] = []
+        self._free: list[Slot] = []
+
+    def take(self) -> Slot:
+        """Return a free slot. *Raises* ForkFailed when all are taken."""
+        if self._free:
+            return self._free.pop()
+        if len(self._slots) >= self._most:
+            raise ForkFailed(f"all {self._most} sandbox slots are taken", retry_after_s=1.0)
+        slot = Slot(len(self._slots), self)
+        self._slots.append(slot)
+        return slot
+
+    def untake(self, slot: Slot) -> None:
+        """Give back a slot that nothing was forked into."""
+        self._free.append(slot)
+
+    def event(self, event: m.WardenEvent) -> None:
+        """Pass on an event about a slot."""
+        slot = self._slots[event.ident]
+        sandbox = slot.sandbox
+        if event.op == m.Event.CLOSED:
+            self.new_net_ns += event.flags & m.CLOSED_NEW_NETNS
+            slot.freed(event)
+            if not event.err:
+                self._free.append(slot)
+        elif sandbox is not None and event.op == m.Event.EXIT:
+            sandbox.exit_event(event)
+        elif sandbox is not None:
+            sandbox.fork_failed(event.step, event.err)
+
+    def lost(self) -> None:
+        """The warden is gone, and with it every sandbox."""
+        for slot in self._slots:
+            if slot.sandbox is not None:
+                slot.sandbox.fork_failed(0, 10)
+            slot.freed(None)
+
+    @property
+    def live(self) -> int:
+        """How many slots hold a sandbox."""
+        return len(self._slots) - len(self._free)
+
+    async def close(self) -> None:
+        """Close the files of all slots."""
+        await self.tasks.close()
+        for slot in self._slots:
+            slot.meter.close()

@@ -1,0 +1,222 @@
+"""Templates of the process tier: a zygote per template key, replaced from time to time for a fresh memory layout."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandfork.errors import ForkFailed, TemplateFailed
+from sandfork.model import Limits, TemplateHealth
+from sandfork.tiers.process import messages as m
+from sandfork.tiers.process.agent import AgentClient
+from sandfork.tiers.process.sandbox import ProcessSandbox
+from sandfork.tiers.process.slots import Slots, slot_limits
+from sandfork.tiers.process.warden import Warden
+
+_LOG = logging.getLogger("sandfork.tier")
+_LOG_TAIL = 4096
+_FORK_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateSpec:
+    """What a zygote is started with; `files` are opened for it and keep their order."""
+
+    key: str
+    kind: m.Kind
+    argv: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...]
+    files: tuple[Path, ...]
+    root: int
+    profile: int
+    limits: Limits
+    shared_netns: bool
+    recycle_forks: int
+    recycle_s: float
+
+
+class Zygote:
+    """One running zygote: its number at the warden and what it last wrote to its log."""
+
+    def __init__(self, number: int, log_fd: int) -> None:
+        self.number = number
+        self.forks = 0
+        self.born = time.monotonic()
+        self.alive = True
+        self._log_fd = log_fd
+        self._tail = b""
+        asyncio.get_running_loop().add_reader(log_fd, self._log_readable)
+
+    def _log_readable(self) -> None:
+        data = os.read(self._log_fd, 4096)
+        self._tail = (self._tail + data)[-_LOG_TAIL:]
+        if not data:
+            self.close_log()
+
+    def close_log(self) -> None:
+        """Stop reading its log."""
+        if self._log_fd >= 0:
+            asyncio.get_running_loop().remove_reader(self._log_fd)
+            os.close(self._log_fd)
+            self._log_fd = -1
+
+    @property
+    def last_words(self) -> str:
+        """The last line it wrote."""
+        lines = self._tail.decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
+
+
+class ProcessTemplate:
+    """See `tiers.base.Template`."""
+
+    def __init__(self, spec: TemplateSpec, warden: Warden, slots: Slots, numbers: Callable[[], int]) -> None:
+        self._spec = spec
+        self._warden = warden
+        self._slots = slots
+        self._numbers = numbers
+        self._zygote: Zygote | None = None
+        self._starting: asyncio.Task[Zygote] | None = None
+        self._generation = 0
+        self._reason = "not started"
+        self._memory_bytes = 0
+        self._retired: dict[int, Zygote] = {}
+
+    @property
+    def key(self) -> str:
+        """The template key of the language catalogue."""
+        return self._spec.key
+
+    async def warm(self) -> None:
+        """Have a zygote running. *Raises* TemplateFailed."""
+        await self._current()
+
+    async def _current(self) -> Zygote:
+        zygote = self._zygote
+        if zygote is not None and zygote.alive:
+            if zygote.forks >= self._spec.recycle_forks or time.monotonic() - zygote.born > self._spec.recycle_s:
+                self._replace_soon()
+            return zygote
+        return await asyncio.shield(self._replace_soon())
+
+    def _replace_soon(self) -> asyncio.Task[Zygote]:
+        """Start a new zygote beside the old one, at most one at a time."""
+        if self._starting is None or self._starting.done():
+            self._starting = asyncio.get_running_loop().create_task(self._replace())
+            self._starting.add_done_callback(lambda task: None if task.cancelled() else task.exception())
+        return self._starting
+
+    async def _replace(self) -> Zygote:
+        new = await self._start()
+        old, self._zygote = self._zygote, new
+        self._generation += 1
+        self._reason = ""
+        if old is not None and old.alive:
+            self._retired[old.number] = old
+            self._warden.send(m.request(m.Request.RETIRE, old.number))
+        return new
+
+    async def _start(self) -> Zygote:
+        spec, number = self._spec, self._numbers()
+        log_in, log_out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(log_out, True)
+        zygote = Zygote(number, log_in)
+        fds = [log_out]
+        try:
+            fds += [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in spec.files]
+            payload = m.program_fields(spec.argv, (f"{k}={v}" for k, v in spec.environment))
+            data = m.request(
+                m.Request.ZYGOTE, number, root=spec.root, profile=spec.profile, kind=spec.kind, payload=payload
+            )
+            self._warden.on_zygote_end(number, lambda event: self._ended(zygote))
+            event = await self._warden.ask(data, m.Event.ZYGOTE, number, fds, timeout_s=60.0)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        if event.op != m.Event.ZYGOTE:
+            # Its last words may still be in the pipe.
+            zygote._log_readable()  # noqa: SLF001
+            zygote.close_log()
+            zygote.alive = False
+            self._reason = zygote.last_words or f"exit status {event.status}"
+            raise TemplateFailed(f"template {spec.key} did not come up: {self._reason}", retry_after_s=5.0)
+        return zygote
+
+    def _ended(self, zygote: Zygote) -> None:
+        """A zygote died: expected after it was retired, else the next fork starts another."""
+        zygote.alive = False
+        zygote.close_log()
+        if self._retired.pop(zygote.number, None) is None:
+            self._reason = f"died: {zygote.last_words}"
+            _LOG.warning("zygote of template %s died: %s", self._spec.key, zygote.last_words)
+
+    async def fork(self) -> ProcessSandbox:
+        """Return a parked sandbox; see the port."""
+        zygote = await self._current()
+        slot = self._slots.take()
+        ctl, ctl_child = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        agent, agent_child = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        stdin_child, stdin = os.pipe2(os.O_CLOEXEC)
+        stdout, stdout_child = os.pipe2(os.O_CLOEXEC)
+        stderr, stderr_child = os.pipe2(os.O_CLOEXEC)
+        for fd in (stdin, stdout, stderr):
+            os.set_blocking(fd, False)
+        ctl.setblocking(False)
+        agent.setblocking(False)
+        sandbox = ProcessSandbox(slot, ctl, (stdin, stdout, stderr), AgentClient(agent), self._base_env())
+        limits = slot_limits(self._spec.limits)
+        slot.opened(limits)
+        slot.sandbox = sandbox
+        zygote.forks += 1
+
+        def sent() -> None:
+            ctl_child.close()
+            agent_child.close()
+            for fd in (stdin_child, stdout_child, stderr_child):
+                os.close(fd)
+
+        data = m.request(
+            m.Request.SPAWN, slot.number, zygote=zygote.number, limits=limits,
+            flags=m.SHARED_NETNS if self._spec.shared_netns else 0,
+        )  # fmt: skip
+        fds = (ctl_child.fileno(), stdin_child, stdout_child, stderr_child, agent_child.fileno())
+        self._warden.send(data, fds, sent)
+        await self._until_parked(sandbox)
+        return sandbox
+
+    def _base_env(self) -> bytes:
+        """What RUN must carry for a program that no interpreter of ours gives its environment."""
+        if self._spec.kind is not m.Kind.NONE:
+            return b""
+        return m.program_fields((), (f"{k}={v}" for k, v in self._spec.environment))
+
+    async def _until_parked(self, sandbox: ProcessSandbox) -> None:
+        try:
+            async with asyncio.timeout(_FORK_S):
+                await sandbox.parked()
+        except TimeoutError:
+            self._slots.tasks.spawn(sandbox.close())
+            raise ForkFailed(f"a sandbox of template {self.key} was not ready within {_FORK_S:g} s") from None
+        except BaseException:
+            self._slots.tasks.spawn(sandbox.close())
+            raise
+
+    def health(self) -> TemplateHealth:
+        """Report readiness."""
+        ready = self._zygote is not None and self._zygote.alive
+        return TemplateHealth(self.key, ready, self._memory_bytes, 0, self._generation, "" if ready else self._reason)
+
+    async def close(self) -> None:
+        """Stop starting; the zygote itself ends with the warden."""
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
+        for zygote in (self._zygote, *self._retired.values()):
+            if zygote is not None:
+                zygote.close_log()

@@ -1,0 +1,185 @@
+"""The process tier: namespaces, seccomp, Landlock and cgroups around a fork of a warm interpreter.
+
+Order of `start`: the warden's first word -> the confinement profile -> the root -> every template -> a self-test that tries to
+break each primitive from inside a sandbox. A primitive that does not hold refuses to start, unless the configuration accepts
+its absence by name; then `unenforced` says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sandfork.errors import TemplateFailed, TierError, TierUnavailable
+from sandfork.languages.catalogue import Catalogue, TemplateKind
+from sandfork.languages.catalogue import TemplateSpec as LanguageTemplate
+from sandfork.linux.landlock import landlock_abi
+from sandfork.linux.seccomp import compile_policy
+from sandfork.model import Limits
+from sandfork.tiers.process import messages as m
+from sandfork.tiers.process.launch import Launched
+from sandfork.tiers.process.plan import RootPolicy, host_root
+from sandfork.tiers.process.slots import Slots
+from sandfork.tiers.process.template import ProcessTemplate, TemplateSpec
+from sandfork.tiers.process.warden import Warden
+
+_KINDS = {TemplateKind.FORK: m.Kind.FORK, TemplateKind.PARK: m.Kind.PARK, TemplateKind.NONE: m.Kind.NONE}
+_PARK_SCRIPT = "/run/sandfork/park_node.js"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSettings:
+    """How sandboxes of this tier are made.
+
+    `guest_packages` is a directory of Python packages for the sandboxes, `native` holds zygote.so and `guest` the files that run
+    inside. `limits` are those a parked sandbox is forked with. `allow_missing` names primitives whose absence is accepted.
+    """
+
+    native: Path
+    guest: Path
+    guest_packages: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+    most_sandboxes: int = 4096
+    cores: int = 1
+    shared_netns: bool = False
+    recycle_forks: int = 10_000
+    recycle_s: float = 3600.0
+    allow_missing: frozenset[str] = frozenset()
+
+
+class ProcessTier:
+    """See `tiers.base.Tier`. Constructed with what `launch` started; owns it from then on."""
+
+    def __init__(self, settings: ProcessSettings, launched: Launched, catalogue: Catalogue) -> None:
+        self._settings = settings
+        self._launched = launched
+        self._catalogue = catalogue
+        self._templates: dict[str, ProcessTemplate] = {}
+        self._numbers = itertools.count()
+        self._warden: Warden | None = None
+        self._slots: Slots | None = None
+        self._root: RootPolicy | None = None
+        self._lost = asyncio.Event()
+        self.unenforced: tuple[str, ...] = ()
+
+    @property
+    def isolation(self) -> str:
+        """The name replies and health use."""
+        return "process"
+
+    async def start(self) -> None:
+        """Make ready. *Raises* TierUnavailable with what is missing and what would give it."""
+        settings, launched = self._settings, self._launched
+        missing = [f"cgroup {name}" for name in launched.missing_controllers]
+        self._refuse_missing(missing)
+        self._warden = Warden(launched.warden, self._slot_event, self._warden_lost)
+        self._slots = Slots(self._warden, launched.cgroups, launched.unified, settings.most_sandboxes, settings.cores)
+        try:
+            await self._warden.up()
+            self._warden.send(m.request(m.Request.PROFILE, 0, payload=self._profile()))
+            await self._build_root()
+        except TierError as error:
+            raise TierUnavailable(f"the process tier cannot start: {error.message}", step=error.step, errno=error.errno) from error
+
+    def _refuse_missing(self, missing: list[str]) -> None:
+        refused = [name for name in missing if name not in self._settings.allow_missing]
+        if refused:
+            raise TierUnavailable(
+                f"this host cannot enforce: {', '.join(refused)}; provide it, or accept its absence in [process] allow_missing"
+            )
+        self.unenforced = tuple(missing)
+
+    def _profile(self) -> bytes:
+        abi = landlock_abi()
+        if not abi.version:
+            self._refuse_missing([*self.unenforced, "landlock"])
+        bpf = compile_policy()
+        last_capability = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+        flags = m.PROFILE_KEEP_GROUPS if self._launched.single_uid else 0
+        head = m.PROFILE.pack(abi.fs_rights, 0, abi.scoped, len(bpf) // 8, last_capability + 1, flags, 0)
+        return head + bpf
+
+    async def _build_root(self) -> None:
+        assert self._warden is not None
+        python = os.path.basename(os.path.realpath("/usr/bin/python3"))
+        park = (self._settings.guest / "park_node.js").read_bytes()
+        self._root = host_root(self._settings.guest_packages, python, {_PARK_SCRIPT: park})
+        event = await self._warden.ask(m.request(m.Request.ROOT, 0, payload=self._root.plan), m.Event.ROOT, 0)
+        if event.err:
+            step = m.step_name(event.step)
+            where = f" of {self._root.entries[event.flags]}" if step == "plan" else ""
+            raise TierError(f"building the sandbox root failed at {step}{where}: {os.strerror(event.err)}", step=step, errno=event.err)
+
+    async def template(self, key: str) -> ProcessTemplate:
+        """Return the warm template of that key. *Raises* TemplateFailed."""
+        template = self._templates.get(key)
+        if template is None:
+            assert self._warden is not None and self._slots is not None
+            spec = next((t for t in self._catalogue.templates() if t.key == key), None)
+            if spec is None:
+                raise TemplateFailed(f"no language has a template {key!r}")
+            template = ProcessTemplate(self._spec(spec), self._warden, self._slots, self._next_number)
+            self._templates[key] = template
+        await template.warm()
+        return template
+
+    def _next_number(self) -> int:
+        """Number zygotes within the warden's table; those of ended zygotes come round again."""
+        return next(self._numbers) % 256
+
+    def _spec(self, language: LanguageTemplate) -> TemplateSpec:
+        settings, kind = self._settings, _KINDS[language.kind]
+        assert self._root is not None
+        argv: tuple[str, ...] = ()
+        files: tuple[Path, ...] = ()
+        if kind is m.Kind.FORK:
+            argv = (language.interpreter, "/proc/self/fd/6", *language.preload)
+            files = (settings.guest / "zygote.py", settings.native / "zygote.so")
+        elif kind is m.Kind.PARK:
+            argv = (language.interpreter, _PARK_SCRIPT)
+        return TemplateSpec(
+            key=language.key,
+            kind=kind,
+            argv=argv,
+            environment=self._root.environment,
+            files=files,
+            root=0,
+            profile=0,
+            limits=settings.limits,
+            shared_netns=settings.shared_netns,
+            recycle_forks=settings.recycle_forks,
+            recycle_s=settings.recycle_s,
+        )
+
+    def _slot_event(self, event: m.WardenEvent) -> None:
+        if self._slots is not None:
+            self._slots.event(event)
+
+    def _warden_lost(self) -> None:
+        if self._slots is not None:
+            self._slots.lost()
+        self._lost.set()
+
+    async def lost(self) -> None:
+        """Wait until the warden is gone: the tier can fork nothing more and the service must end."""
+        await self._lost.wait()
+
+    @property
+    def live(self) -> int:
+        """How many sandboxes exist, parked ones included."""
+        return self._slots.live if self._slots is not None else 0
+
+    async def close(self) -> None:
+        """End everything: closing the socket ends the warden, and with it every process it made."""
+        for template in self._templates.values():
+            await template.close()
+        if self._warden is not None:
+            self._warden.close()
+        if self._slots is not None:
+            self._slots.lost()
+            await self._slots.close()
+        self._launched.warden.close()
+        await asyncio.to_thread(self._launched.wait)
