@@ -19,7 +19,8 @@ import typer
 from rich.table import Table
 
 from sandfork.access import MalformedKeys, parse_keys
-from sandfork.cli_terms import ConfigFile, Refused, err, out, print_plain, settings
+from sandfork.cli_terms import ConfigFile, err, out, print_plain, settings
+from sandfork.serve_refusal import Refused
 
 KEY_PREFIX = "sf_live_"
 KEY_BYTES = 32
@@ -56,7 +57,8 @@ def list_(config: ConfigFile = None) -> None:
         err.print(f"{path} does not exist: the service needs no key.", markup=False)
         return
     table = Table("name", "sha256", "rate/s", "ceilings", box=None, pad_edge=False, header_style="bold")
-    for entry, raw in zip(_parse(_read(path), path), _read(path), strict=True):
+    document = _read(path)
+    for entry, raw in zip(_parse(document, path), document, strict=True):
         ceilings = raw.get("ceilings", {}) if isinstance(raw, dict) else {}
         shown = " ".join(f"{limit}={value}" for limit, value in ceilings.items())
         rate = "" if entry.rate_per_s is None else f"{entry.rate_per_s:g}"

@@ -1,4 +1,4 @@
-"""What the commands share: how they print, and how they say that they cannot go on."""
+"""What the commands share: where they print, and how they find the settings."""
 
 from __future__ import annotations
 
@@ -20,14 +20,6 @@ ConfigFile = Annotated[
         "--config", metavar="FILE", help="Settings file; else SANDFORK_CONFIG, else ./sandfork.toml if there."
     ),
 ]
-
-
-class Refused(Exception):
-    """The command cannot do what was asked; the message says why and what would help. Ends with `status`."""
-
-    def __init__(self, message: str, *, status: int = 1) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 def settings(file: Path | None, **options: object) -> Loaded:

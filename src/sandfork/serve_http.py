@@ -71,7 +71,18 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server; the composition root owns the signals and the socket."""
+    """uvicorn's server; the composition root owns the signals and the socket.
+
+    `on_started` is called once, when requests are answered.
+    """
+
+    on_started: Callable[[], None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer on `sockets`."""
+        await super().startup(sockets)
+        if self.started and self.on_started is not None:
+            self.on_started()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -88,8 +99,8 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def build_server(app: Any, drain_s: float) -> Server:
-    """Return a server for the ASGI `app`; answers under way at its end have `drain_s` to be sent."""
+def build_server(app: Any, send_s: float) -> Server:
+    """Return a server for the ASGI `app`; at its end, answers under way have `send_s` to be sent."""
     config = uvicorn.Config(
         app,
         http=BoundedProtocol,
@@ -101,18 +112,12 @@ def build_server(app: Any, drain_s: float) -> Server:
         date_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(1, round(drain_s)),
+        timeout_graceful_shutdown=max(1, round(send_s)),
     )
     return Server(config)
 
 
-def stop_on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[signal.Signals], None]) -> None:
-    """Call `stop` on `loop` for each SIGTERM or SIGINT."""
+def stop_on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], object]) -> None:
+    """Call `stop` on `loop` for each SIGTERM or SIGINT, in place of what was called before."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
-
-
-def bound_address(sock: socket.socket) -> tuple[str, int]:
-    """Return the address and the port that `sock` really listens on."""
-    host, port = sock.getsockname()[:2]
-    return str(host), int(port)
+        loop.add_signal_handler(number, stop)

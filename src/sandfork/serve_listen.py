@@ -6,7 +6,7 @@ import errno
 import ipaddress
 import socket
 
-from sandfork.cli_terms import Refused
+from sandfork.serve_refusal import Refused
 
 BACKLOG = 2048
 

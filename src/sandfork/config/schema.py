@@ -63,8 +63,11 @@ class Server:
     drain_s: float = setting(
         30.0, "How long running executions may go on after SIGTERM before they are killed.", low=0, high=3600
     )
-    log_format: str = setting("text", "Form of log lines on stderr.", choices=("text", "json"))
-    log_level: str = setting("info", "Least severity that is logged.", choices=("debug", "info", "warning", "error"))
+    log_level: str = setting(
+        "info",
+        "Least severity that is logged, as lines of JSON on stderr. Executions and refused requests are `info`.",
+        choices=("debug", "info", "warning", "error"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +177,13 @@ class Process:
         "Isolation primitives whose absence is accepted, by the names `sandfork doctor` prints. Any other that is "
         "missing refuses to start.",
     )
-    cgroup_parent: str = setting("sandfork", "Name of the cgroup under which every sandbox has its own.")
+    cgroup_parent: str = setting("", "Cgroup below which the service makes its own, as a path; empty is the root.")
     uid_base: int = setting(
-        200_000_000,
-        "First uid of the range used: the service itself runs as this one, sandboxes as those after it.",
+        0x7001_0000,
+        "First of the 2,097,152 user and group ids that nothing else on this host may use: 32,768 for each of up to "
+        "64 services. A service runs as the first of its own, its sandboxes as those after it.",
         low=1000,
-        high=4_000_000_000,
+        high=0xFFF0_0000,
     )
     network_namespace: str = setting(
         "own",

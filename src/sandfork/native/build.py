@@ -9,6 +9,7 @@ interpreter, and neither may depend on what the image brings.
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -79,11 +80,10 @@ def compile_all(out_dir: Path) -> list[Path]:
 
 def main() -> int:
     """Build into the directory named on the command line."""
-    if len(sys.argv) != 2:
-        sys.stderr.write("usage: build.py OUT_DIR\n")
-        return 2
+    parser = argparse.ArgumentParser(description="Compile sandfork's C programs.")
+    parser.add_argument("out_dir", type=Path, help="where the results go; made when missing")
     try:
-        compile_all(Path(sys.argv[1]))
+        compile_all(parser.parse_args().out_dir)
     except BuildFailed as error:
         sys.stderr.write(f"{error}\n")
         return 1

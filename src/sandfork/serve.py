@@ -1,0 +1,224 @@
+"""The composition root: settings in, a wired service out; the only module that names concrete classes.
+
+Order of a start, and why:
+
+    1. keys          a malformed file, or an exposed address without keys, refuses before anything is opened
+    2. socket        while still root, so that any port will do, and a port in use is told before templates warm
+    3. tier          as root: its privileged process is started; then root is given up for good
+    4. event loop    engine (templates warm, pools fill), HTTP application, server
+
+The socket takes connections from step 2 on; they are answered from step 4 on. SIGTERM or SIGINT drains: the socket
+closes, what runs has `server.drain_s` to end, everything is destroyed. A second signal does not wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import resource
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import uvloop
+
+from sandfork import __version__
+from sandfork.access import Access, AccessSettings, KeyEntry, MalformedKeys, load_keys
+from sandfork.config import Config, Loaded
+from sandfork.dialects import load_dialects
+from sandfork.dialects.base import Bounds
+from sandfork.engine.engine import Engine
+from sandfork.http.app import App, build_app
+from sandfork.http.endpoints import HttpSettings
+from sandfork.http.log import ExecutionLog
+from sandfork.languages.catalogue import Catalogue
+from sandfork.metrics import Metrics
+from sandfork.model import Caller, ExecPlan, ExecResult
+from sandfork.serve_engine import build_engine, choose_languages, pool_targets
+from sandfork.serve_http import build_server, stop_on_signals
+from sandfork.serve_listen import is_loopback, listen
+from sandfork.serve_log import LineWriter, set_up_logging
+from sandfork.serve_refusal import Refused
+from sandfork.serve_tier import open_tier
+from sandfork.tiers.base import Tier
+
+log = logging.getLogger(__name__)
+
+#: How long after the drain answers may take to be sent.
+SEND_S = 5.0
+#: Items of one batch under way at once: one caller's batch leaves turns to the others.
+MOST_PARALLEL = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What a start has made before the event loop runs."""
+
+    config: Config
+    keys: tuple[KeyEntry, ...]
+    catalogue: Catalogue
+    tier: Tier
+    socket: socket.socket
+    lines: LineWriter
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The address and the port that it really listens on."""
+        host, port = self.socket.getsockname()[:2]
+        return str(host), int(port)
+
+
+Announce = Callable[[Service], None]
+
+
+def serve(loaded: Loaded, *, tier: str, announce: Announce) -> None:
+    """Run the service until a signal ends it; `announce` is called once it answers. *Raises* Refused, TierError."""
+    config = loaded.config
+    keys = read_keys(loaded)
+    refuse_exposure(config, keys)
+    catalogue = choose_languages(config)
+    pool_targets(config, catalogue)
+    lines = set_up_logging(config.server.log_level)
+    raise_open_files()
+    sock = listen(config.server.host, config.port)
+    service = Service(config, keys, catalogue, open_tier(config, catalogue, tier), sock, lines)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, suppress(asyncio.CancelledError):
+        runner.run(_run(service, announce))
+
+
+def read_keys(loaded: Loaded) -> tuple[KeyEntry, ...]:
+    """Return the key ring; empty when nobody named a file and the usual one is not there. *Raises* Refused."""
+    path = Path(loaded.config.access.keys_file)
+    source = loaded.sources["access.keys_file"]
+    try:
+        return load_keys(path)
+    except FileNotFoundError:
+        if not loaded.is_explicit("access.keys_file"):
+            return ()
+        raise Refused(f"{path} (access.keys_file, {source}) does not exist: `sandfork keys new` makes it") from None
+    except MalformedKeys as error:
+        raise Refused(str(error)) from None
+    except OSError as error:
+        raise Refused(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def refuse_exposure(config: Config, keys: Sequence[KeyEntry]) -> None:
+    """Refuse to let a network run programs without a key, unless told to. *Raises* Refused."""
+    if not keys and not config.access.open and not is_loopback(config.server.host):
+        raise Refused(
+            f"{config.server.host} can be reached from other machines and there are no API keys: make one with "
+            "`sandfork keys new NAME`, or let anybody run programs here with --open"
+        )
+
+
+def raise_open_files() -> None:
+    """Allow as many open files as this process may: a parked sandbox holds several."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def http_settings(config: Config, isolation: str) -> HttpSettings:
+    """Return the settings of the HTTP side."""
+    server = config.server
+    return HttpSettings(
+        dialect=None if server.dialect == "all" else server.dialect,
+        bounds=Bounds(config.limits.maximum.wall_s, server.max_code_bytes, server.max_batch),
+        max_body_bytes=server.max_body_bytes,
+        batch_parallel=min(MOST_PARALLEL, config.admission.max_running),
+        version=__version__,
+        isolation=isolation,
+    )
+
+
+def build_access(service: Service) -> Access:
+    """Return who may call. *Raises* Refused for a proxy that is no address."""
+    config = service.config
+    settings = AccessSettings(rate_per_s=config.access.rate_per_s, trusted_proxies=config.server.trusted_proxies)
+    try:
+        return Access(settings, service.keys, clock=time.monotonic)
+    except ValueError as error:
+        raise Refused(f"server.trusted_proxies: {error}") from None
+
+
+async def _run(service: Service, announce: Announce) -> None:
+    """Start, serve until a signal, drain, and leave nothing."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    stop_on_signals(loop, task.cancel)
+    service.lines.defer_on(loop)
+    try:
+        await service.tier.start()
+        metrics = Metrics()
+        execution_log = ExecutionLog(service.lines.write, time.time) if log.isEnabledFor(logging.INFO) else None
+        engine = build_engine(service.config, service.catalogue, service.tier, _observe(metrics, execution_log))
+        metrics.watch(engine.statistics)
+        try:
+            await engine.start()
+            _tell_templates(engine)
+            settings = http_settings(service.config, service.tier.isolation)
+            app = build_app(settings, engine, build_access(service), metrics, load_dialects(), execution_log)
+            await _serve(service, app, engine, announce)
+        finally:
+            await engine.close()
+    finally:
+        service.lines.defer_on(None)
+        await service.tier.close()
+
+
+def _observe(
+    metrics: Metrics, execution_log: ExecutionLog | None
+) -> Callable[[Caller, ExecPlan | None, ExecResult | BaseException], None]:
+    if execution_log is None:
+        return metrics.observe
+
+    def observe(caller: Caller, plan: ExecPlan | None, outcome: ExecResult | BaseException) -> None:
+        metrics.observe(caller, plan, outcome)
+        execution_log.observe(caller, plan, outcome)
+
+    return observe
+
+
+def _tell_templates(engine: Engine) -> None:
+    """Log what could not be made ready. *Raises* Refused when nothing could."""
+    health = engine.health()
+    for template in health:
+        if not template.ready:
+            log.warning("template %s is not ready: %s", template.key, template.reason)
+    if health and not any(template.ready for template in health):
+        raise Refused(f"no template can be made: {health[0].reason}")
+
+
+async def _serve(service: Service, app: App, engine: Engine, announce: Announce) -> None:
+    """Answer requests until the first signal; then drain, which a second signal cuts short."""
+    drain_s = service.config.server.drain_s
+    server = build_server(app, drain_s + SEND_S)
+    server.on_started = partial(announce, service)
+    stopping, hurrying = asyncio.Event(), asyncio.Event()
+    stop_on_signals(asyncio.get_running_loop(), lambda: (hurrying if stopping.is_set() else stopping).set())
+    # Nothing made so far is garbage; the collector need not look at it again, nor copy pages to mark it.
+    gc.collect()
+    gc.freeze()
+    async with asyncio.TaskGroup() as group:
+        serving = group.create_task(server.serve(sockets=[service.socket]))
+        serving.add_done_callback(lambda _: stopping.set())
+        await stopping.wait()
+        log.info("draining for at most %g s", drain_s)
+        server.should_exit = True
+        draining = group.create_task(engine.drain(drain_s))
+        await _first(draining, group.create_task(hurrying.wait()))
+        if hurrying.is_set():
+            server.force_exit = True
+            await engine.drain(0)
+
+
+async def _first(done: asyncio.Task[None], hurry: asyncio.Task[bool]) -> None:
+    """Return when either is over; the second is not waited for any longer."""
+    await asyncio.wait((done, hurry), return_when=asyncio.FIRST_COMPLETED)
+    hurry.cancel()

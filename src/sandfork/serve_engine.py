@@ -1,0 +1,83 @@
+"""From settings to an engine: the languages of this host, limits, admission, pools."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from sandfork.config import Config
+from sandfork.engine.admission import AdmissionSettings
+from sandfork.engine.engine import Engine, EngineSettings, Observe, observe_nothing
+from sandfork.engine.policy import LimitPolicy
+from sandfork.engine.pool import PoolSettings
+from sandfork.languages.catalogue import Catalogue, Language
+from sandfork.model import Limits
+from sandfork.serve_refusal import Refused
+from sandfork.tiers.base import Tier
+
+
+def choose_languages(config: Config) -> Catalogue:
+    """Return the catalogue of what is enabled and installed on this host. *Raises* Refused."""
+    every = Catalogue.load()
+    enabled = config.languages.enable
+    wanted = {_language(every, name).name for name in enabled}
+    return every.only(lambda each: each.name in wanted if enabled else each.installed(os.path.exists))
+
+
+def _language(every: Catalogue, name: str) -> Language:
+    language = every.find(name)
+    if language is None:
+        close = difflib.get_close_matches(name, every.names(), n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(every.names())}"
+        raise Refused(f"languages.enable: no language {name!r}: {hint}")
+    if not language.installed(os.path.exists):
+        raise Refused(f"languages.enable: {name} needs {language.argv[0]}, which is not installed")
+    return language
+
+
+def default_limits(config: Config) -> Limits:
+    """Return what a program may use when its request does not say."""
+    return Limits(**asdict(config.limits.default))
+
+
+def limit_policy(config: Config) -> LimitPolicy:
+    """Return what requests may ask for."""
+    return LimitPolicy(
+        default=default_limits(config),
+        maximum=Limits(**asdict(config.limits.maximum)),
+        max_code_bytes=config.server.max_code_bytes,
+    )
+
+
+def engine_settings(config: Config) -> EngineSettings:
+    """Return the engine's settings."""
+    admission, pool, templates = config.admission, config.pool, config.templates
+    return EngineSettings(
+        policy=limit_policy(config),
+        admission=AdmissionSettings(
+            max_running=admission.max_running,
+            max_queued=admission.max_queued,
+            max_wait_s=admission.max_wait_s,
+            max_dying=2 * admission.max_running,
+        ),
+        pool=PoolSettings(
+            refill_delay_s=pool.refill_delay_s, max_forking=pool.max_forking, retire_after_s=templates.recycle_s
+        ),
+    )
+
+
+def pool_targets(config: Config, catalogue: Catalogue) -> Mapping[str, int]:
+    """Return how many sandboxes of each template to keep parked. *Raises* Refused for an unknown template."""
+    targets = {spec.key: spec.pool_target(config.pool.size) for spec in catalogue.templates()}
+    for key, count in config.pool.sizes.items():
+        if key not in targets:
+            raise Refused(f"pool.sizes: no template {key!r} on this host: there are {', '.join(targets)}")
+        targets[key] = count
+    return targets
+
+
+def build_engine(config: Config, catalogue: Catalogue, tier: Tier, observe: Observe = observe_nothing) -> Engine:
+    """Return an engine over `tier`, not started."""
+    return Engine(tier, catalogue, pool_targets(config, catalogue), engine_settings(config), observe=observe)

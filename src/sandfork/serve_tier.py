@@ -1,0 +1,72 @@
+"""Open the tier: as root its privileged process is started, then this process gives root up for good."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from sandfork.config import Config
+from sandfork.languages.catalogue import Catalogue
+from sandfork.linux.privileges import drop_privileges
+from sandfork.serve_engine import default_limits, pool_targets
+from sandfork.serve_refusal import Refused
+from sandfork.tiers.base import Tier
+from sandfork.tiers.fake import FakeTier
+from sandfork.tiers.process import LaunchSettings, ProcessSettings, ProcessTier, launch
+
+log = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def open_tier(config: Config, catalogue: Catalogue, name: str) -> Tier:
+    """Return the tier of that name, not started. *Raises* Refused, TierUnavailable."""
+    if name == "fake":
+        log.warning("the fake tier runs no programs: it plays scripts, for tests")
+        return FakeTier(isolation="reduced")
+    if name != "process":
+        raise Refused(f"there is no tier {name!r}")
+    process = config.process
+    settings = LaunchSettings(
+        warden=PACKAGE / "native/bin/sandfork-warden", uid_base=process.uid_base, cgroup_parent=process.cgroup_parent
+    )
+    if not settings.warden.exists():
+        raise Refused(f"{settings.warden} was not built: start through ./dev, or install the package")
+    launched = launch(settings)
+    if os.geteuid() == 0:
+        uid = settings.uid_base + launched.instance * settings.uid_count
+        drop_privileges(uid, uid)
+    return ProcessTier(process_settings(config, catalogue), launched, catalogue)
+
+
+def process_settings(config: Config, catalogue: Catalogue) -> ProcessSettings:
+    """Return how the process tier makes sandboxes."""
+    process, templates = config.process, config.templates
+    return ProcessSettings(
+        native=PACKAGE / "native/bin",
+        guest=PACKAGE / "guest",
+        guest_packages=guest_packages(config),
+        limits=default_limits(config),
+        most_sandboxes=most_sandboxes(config, catalogue),
+        cores=len(os.sched_getaffinity(0)),
+        shared_netns=process.network_namespace == "shared",
+        recycle_forks=templates.recycle_forks,
+        recycle_s=templates.recycle_s,
+        allow_missing=frozenset(process.allow_missing),
+    )
+
+
+def most_sandboxes(config: Config, catalogue: Catalogue) -> int:
+    """Return how many sandboxes may exist at one time: parked, being forked, running and being destroyed."""
+    parked = sum(pool_targets(config, catalogue).values())
+    forking = config.pool.max_forking * len(catalogue.templates())
+    return parked + forking + 3 * config.admission.max_running
+
+
+def guest_packages(config: Config) -> Path | None:
+    """Return the directory of packages for Python programs: the configured one, or the installed one if it is there."""
+    if config.languages.guest_packages:
+        return Path(config.languages.guest_packages)
+    installed = PACKAGE.parent / "guest"
+    return installed.resolve() if installed.is_dir() else None
