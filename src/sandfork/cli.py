@@ -14,6 +14,7 @@ import typer
 from sandfork import __version__, cli_bench, cli_config, cli_doctor, cli_keys, cli_run, cli_serve
 from sandfork.cli_terms import err
 from sandfork.config import ConfigError
+from sandfork.errors import SandforkError
 from sandfork.serve_refusal import Refused
 
 INTERRUPTED = 130
@@ -56,7 +57,7 @@ def main() -> None:
     """Run the command line and end the process with its status."""
     try:
         app()
-    except (Refused, ConfigError) as error:
+    except (Refused, ConfigError, SandforkError) as error:
         err.print(f"sandfork: {error}", markup=False)
         sys.exit(getattr(error, "status", 1))
     except KeyboardInterrupt:

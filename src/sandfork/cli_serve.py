@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sandfork import __version__
-from sandfork.cli_terms import ConfigFile, err, settings
+from sandfork.cli_terms import ConfigFile, out, settings
 
 if TYPE_CHECKING:
     from sandfork.serve import Service
@@ -45,8 +45,8 @@ def announce(service: Service) -> None:
     host, port = service.address
     host = ANY_ADDRESS.get(host, host)
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    err.print(f"sandfork {__version__} answers at {url}, isolation: {service.tier.isolation}. Try:\n", markup=False)
-    err.print(f"  {example(url, service.config.server.dialect, with_key=bool(service.keys))}\n", markup=False)
+    out.print(f"sandfork {__version__} answers at {url}, isolation: {service.tier.isolation}. Try:\n", markup=False)
+    out.print(f"  {example(url, service.config.server.dialect, with_key=bool(service.keys))}\n", markup=False)
 
 
 def example(url: str, dialect: str, *, with_key: bool) -> str:

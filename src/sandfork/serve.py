@@ -33,6 +33,7 @@ from sandfork.config import Config, Loaded
 from sandfork.dialects import load_dialects
 from sandfork.dialects.base import Bounds
 from sandfork.engine.engine import Engine
+from sandfork.errors import TierUnavailable
 from sandfork.http.app import App, build_app
 from sandfork.http.endpoints import HttpSettings
 from sandfork.http.log import ExecutionLog
@@ -44,8 +45,9 @@ from sandfork.serve_http import build_server, stop_on_signals
 from sandfork.serve_listen import is_loopback, listen
 from sandfork.serve_log import LineWriter, set_up_logging
 from sandfork.serve_refusal import Refused
-from sandfork.serve_tier import open_tier
+from sandfork.serve_tier import open_tier, unenforced
 from sandfork.tiers.base import Tier
+from sandfork.tiers.process import ProcessTier
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +126,7 @@ def raise_open_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def http_settings(config: Config, isolation: str) -> HttpSettings:
+def http_settings(config: Config, isolation: str, unenforced: Sequence[str]) -> HttpSettings:
     """Return the settings of the HTTP side."""
     server = config.server
     return HttpSettings(
@@ -134,6 +136,7 @@ def http_settings(config: Config, isolation: str) -> HttpSettings:
         batch_parallel=min(MOST_PARALLEL, config.admission.max_running),
         version=__version__,
         isolation=isolation,
+        unenforced_limits=tuple(unenforced),
     )
 
 
@@ -162,7 +165,7 @@ async def _run(service: Service, announce: Announce) -> None:
         try:
             await engine.start()
             _tell_templates(engine)
-            settings = http_settings(service.config, service.tier.isolation)
+            settings = http_settings(service.config, service.tier.isolation, unenforced(service.tier))
             app = build_app(settings, engine, build_access(service), metrics, load_dialects(), execution_log)
             await _serve(service, app, engine, announce)
         finally:
@@ -200,22 +203,48 @@ async def _serve(service: Service, app: App, engine: Engine, announce: Announce)
     drain_s = service.config.server.drain_s
     server = build_server(app, drain_s + SEND_S)
     server.on_started = partial(announce, service)
-    stopping, hurrying = asyncio.Event(), asyncio.Event()
-    stop_on_signals(asyncio.get_running_loop(), lambda: (hurrying if stopping.is_set() else stopping).set())
+    end = _End()
+    stop_on_signals(asyncio.get_running_loop(), end.ask)
     # Nothing made so far is garbage; the collector need not look at it again, nor copy pages to mark it.
     gc.collect()
     gc.freeze()
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(server.serve(sockets=[service.socket]))
-        serving.add_done_callback(lambda _: stopping.set())
-        await stopping.wait()
+        serving.add_done_callback(lambda _: end.asked.set())
+        watching = group.create_task(_watch(service.tier, end))
+        await end.asked.wait()
         log.info("draining for at most %g s", drain_s)
         server.should_exit = True
         draining = group.create_task(engine.drain(drain_s))
-        await _first(draining, group.create_task(hurrying.wait()))
-        if hurrying.is_set():
+        await _first(draining, group.create_task(end.hurried.wait()))
+        if end.hurried.is_set():
             server.force_exit = True
             await engine.drain(0)
+        watching.cancel()
+    if end.tier_lost:
+        raise TierUnavailable("the process that makes sandboxes died, and the service cannot go on without it")
+
+
+class _End:
+    """Why and how fast the service ends: asked to by a first signal, hurried by a second or by the loss of its tier."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.hurried = asyncio.Event()
+        self.tier_lost = False
+
+    def ask(self) -> None:
+        """Take a signal."""
+        (self.hurried if self.asked.is_set() else self.asked).set()
+
+
+async def _watch(tier: Tier, end: _End) -> None:
+    """End the service when its tier can make nothing more."""
+    if isinstance(tier, ProcessTier):
+        await tier.lost()
+        end.tier_lost = True
+        end.asked.set()
+        end.hurried.set()
 
 
 async def _first(done: asyncio.Task[None], hurry: asyncio.Task[bool]) -> None:

@@ -70,3 +70,8 @@ def guest_packages(config: Config) -> Path | None:
         return Path(config.languages.guest_packages)
     installed = PACKAGE.parent / "guest"
     return installed.resolve() if installed.is_dir() else None
+
+
+def unenforced(tier: Tier) -> tuple[str, ...]:
+    """Return what a started tier cannot enforce on this host, by the configuration's leave."""
+    return tier.unenforced if isinstance(tier, ProcessTier) else ()
