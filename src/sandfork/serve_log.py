@@ -94,7 +94,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields, default=str)
 
 
-class LineHandler(logging.Handler):
+class LoggedLines(logging.Handler):
     """Hands formatted records to a LineWriter; a WARNING or worse is written at once."""
 
     def __init__(self, lines: LineWriter) -> None:
@@ -111,7 +111,7 @@ class LineHandler(logging.Handler):
 def set_up_logging(level: str, descriptor: int = 2) -> LineWriter:
     """Send the log to `descriptor` from `level` on; return what writes its lines."""
     lines = LineWriter(descriptor)
-    handler = LineHandler(lines)
+    handler = LoggedLines(lines)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import sandfork
-from tests.style.source import ROOT, Module, invented, modules, modules_of_tests, project_files
+from tests.style.source import ROOT, Module, imports, invented, modules, modules_of_tests, project_files
 
 VAGUE_WORDS = {"manager", "handler", "helper", "helpers", "util", "utils", "core", "data", "info", "common", "misc"}
 #: Runs where there is no configuration: inside a sandbox, before installation.
@@ -19,7 +19,7 @@ READS_ITS_OWN_ENVIRONMENT = ("sandfork.config.", "sandfork.guest.")
 REGISTRY_HOSTS = ("pypi" + ".org", "python" + "hosted", "npmjs" + ".", ".debian" + ".org", "archive.ubuntu" + ".com")
 MACHINE_PATHS = ("/wo" + "rk/", "../sha" + "red", ".lib" + "rary/", "/home/" + "runner")
 UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X|HA" + r"CK)\b")
-SLEEPS = {"sleep", "sleep_ms", "sleep_until", "sleep_forever"}
+SLEEPS = {"time.sleep", "asyncio.sleep", "anyio.sleep", "trio.sleep"}
 
 Rule = Callable[[Module], Iterator[str]]
 
@@ -45,14 +45,19 @@ def has_a_telling_name(module: Module) -> Iterator[str]:
 
 
 def never_sleeps(module: Module) -> Iterator[str]:
-    """A test waits for an event or moves a virtual clock; `sleep(0)` only lets others run."""
+    """A test waits for an event or moves a virtual clock, under which asyncio.sleep takes no time; sleep(0) neither."""
+    virtual = any(name.startswith("tests.support.clock") for _, name in imports(module))
+    allowed = {"asyncio.sleep"} if virtual or module.name == "tests.support.clock" else set()
     for node in ast.walk(module.tree):
         if not isinstance(node, ast.Call):
             continue
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        yields = len(node.args) == 1 and isinstance(node.args[0], ast.Constant) and node.args[0].value == 0
-        if name in SLEEPS and not yields:
+        name = ast.unparse(node.func)
+        instant = len(node.args) == 1 and ast.unparse(node.args[0]) == "0"
+        if name in SLEEPS and name not in allowed and not instant:
             yield f"{module.relative}:{node.lineno}: a test that sleeps is slow or flaky or both"
+    for line, name in imports(module):
+        if name in SLEEPS:
+            yield f"{module.relative}:{line}: {name} is called by its whole name, so that it is seen"
 
 
 def names_tests_as_sentences(module: Module) -> Iterator[str]:
@@ -68,6 +73,9 @@ RULES: tuple[tuple[Rule, Callable[[], tuple[Module, ...]], str, str], ...] = (
     (has_a_telling_name, modules, "sandfork.engine.helpers", ""),
     (has_a_telling_name, modules, "sandfork.engine.pool", "class PoolManager: ..."),
     (never_sleeps, modules_of_tests, "tests.unit.test_x", "import time\ntime.sleep(0.1)"),
+    (never_sleeps, modules_of_tests, "tests.unit.test_x", "from time import sleep"),
+    (never_sleeps, modules_of_tests, "tests.unit.test_x", "import asyncio\nasync def f(): await asyncio.sleep(1)"),
+    (never_sleeps, modules_of_tests, "tests.unit.test_x", "import tests.support.clock, time\ntime.sleep(1)"),
     (names_tests_as_sentences, modules_of_tests, "tests.unit.test_x", "def test_pool(): ..."),
 )
 

@@ -26,7 +26,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("model", "errors"),
 )
 #: Stand beside the table: they import nothing of sandfork.
-ALONE = ("guest", "native", "client")
+ALONE = ("guest", "native", "policy", "client")
 #: Parts of which each module is an adapter of its own: siblings share only these.
 SHARED_BY_SIBLINGS = {"dialects": ("base", "fields"), "tiers": ("base",)}
 PURE = ("dialects",)
@@ -46,9 +46,9 @@ def row(part: str) -> int | None:
 
 
 def inner_imports(module: Module) -> Iterator[tuple[int, str]]:
-    """Yield the imports of `module` that are of this package."""
+    """Yield the imports of `module` that are parts of this package; its version is none."""
     for line, name in imports(module):
-        if name.startswith("sandfork."):
+        if name.startswith("sandfork.") and name != "sandfork.__version__":
             yield line, name
 
 
