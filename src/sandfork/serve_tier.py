@@ -35,8 +35,7 @@ def open_tier(config: Config, catalogue: Catalogue, name: str) -> Tier:
         raise Refused(f"{settings.warden} was not built: start through ./dev, or install the package")
     launched = launch(settings)
     if os.geteuid() == 0:
-        uid = settings.uid_base + launched.instance * settings.uid_count
-        drop_privileges(uid, uid)
+        drop_privileges(launched.server_uid, launched.server_uid)
     return ProcessTier(process_settings(config, catalogue), launched, catalogue)
 
 

@@ -20,7 +20,6 @@ import struct
 import sys
 import threading
 import time
-import traceback
 import types
 
 ORDERS, REPORTS, PROFILE, SELF, CORE = range(3, 8)
@@ -73,7 +72,11 @@ def read_run(fd):
 
 def apply_limits(numbers):
     """Lower the rlimits RUN names: n open files, p processor seconds, s file size."""
-    for tag, which, grace in ((110, resource.RLIMIT_NOFILE, 0), (112, resource.RLIMIT_CPU, 1), (115, resource.RLIMIT_FSIZE, 0)):
+    for tag, which, grace in (
+        (110, resource.RLIMIT_NOFILE, 0),
+        (112, resource.RLIMIT_CPU, 1),
+        (115, resource.RLIMIT_FSIZE, 0),
+    ):
         if tag in numbers:
             hard = resource.getrlimit(which)[1]
             most = numbers[tag] + grace if hard == resource.RLIM_INFINITY else min(numbers[tag] + grace, hard)
@@ -160,7 +163,9 @@ def shut_down(main, status):
         names[name] = None
     if gc.isenabled():
         gc.collect()
-    for stream in {id(s): s for s in (sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__) if s is not None}.values():
+    for stream in {
+        id(s): s for s in (sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__) if s is not None
+    }.values():
         try:
             stream.flush()
         except (OSError, ValueError):
@@ -243,8 +248,28 @@ def reseed():
             seed(sys.modules[name])
 
 
+# Numeric libraries start threads when they are imported, and a process with threads cannot be forked safely.
+SINGLE_THREADED = (
+    "OPENBLAS_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+)
+
+
 def preload(names):
-    """Import what the template is to hold. Names starting with "?" may be missing."""
+    """Import what the template is to hold, single-threaded. Names starting with "?" may be missing."""
+    os.environ.update(dict.fromkeys(SINGLE_THREADED, "1"))
+    try:
+        import_all(names)
+    finally:
+        for name in SINGLE_THREADED:
+            del os.environ[name]
+
+
+def import_all(names):
+    """Import each name."""
     for name in names:
         try:
             __import__(name.lstrip("?"))

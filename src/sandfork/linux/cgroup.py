@@ -15,6 +15,27 @@ from pathlib import Path
 V1_CONTROLLERS = ("memory", "pids", "cpuacct", "cpu")
 V2_CONTROLLERS = ("memory", "pids", "cpu")
 
+# What is read of a slot: the hierarchy and the file. pids.peak is of Linux 6.11; where it is missing, no peak is told.
+_V1_FILES = {
+    "cpu": ("cpuacct", "cpuacct.usage"),
+    "user": ("cpuacct", "cpuacct.usage_user"),
+    "system": ("cpuacct", "cpuacct.usage_sys"),
+    "memory": ("memory", "memory.usage_in_bytes"),
+    "peak": ("memory", "memory.max_usage_in_bytes"),
+    "oom": ("memory", "memory.oom_control"),
+    "pids": ("pids", "pids.events"),
+    "pids_peak": ("pids", "pids.peak"),
+}
+_V2_FILES = {
+    "cpu": ("unified", "cpu.stat"),
+    "memory": ("unified", "memory.current"),
+    "peak": ("unified", "memory.peak"),
+    "oom": ("unified", "memory.events"),
+    "pids": ("unified", "pids.events"),
+    "pids_peak": ("unified", "pids.peak"),
+}
+_OPTIONAL = frozenset({"pids_peak", "peak"})
+
 
 @dataclass(frozen=True, slots=True)
 class Hierarchy:
@@ -131,86 +152,96 @@ def _bottom_up(directory: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What the kernel counted for a cgroup since it was made or last reset."""
+    """What the kernel counted for a slot since its baseline; `processes` is the most at one time."""
 
-    cpu_user_ns: int = 0
-    cpu_system_ns: int = 0
-    memory_peak_bytes: int = 0
-    oom_kills: int = 0
-    pids_denied: int = 0
+    cpu_user_ns: int
+    cpu_system_ns: int
+    memory_peak_bytes: int
+    memory_bytes: int
+    processes: int
 
 
 class SlotMeter:
-    """Reads the figures of one slot's cgroups. Keeps its files open: a read is then one pread.
+    """Reads the figures of one slot's cgroups.
 
-    On v1 the slot's cgroup outlives its tenants, so cpu and event counters are differences to `baseline`.
+    Files of a cgroup that outlives its tenants (v1 memory and cpuacct) stay open, so that a read is one pread; their counters
+    are taken as differences to `baseline`. The others are opened when they are asked for.
     """
 
-    __slots__ = ("_base", "_files", "_paths", "_unified")
+    __slots__ = ("_cpu_base", "_files", "_lasting", "_oom_base", "_paths", "_unified")
 
     def __init__(self, directories: dict[str, Path], slot: int, unified: bool) -> None:
         self._unified = unified
         self._files: dict[str, int] = {}
-        self._base = Figures()
+        self._cpu_base = (0, 0, 0)
+        self._oom_base = 0
         name = f"s{slot}"
-        if unified:
-            root = directories["unified"] / name
-            self._paths = {"cpu": root / "cpu.stat", "peak": root / "memory.peak", "oom": root / "memory.events"}
-            self._paths["pids"] = root / "pids.events"
-            return
-        at = {
-            "user": ("cpuacct", "cpuacct.usage_user"),
-            "system": ("cpuacct", "cpuacct.usage_sys"),
-            "peak": ("memory", "memory.max_usage_in_bytes"),
-            "oom": ("memory", "memory.oom_control"),
-            "pids": ("pids", "pids.events"),
-        }
-        self._paths = {key: directories[c] / name / file for key, (c, file) in at.items() if c in directories}
+        table = _V2_FILES if unified else _V1_FILES
+        self._paths = {key: str(directories[c] / name / file) for key, (c, file) in table.items() if c in directories}
+        self._lasting = frozenset() if unified else frozenset(k for k in self._paths if not k.startswith("pids"))
 
     def _read(self, key: str) -> bytes:
         fd = self._files.get(key)
-        if fd is None:
-            path = self._paths.get(key)
-            if path is None:
-                return b""
-            fd = self._files[key] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        return os.pread(fd, 512, 0)
+        if fd is not None:
+            return os.pread(fd, 512, 0)
+        path = self._paths.get(key)
+        if path is None:
+            return b""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if key not in _OPTIONAL:
+                raise
+            del self._paths[key]
+            return b""
+        if key in self._lasting:
+            self._files[key] = fd
+            return os.pread(fd, 512, 0)
+        try:
+            return os.read(fd, 512)
+        finally:
+            os.close(fd)
 
-    def _cpu(self) -> tuple[int, int]:
+    def _cpu_total(self) -> int:
+        if self._unified:
+            return _value(self._read("cpu").split(), b"usage_usec") * 1000
+        return int(self._read("cpu") or 0)
+
+    def _cpu(self) -> tuple[int, int, int]:
+        """Return total, user and system ns. On v1 user and system are ticks, and only their ratio is used."""
         if self._unified:
             words = self._read("cpu").split()
-            if not words:
-                return 0, 0
-            return _value(words, b"user_usec") * 1000, _value(words, b"system_usec") * 1000
-        return int(self._read("user") or 0), int(self._read("system") or 0)
+            return tuple(_value(words, key) * 1000 for key in (b"usage_usec", b"user_usec", b"system_usec"))  # type: ignore[return-value]
+        return int(self._read("cpu") or 0), int(self._read("user") or 0), int(self._read("system") or 0)
 
     def baseline(self) -> None:
-        """Start counting from now. On v2 the files are of a new cgroup, so they are opened again."""
-        if self._unified:
-            self.close()
-        user, system = self._cpu()
-        self._base = Figures(user, system, 0, self._oom_kills(), self._pids_denied())
+        """Count from now on."""
+        self._cpu_base = self._cpu()
+        self._oom_base = 0 if self._unified else self._oom_kills()
 
     def cpu_ns(self) -> int:
         """Processor time used since the baseline, user and system."""
-        user, system = self._cpu()
-        return user + system - self._base.cpu_user_ns - self._base.cpu_system_ns
+        return self._cpu_total() - self._cpu_base[0]
 
-    def usage(self) -> tuple[int, int, int]:
-        """Return cpu user ns, cpu system ns and peak memory bytes since the baseline."""
-        user, system = self._cpu()
-        peak = int(self._read("peak") or 0)
-        return user - self._base.cpu_user_ns, system - self._base.cpu_system_ns, peak
+    def figures(self) -> Figures:
+        """Return what was used since the baseline."""
+        total, user, system = (now - base for now, base in zip(self._cpu(), self._cpu_base, strict=True))
+        ticks = user + system
+        system_ns = total * system // ticks if ticks else 0
+        return Figures(
+            cpu_user_ns=total - system_ns,
+            cpu_system_ns=system_ns,
+            memory_peak_bytes=int(self._read("peak") or 0),
+            memory_bytes=int(self._read("memory") or 0),
+            processes=int(self._read("pids_peak") or 0),
+        )
 
     def _oom_kills(self) -> int:
         return _value(self._read("oom").split(), b"oom_kill")
 
-    def _pids_denied(self) -> int:
-        return _value(self._read("pids").split(), b"max")
-
     def events(self) -> tuple[int, int]:
-        """Return how often the kernel killed for memory and refused a process since the baseline."""
-        return self._oom_kills() - self._base.oom_kills, self._pids_denied() - self._base.pids_denied
+        """Return how often the kernel killed for memory and refused a process."""
+        return self._oom_kills() - self._oom_base, _value(self._read("pids").split(), b"max")
 
     def close(self) -> None:
         """Close the files."""

@@ -32,7 +32,9 @@ def landlock_abi() -> LandlockAbi:
     SAFETY: landlock_create_ruleset(NULL, 0, VERSION) reads no memory of ours and changes nothing.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    version = libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_CREATE_RULESET_VERSION))
+    version = libc.syscall(
+        _SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_CREATE_RULESET_VERSION)
+    )
     if version < 1:
         return LandlockAbi(0, 0, 0, 0)
     bits = _FS_RIGHTS[min(version, 5)]

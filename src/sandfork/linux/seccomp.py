@@ -26,7 +26,9 @@ def compile_policy(name: str = "default") -> bytes:
 
     Calls that this libseccomp does not know are left out, which refuses them. *Raises* PolicyError.
     """
-    text = files("sandfork.policy").joinpath("seccomp.toml" if name == "default" else f"seccomp-{name}.toml").read_text()
+    text = (
+        files("sandfork.policy").joinpath("seccomp.toml" if name == "default" else f"seccomp-{name}.toml").read_text()
+    )
     policy = tomllib.loads(text)
     program = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.EPERM))
     program.set_attr(pyseccomp.Attr.CTL_OPTIMIZE, _TREE)

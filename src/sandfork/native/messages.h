@@ -62,7 +62,7 @@ enum child_kind {
 
 enum event_op {
     EV_ROOT = 1,       /* id, step, err: built (err 0) or failed */
-    EV_ZYGOTE = 2,     /* id: ready */
+    EV_ZYGOTE = 2,     /* id, maxrss_kb: ready */
     EV_ZYGOTE_END = 3, /* id, status: it died, or never came up */
     EV_SPAWN_FAILED = 4,
     EV_EXIT = 5,   /* slot, status, usage: the user process ended */
@@ -99,7 +99,7 @@ enum { ORDER_CELL, ORDER_CTL, ORDER_STDIN, ORDER_STDOUT, ORDER_STDERR, ORDER_CGR
 
 #define ORDER_INTO_CGROUP 1u /* the one cgroup fd is a v2 directory: be born in it */
 
-#define REPORT_READY 0xffffffffu /* slot of a zygote's first report; pid is its own */
+#define REPORT_READY 0xffffffffu /* slot of a zygote's first report; pid is its own, step its resident memory in KB */
 #define REPORT_GARBLED 0xfffffffeu
 
 /* An order without descriptors is a marker: it is answered by -EPROTO, after all that was sent before it. */

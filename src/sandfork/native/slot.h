@@ -4,7 +4,7 @@
  *   two host uids (one for the cell's init, one for the program) and a user namespace that maps just them
  *   a network namespace with its loopback up, used again only if the kernel's counters show that it never carried a
  *     packet and no socket is left in it; otherwise a new one takes its place
- *   a cgroup per hierarchy: on v1 kept and reset, on v2 made anew for every tenant
+ *   a cgroup per hierarchy: on v1 kept and reset but for pids, whose figures cannot be; on v2 made anew for every tenant
  */
 #ifndef SANDFORK_SLOT_H
 #define SANDFORK_SLOT_H
@@ -147,6 +147,19 @@ static long slot_open_cgroups(uint32_t id, int *fds)
     return 0;
 }
 
+/* v1 offers no way to reset pids.peak and pids.events, and a cgroup of pids is cheap to make. */
+static long renew_pids_cgroup(uint32_t id)
+{
+    const struct hierarchy *pids = hierarchy_named("pids");
+    struct text path = {0};
+    if (!pids)
+        return 0;
+    slot_path(&path, id, NULL);
+    host.slots[id].limits.pids = 0;
+    long r = SYS(unlinkat, pids->dir, path.buf, AT_REMOVEDIR);
+    return r < 0 ? r : SYS(mkdirat, pids->dir, path.buf, 0755);
+}
+
 /* After the last process is reaped: 0, or -EBUSY when something is still in a cgroup. */
 static long slot_reset_cgroups(uint32_t id)
 {
@@ -169,8 +182,9 @@ static long slot_reset_cgroups(uint32_t id)
         if (n != 0)
             return n < 0 ? n : -EBUSY;
     }
+    long r = renew_pids_cgroup(id);
     const struct hierarchy *memory = hierarchy_named("memory");
-    return memory ? write_limit(memory, id, "memory.max_usage_in_bytes", 0) : 0;
+    return r >= 0 && memory ? write_limit(memory, id, "memory.max_usage_in_bytes", 0) : r;
 }
 
 /* A child in a new user namespace, alive just long enough to be mapped and opened. */
@@ -218,19 +232,26 @@ static long make_user_ns(uint32_t id)
 
 /* --- network namespaces --- */
 
+/*
+ * What a network namespace says of its past: packets over its loopback, its protocols' counters, and, in the first line of
+ * sockstat, the sockets in it (the other lines count the whole host's memory).
+ */
 static size_t read_net(char *to, size_t size)
 {
-    static const char *const files[] = {"/proc/self/net/dev", "/proc/self/net/sockstat", "/proc/self/net/snmp"};
-    size_t len = 0;
+    static const char *const files[] = {"/proc/self/net/dev", "/proc/self/net/snmp", "/proc/self/net/sockstat"};
+    size_t len = 0, start = 0;
     for (int i = 0; i < 3; i++) {
         long fd = SYS(openat, AT_FDCWD, files[i], O_RDONLY | O_CLOEXEC, 0);
         long n = 0;
+        start = len;
         while (fd >= 0 && len < size && (n = SYS(read, fd, to + len, size - len)) > 0)
             len += (size_t)n;
         if (fd >= 0)
             SYS(close, fd);
     }
-    return len;
+    while (start < len && to[start] != '\n')
+        start++;
+    return start;
 }
 
 static long raise_loopback(void)

@@ -183,7 +183,7 @@ static long arrange_fds(int *fds, int n, int log, bool inherit)
 
 static __attribute__((noreturn)) void native_zygote(const struct confinement *c, const struct request *req)
 {
-    report(ZYGOTE_REPORTS, REPORT_READY, SYS(getpid), STEP_NONE);
+    report_ready(ZYGOTE_REPORTS);
     if (zygote_fork(c, ZYGOTE_ORDERS, ZYGOTE_REPORTS, NULL) < 0)
         SYS(exit_group, 0);
     if (req->kind == KIND_NONE)
@@ -419,11 +419,11 @@ static void handle_request(void)
 
 /* --- what the children say --- */
 
-static void zygote_ready(int32_t pid)
+static void zygote_ready(int32_t pid, uint32_t resident)
 {
     for (uint32_t i = 0; i < ZYGOTES_MAX; i++)
         if (zygotes[i].pid == pid) {
-            struct event ev = {.op = EV_ZYGOTE, .id = i};
+            struct event ev = {.op = EV_ZYGOTE, .id = i, .maxrss_kb = resident};
             zygotes[i].ready = true;
             tell(&ev);
         }
@@ -432,7 +432,7 @@ static void zygote_ready(int32_t pid)
 static void handle_report(const struct fork_report *rep)
 {
     if (rep->slot == REPORT_READY)
-        return zygote_ready(rep->pid);
+        return zygote_ready(rep->pid, rep->step);
     if (rep->slot >= SLOTS_MAX)
         return;
     uint32_t id = rep->slot;

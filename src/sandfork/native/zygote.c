@@ -41,6 +41,6 @@ __attribute__((visibility("default"))) long sandfork_zygote(int orders, int repo
     void *tid_address = NULL;
     /* Where libc caches the thread id, so that the child's copy is right without libc's fork. */
     SYS(prctl, PR_GET_TID_ADDRESS, &tid_address, 0, 0, 0);
-    report(reports, REPORT_READY, SYS(getpid), STEP_NONE);
+    report_ready(reports);
     return zygote_fork(&confinement, orders, reports, tid_address);
 }

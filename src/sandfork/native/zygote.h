@@ -18,6 +18,29 @@ static void report(int sock, uint32_t slot, long pid, uint32_t step)
     send_fds(sock, &message, sizeof message, NULL, 0);
 }
 
+/* Resident memory of this process in KB, for the ready report. */
+static uint32_t resident_kb(void)
+{
+    char line[128] = {0};
+    long fd = SYS(openat, AT_FDCWD, "/proc/self/statm", O_RDONLY | O_CLOEXEC, 0);
+    if (fd < 0)
+        return 0;
+    SYS(read, fd, line, sizeof line - 1);
+    SYS(close, fd);
+    const char *c = line;
+    while (*c && *c != ' ')
+        c++;
+    uint32_t pages = 0;
+    for (c += *c == ' '; *c >= '0' && *c <= '9'; c++)
+        pages = pages * 10 + (uint32_t)(*c - '0');
+    return pages * 4;
+}
+
+static void report_ready(int reports)
+{
+    report(reports, REPORT_READY, SYS(getpid), resident_kb());
+}
+
 /* CLONE_PARENT makes the warden the parent, so that it alone reaps; it demands exit_signal 0 and inherits ours. */
 static long clone_child(const struct fork_order *order, const int *fds, void *tid_address)
 {

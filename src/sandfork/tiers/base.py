@@ -16,7 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from sandfork.model import InputFile, Limits, OutputFile, Outcome, Step, Stream, TemplateHealth, Usage
+from sandfork.model import InputFile, Limits, Outcome, OutputFile, Step, Stream, TemplateHealth, Usage
+
+BEFORE_START = "start"
+"""The `step` of a GuestLost that says the sandbox was gone before the program began."""
 
 
 class OutputSink(Protocol):
@@ -55,11 +58,19 @@ class Sandbox(Protocol):
     """One isolated execution environment."""
 
     async def exec(self, step: Step, limits: Limits, sink: OutputSink) -> StepEnd:
-        """Run `step` to its end under `limits`. *Raises* GuestLost, ForkFailed."""
+        """Run `step` to its end under `limits`.
+
+        *Raises* GuestLost, with BEFORE_START as its `step` when the program surely never began, so that running it
+        elsewhere is safe; ForkFailed, which always means that; FileNotInSandbox.
+        """
         ...
 
     def kill(self, outcome: Outcome) -> None:
-        """Kill the running program now; `exec` then returns with this `outcome` and the output so far."""
+        """Kill the program now; `exec` then returns with this `outcome` and the output so far.
+
+        The first outcome given stands. Before the program began it has `exec` return without running it; after the
+        end it does nothing.
+        """
         ...
 
     def resume(self) -> None:

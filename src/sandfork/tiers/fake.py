@@ -28,13 +28,13 @@ wherever it waits. Needs nothing of the kernel.
 from __future__ import annotations
 
 import asyncio
-import fnmatch
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from fnmatch import fnmatchcase
 
 from sandfork.errors import FileNotInSandbox, ForkFailed, GuestLost, TemplateFailed
 from sandfork.model import InputFile, Limits, Outcome, OutputFile, Step, Stream, TemplateHealth, Usage
-from sandfork.tiers.base import Collected, OutputSink, StepEnd
+from sandfork.tiers.base import BEFORE_START, Collected, OutputSink, StepEnd
 
 CHUNK_BYTES = 64 << 10
 WORK_DIR = "/sandbox"
@@ -73,18 +73,6 @@ class FakeProcess:
         """Let time pass."""
         await self._sandbox.pause(delay_s)
 
-    def exit(self, code: int) -> None:
-        """End the program."""
-        raise _Stopped(Outcome.EXITED, code, None)
-
-    def die(self, signal: int, outcome: Outcome = Outcome.SIGNALLED) -> None:
-        """End the program by a signal, or by a limit of the tier."""
-        raise _Stopped(outcome, None, signal)
-
-    def vanish(self) -> None:
-        """Be lost without a word."""
-        raise GuestLost("the fake program vanished")
-
 
 async def play_script(process: FakeProcess) -> int:
     """Play the step's text; see the module's docstring for the commands."""
@@ -92,14 +80,52 @@ async def play_script(process: FakeProcess) -> int:
     text = step.code.decode() if step.code is not None else "\n".join(step.argv[1:2])
     for line in text.splitlines():
         command, _, rest = line.strip().partition(" ")
-        if not command:
-            continue
-        act = _COMMANDS.get(command)
-        if act is None:
+        if command and not await _act(process, command, rest):
             await process.write(f"{command}: command not found\n".encode(), Stream.STDERR)
             return 127
-        await act(process, rest)
     return 0
+
+
+async def _act(process: FakeProcess, command: str, rest: str) -> bool:
+    """Play one line; False when there is no such command."""
+    path, _, text = rest.partition(" ")
+    match command:
+        case "out" | "err":
+            await process.write(_unescape(rest) + b"\n", Stream.STDOUT if command == "out" else Stream.STDERR)
+        case "flood":
+            for start in range(0, int(rest), CHUNK_BYTES):
+                await process.write(b"x" * min(int(rest) - start, CHUNK_BYTES))
+        case "cat":
+            await _cat(process, rest)
+        case "write":
+            process.files[_path_in_work_dir(path)] = _unescape(text)
+        case "link":
+            process.files[_path_in_work_dir(path)] = None
+        case "args":
+            await process.write(" ".join(process.step.argv[1:]).encode() + b"\n")
+        case "env":
+            await process.write(dict(process.step.env).get(rest, "").encode() + b"\n")
+        case "sleep":
+            await process.sleep(float(rest))
+        case "exit":
+            raise _Stopped(Outcome.EXITED, int(rest), None)
+        case "signal":
+            raise _Stopped(Outcome.SIGNALLED, None, int(rest))
+        case "limit":
+            raise _Stopped(Outcome(rest), None, SIGKILL)
+        case "lost":
+            raise GuestLost("the fake program vanished")
+        case _:
+            return False
+    return True
+
+
+async def _cat(process: FakeProcess, path: str) -> None:
+    content = process.files.get(_path_in_work_dir(path)) if path else process.step.stdin
+    if content is None:
+        await process.write(f"cat: {path}: No such file or directory\n".encode(), Stream.STDERR)
+        raise _Stopped(Outcome.EXITED, 1, None)
+    await process.write(content)
 
 
 def _unescape(text: str) -> bytes:
@@ -114,83 +140,10 @@ def _path_in_work_dir(path: str) -> str:
     return absolute
 
 
-async def _out(process: FakeProcess, rest: str) -> None:
-    await process.write(_unescape(rest) + b"\n")
-
-
-async def _err(process: FakeProcess, rest: str) -> None:
-    await process.write(_unescape(rest) + b"\n", Stream.STDERR)
-
-
-async def _flood(process: FakeProcess, rest: str) -> None:
-    left = int(rest)
-    while left > 0:
-        await process.write(b"x" * min(left, CHUNK_BYTES))
-        left -= CHUNK_BYTES
-
-
-async def _cat(process: FakeProcess, rest: str) -> None:
-    content = process.step.stdin if not rest else process.files.get(_path_in_work_dir(rest))
-    if content is None:
-        await process.write(f"cat: {rest}: No such file or directory\n".encode(), Stream.STDERR)
-        process.exit(1)
-    else:
-        await process.write(content)
-
-
-async def _write(process: FakeProcess, rest: str) -> None:
-    path, _, text = rest.partition(" ")
-    process.files[_path_in_work_dir(path)] = _unescape(text)
-
-
-async def _link(process: FakeProcess, rest: str) -> None:
-    path, _, _target = rest.partition(" ")
-    process.files[_path_in_work_dir(path)] = None
-
-
-async def _args(process: FakeProcess, rest: str) -> None:
-    await process.write(" ".join(process.step.argv[1:]).encode() + b"\n")
-
-
-async def _env(process: FakeProcess, rest: str) -> None:
-    await process.write(dict(process.step.env).get(rest, "").encode() + b"\n")
-
-
-async def _sleep(process: FakeProcess, rest: str) -> None:
-    await process.sleep(float(rest))
-
-
-async def _exit(process: FakeProcess, rest: str) -> None:
-    process.exit(int(rest))
-
-
-async def _signal(process: FakeProcess, rest: str) -> None:
-    process.die(int(rest))
-
-
-async def _limit(process: FakeProcess, rest: str) -> None:
-    process.die(SIGKILL, Outcome(rest))
-
-
-async def _lost(process: FakeProcess, rest: str) -> None:
-    process.vanish()
-
-
-_COMMANDS: dict[str, Callable[[FakeProcess, str], Awaitable[None]]] = {
-    "out": _out,
-    "err": _err,
-    "flood": _flood,
-    "cat": _cat,
-    "write": _write,
-    "link": _link,
-    "args": _args,
-    "env": _env,
-    "sleep": _sleep,
-    "exit": _exit,
-    "signal": _signal,
-    "limit": _limit,
-    "lost": _lost,
-}
+def _matches(path: str, pattern: str) -> bool:
+    """Tell whether a glob matches, part by part: a `*` stays within one directory."""
+    parts, wanted = path.split("/"), pattern.split("/")
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 
 
 class FakeSandbox:
@@ -214,7 +167,7 @@ class FakeSandbox:
     async def exec(self, step: Step, limits: Limits, sink: OutputSink) -> StepEnd:
         """Play the step's program."""
         if self._dead or self._closed:
-            raise GuestLost("the fake sandbox is dead", step="start")
+            raise GuestLost("the fake sandbox is dead", step=BEFORE_START)
         self._put(step.files)
         if step.code is not None and step.file_name is not None:
             self.files[f"{WORK_DIR}/{step.file_name}"] = step.code
@@ -255,7 +208,7 @@ class FakeSandbox:
         skipped: list[str] = []
         for path, content in sorted(self.files.items()):
             shown = path.removeprefix(f"{WORK_DIR}/")
-            if not any(fnmatch.fnmatchcase(shown, pattern) for pattern in patterns):
+            if not any(_matches(shown, pattern) for pattern in patterns):
                 continue
             if content is None or len(content) > max_bytes:
                 skipped.append(shown)
@@ -338,20 +291,22 @@ class FakeTemplate:
 class FakeTier:
     """The tier, with knobs to make it fail and counts to see that nothing is left.
 
-    `alive` holds every sandbox not closed yet. `failing_forks` forks fail, `broken` maps template keys to the reason
-    they cannot be made; `fork_s` and `close_s` are how long that takes.
+    `keys` are the templates it has (None: any). `alive` holds every sandbox not closed yet. `failing_forks` forks fail,
+    `broken` maps template keys to the reason they cannot be made; `fork_s` and `close_s` are how long that takes.
     """
 
     def __init__(
         self,
         *,
         program: Program = play_script,
+        keys: Collection[str] | None = None,
         isolation: str = "process",
         fork_s: float = 0.0,
         close_s: float = 0.0,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.program = program
+        self._keys = keys
         self.fork_s = fork_s
         self.close_s = close_s
         self.clock_ns = clock_ns
@@ -374,6 +329,8 @@ class FakeTier:
 
     async def template(self, key: str) -> FakeTemplate:
         """Return the template of that key."""
+        if self._keys is not None and key not in self._keys:
+            raise TemplateFailed(f"template {key}: nobody described it", step="template")
         if key in self.broken:
             raise TemplateFailed(f"template {key}: {self.broken[key]}", step="template")
         if key not in self._templates:

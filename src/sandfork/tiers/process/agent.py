@@ -29,7 +29,7 @@ def inside_path(path: str) -> str:
 
     Accepts relative paths and absolute ones below /sandbox, /tmp and /dev/shm. *Raises* FileNotInSandbox.
     """
-    for prefix, inside in (("/sandbox/", ""), ("/tmp/", ".tmp/"), ("/dev/shm/", ".shm/")):  # noqa: S108
+    for prefix, inside in (("/sandbox/", ""), ("/tmp/", ".tmp/"), ("/dev/shm/", ".shm/")):
         if path.startswith(prefix):
             path = inside + path[len(prefix) :]
             break

@@ -48,6 +48,7 @@ class Launched:
     unified: bool
     missing_controllers: tuple[str, ...]
     single_uid: bool
+    server_uid: int  # what the server drops to; outside the warden's range, so neither has power over the other
 
     def wait(self, timeout_s: float = 10.0) -> None:
         """Wait until the native side has removed everything; call after closing the warden socket."""
@@ -81,13 +82,14 @@ def launch(settings: LaunchSettings) -> Launched:
         str(settings.warden),
         str(theirs.fileno()),
         str(uid_base),
-        str(settings.uid_count if privileged else 1),
+        str(settings.uid_count - 1 if privileged else 1),
         *(f"{name}={path}" for name, path in directories.items()),
     ]
     janitor = subprocess.Popen(argv, pass_fds=(theirs.fileno(), lock), env={}, cwd="/", stdin=subprocess.DEVNULL)
     theirs.close()
     os.close(lock)
-    return Launched(instance, ours, janitor, directories, host.unified, host.missing, not privileged)
+    server_uid = uid_base + settings.uid_count - 1 if privileged else os.geteuid()
+    return Launched(instance, ours, janitor, directories, host.unified, host.missing, not privileged, server_uid)
 
 
 def _take_instance(settings: LaunchSettings, host: cgroup.CgroupHost) -> tuple[int, int]:
@@ -127,4 +129,6 @@ def _sweep(host: cgroup.CgroupHost, parent: str, name: str) -> None:
             # The kernel empties a cgroup asynchronously after its processes died.
             signal.sigtimedwait([], 0.01)
         else:
-            raise TierUnavailable(f"a dead instance left {directory} and it cannot be removed; processes in it do not die")
+            raise TierUnavailable(
+                f"a dead instance left {directory} and it cannot be removed; processes in it do not die"
+            )

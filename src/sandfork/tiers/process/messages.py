@@ -50,11 +50,41 @@ class Kind(IntEnum):
     NONE = 3
 
 
-STEPS = (
-    "none clone cgroup cgroup_ns setns_root setns_net setns_user setns_cell setns_pid unshare tmpfs proc chdir fds rlimit "
-    "capbset uid capset no_new_privs landlock seccomp exec run_frame code_file mount pivot_root netns userns order slot "
-    "plan remount leftover"
-).split()
+STEPS = [
+    "none",
+    "clone",
+    "cgroup",
+    "cgroup_ns",
+    "setns_root",
+    "setns_net",
+    "setns_user",
+    "setns_cell",
+    "setns_pid",
+    "unshare",
+    "tmpfs",
+    "proc",
+    "chdir",
+    "fds",
+    "rlimit",
+    "capbset",
+    "uid",
+    "capset",
+    "no_new_privs",
+    "landlock",
+    "seccomp",
+    "exec",
+    "run_frame",
+    "code_file",
+    "mount",
+    "pivot_root",
+    "netns",
+    "userns",
+    "order",
+    "slot",
+    "plan",
+    "remount",
+    "leftover",
+]
 
 REQUEST = struct.Struct("=6I3Q4I")
 EVENT = struct.Struct("=IIiIII5Q")

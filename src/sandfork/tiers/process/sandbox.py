@@ -78,7 +78,9 @@ class ProcessSandbox:
         """The warden, the zygote or the child itself could not go on."""
         if not self._parked.done():
             what = f"{m.step_name(step)}: {os.strerror(error)}"
-            self._parked.set_exception(ForkFailed(f"forking a sandbox failed at {what}", step=m.step_name(step), errno=error))
+            self._parked.set_exception(
+                ForkFailed(f"forking a sandbox failed at {what}", step=m.step_name(step), errno=error)
+            )
         elif self._ended is not None and not self._ended.done():
             self._ended.set_exception(GuestLost("the sandbox's init died"))
 
@@ -311,9 +313,14 @@ class ProcessSandbox:
         now = time.monotonic_ns()
         ready_ns = min(max(ready_ns, self._sent_ns), now)
         done_ns = min(max(done_ns, ready_ns), now)
-        user, system, peak = self._slot.meter.usage()
+        figures = self._slot.meter.figures()
         usage = Usage(
-            cpu_user_s=user / 1e9, cpu_system_s=system / 1e9, wall_s=(done_ns - ready_ns) / 1e9, memory_peak_bytes=peak
+            cpu_user_s=figures.cpu_user_ns / 1e9,
+            cpu_system_s=figures.cpu_system_ns / 1e9,
+            wall_s=(done_ns - ready_ns) / 1e9,
+            memory_peak_bytes=figures.memory_peak_bytes,
+            memory_current_bytes=figures.memory_bytes,
+            processes=figures.processes,
         )
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(StepEnd(outcome, code, number, ready_ns, done_ns, usage))

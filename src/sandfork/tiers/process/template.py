@@ -141,11 +141,12 @@ class ProcessTemplate:
                 os.close(fd)
         if event.op != m.Event.ZYGOTE:
             # Its last words may still be in the pipe.
-            zygote._log_readable()  # noqa: SLF001
+            zygote._log_readable()
             zygote.close_log()
             zygote.alive = False
             self._reason = zygote.last_words or f"exit status {event.status}"
             raise TemplateFailed(f"template {spec.key} did not come up: {self._reason}", retry_after_s=5.0)
+        self._memory_bytes = event.maxrss_kb << 10
         return zygote
 
     def _ended(self, zygote: Zygote) -> None:
@@ -188,6 +189,9 @@ class ProcessTemplate:
         fds = (ctl_child.fileno(), stdin_child, stdout_child, stderr_child, agent_child.fileno())
         self._warden.send(data, fds, sent)
         await self._until_parked(sandbox)
+        if self._spec.kind is m.Kind.PARK:
+            # Such a template is no process of its own: what a parked one takes is its size.
+            self._memory_bytes = slot.meter.figures().memory_bytes
         return sandbox
 
     def _base_env(self) -> bytes:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandfork.errors import TemplateFailed, TierError, TierUnavailable
-from sandfork.languages.catalogue import Catalogue, TemplateKind
+from sandfork.languages.catalogue import COMMAND, Catalogue, TemplateKind
 from sandfork.languages.catalogue import TemplateSpec as LanguageTemplate
 from sandfork.linux.landlock import landlock_abi
 from sandfork.linux.seccomp import compile_policy
@@ -22,6 +22,7 @@ from sandfork.model import Limits
 from sandfork.tiers.process import messages as m
 from sandfork.tiers.process.launch import Launched
 from sandfork.tiers.process.plan import RootPolicy, host_root
+from sandfork.tiers.process.selftest import broken, self_test
 from sandfork.tiers.process.slots import Slots
 from sandfork.tiers.process.template import ProcessTemplate, TemplateSpec
 from sandfork.tiers.process.warden import Warden
@@ -64,6 +65,7 @@ class ProcessTier:
         self._root: RootPolicy | None = None
         self._lost = asyncio.Event()
         self.unenforced: tuple[str, ...] = ()
+        self.primitives: dict[str, str] = {}
 
     @property
     def isolation(self) -> str:
@@ -81,8 +83,13 @@ class ProcessTier:
             await self._warden.up()
             self._warden.send(m.request(m.Request.PROFILE, 0, payload=self._profile()))
             await self._build_root()
+            await self._self_test()
+        except TierUnavailable:
+            raise
         except TierError as error:
-            raise TierUnavailable(f"the process tier cannot start: {error.message}", step=error.step, errno=error.errno) from error
+            raise TierUnavailable(
+                f"the process tier cannot start: {error.message}", step=error.step, errno=error.errno
+            ) from error
 
     def _refuse_missing(self, missing: list[str]) -> None:
         refused = [name for name in missing if name not in self._settings.allow_missing]
@@ -91,6 +98,20 @@ class ProcessTier:
                 f"this host cannot enforce: {', '.join(refused)}; provide it, or accept its absence in [process] allow_missing"
             )
         self.unenforced = tuple(missing)
+
+    async def _self_test(self) -> None:
+        """Try to break every primitive. *Raises* TierUnavailable for what does not hold and is not accepted by name."""
+        template = await self.template(COMMAND.key)
+        program = self._settings.guest / "self_test.py"
+        self.primitives = await self_test(template.fork, program, bool(self._launched.cgroups))
+        faults = {name: problem for name, problem in broken(self.primitives).items() if name not in self.unenforced}
+        refused = {n: p for n, p in faults.items() if n not in self._settings.allow_missing}
+        if refused:
+            told = "; ".join(f"{name}: {problem}" for name, problem in refused.items())
+            raise TierUnavailable(
+                f"sandboxes on this host do not hold: {told}. Accept a fault by its name in [process] allow_missing, if you must"
+            )
+        self.unenforced = (*self.unenforced, *faults)
 
     def _profile(self) -> bytes:
         abi = landlock_abi()
@@ -111,13 +132,18 @@ class ProcessTier:
         if event.err:
             step = m.step_name(event.step)
             where = f" of {self._root.entries[event.flags]}" if step == "plan" else ""
-            raise TierError(f"building the sandbox root failed at {step}{where}: {os.strerror(event.err)}", step=step, errno=event.err)
+            raise TierError(
+                f"building the sandbox root failed at {step}{where}: {os.strerror(event.err)}",
+                step=step,
+                errno=event.err,
+            )
 
     async def template(self, key: str) -> ProcessTemplate:
         """Return the warm template of that key. *Raises* TemplateFailed."""
         template = self._templates.get(key)
         if template is None:
-            assert self._warden is not None and self._slots is not None
+            assert self._warden is not None
+            assert self._slots is not None
             spec = next((t for t in self._catalogue.templates() if t.key == key), None)
             if spec is None:
                 raise TemplateFailed(f"no language has a template {key!r}")

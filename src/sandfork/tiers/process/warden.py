@@ -21,7 +21,9 @@ class Warden:
     matched by operation and id: at most one such request may be under way.
     """
 
-    def __init__(self, sock: socket.socket, slot_event: Callable[[m.WardenEvent], None], lost: Callable[[], None]) -> None:
+    def __init__(
+        self, sock: socket.socket, slot_event: Callable[[m.WardenEvent], None], lost: Callable[[], None]
+    ) -> None:
         sock.setblocking(False)
         self._sock = sock
         self._slot_event = slot_event

@@ -1,0 +1,170 @@
+"""Try to break out of a sandbox, from inside, with what a plain program has; print one JSON object.
+
+argv: a JSON object with `namespaces` (name to the host's own namespace links), `canary` (a host file), `port` (a listener on the
+host's loopback), `pids`, `disk_bytes` (limits in force). Each attempt yields "" when the sandbox held, else what went wrong.
+"""
+
+import ctypes
+import errno
+import json
+import os
+import socket
+import sys
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+NUMBERS = {"x86_64": {"clone3": 435, "unshare": 272, "ptrace": 101, "bpf": 321, "io_uring_setup": 425, "keyctl": 250}}
+NUMBERS["aarch64"] = {"clone3": 435, "unshare": 97, "ptrace": 117, "bpf": 280, "io_uring_setup": 425, "keyctl": 219}
+
+
+def call(name, *args):
+    """Make a raw system call; return 0 or the errno."""
+    number = NUMBERS[os.uname().machine][name]
+    return 0 if LIBC.syscall(number, *(ctypes.c_long(a) for a in args)) != -1 else ctypes.get_errno()
+
+
+def status(key):
+    """Return a line of /proc/self/status."""
+    with open("/proc/self/status") as lines:
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith(key + ":"))
+
+
+def refused(action, *expected):
+    """Return "" when `action` raised OSError with an expected errno (any, when none is given)."""
+    try:
+        action()
+    except OSError as error:
+        return "" if not expected or error.errno in expected else f"refused with {errno.errorcode.get(error.errno)}"
+    return "it succeeded"
+
+
+def namespaces(host):
+    """Every namespace must be another than the host's."""
+    return {
+        f"{name} namespace": "" if os.readlink(f"/proc/self/ns/{name}") != link else "it is the host's"
+        for name, link in host.items()
+    }
+
+
+def seccomp():
+    """Calls that open the kernel must fail, and clone3 as if it did not exist."""
+    for name, wanted, args in (
+        ("clone3", errno.ENOSYS, (0, 0)),
+        ("unshare", errno.EPERM, (0x10000000,)),
+        ("ptrace", errno.EPERM, (0, 0, 0, 0)),
+        ("bpf", errno.EPERM, (0, 0, 0)),
+        ("io_uring_setup", errno.EPERM, (1, 0)),
+        ("keyctl", errno.EPERM, (0, 0, 0)),
+    ):
+        got = call(name, *args)
+        if got != wanted:
+            return f"{name} gave {errno.errorcode.get(got, got)}"
+    return "" if status("Seccomp") == "2" else "no filter is loaded"
+
+
+def capabilities():
+    """None in any set."""
+    sets = {key: status(key) for key in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}
+    held = [key for key, value in sets.items() if int(value, 16)]
+    return f"{', '.join(held)} not empty" if held else ""
+
+
+def unprivileged_uid():
+    """A plain uid that cannot become root."""
+    if os.getuid() == 0:
+        return "the program is root"
+    return refused(lambda: os.setuid(0))
+
+
+def mounts(canary):
+    """The host's files are not there and the system is read-only."""
+    if os.path.exists(canary):
+        return f"the host's {canary} is visible"
+    if os.path.exists("/etc/shadow"):
+        return "/etc/shadow is visible"
+    return refused(lambda: os.open("/usr/sandfork-probe", os.O_CREAT | os.O_WRONLY))
+
+
+def landlock():
+    """A file that ownership alone would let us write: only Landlock says no."""
+    return refused(lambda: os.close(os.open("/proc/self/comm", os.O_WRONLY)), errno.EACCES)
+
+
+def own_processes():
+    """Only this sandbox's processes are visible, and we are not its init."""
+    if os.getpid() == 1:
+        return "the program is pid 1"
+    others = [p for p in os.listdir("/proc") if p.isdigit() and int(p) != os.getpid()]
+    return f"{len(others)} other processes are visible" if others else ""
+
+
+def network(port):
+    """The host's loopback and the world are out of reach."""
+
+    def connect(address):
+        with socket.socket() as sock:
+            sock.settimeout(1)
+            sock.connect(address)
+
+    here = refused(lambda: connect(("127.0.0.1", port)), errno.ECONNREFUSED, errno.ENETUNREACH)
+    there = refused(lambda: connect(("192.0.2.1", 80)), errno.ENETUNREACH, errno.EACCES, errno.EPERM)
+    return f"host loopback: {here}" if here else f"outside: {there}" if there else ""
+
+
+def pids(limit):
+    """Forking ends at the limit."""
+    children = []
+    try:
+        while len(children) <= limit:
+            pid = os.fork()
+            if pid == 0:
+                LIBC.pause()
+                os._exit(0)
+            children.append(pid)
+    except OSError as error:
+        return "" if error.errno == errno.EAGAIN else f"refused with {errno.errorcode.get(error.errno)}"
+    finally:
+        for pid in children:
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+    return f"{len(children)} processes were allowed where {limit} are"
+
+
+def disk(limit):
+    """The work directory has an end."""
+
+    def fill():
+        with open("/sandbox/fill", "wb") as out:
+            for _ in range(limit // (1 << 16) + 2):
+                out.write(b"\0" * (1 << 16))
+
+    result = refused(fill, errno.ENOSPC, errno.EFBIG)
+    os.unlink("/sandbox/fill")
+    return result
+
+
+def main():
+    """Run every attempt; one that fails in an unforeseen way counts as not held."""
+    facts = json.loads(sys.argv[1])
+    attempts = {
+        "seccomp": seccomp,
+        "capabilities": capabilities,
+        "no_new_privs": lambda: "" if status("NoNewPrivs") == "1" else "not set",
+        "uid": unprivileged_uid,
+        "mounts": lambda: mounts(facts["canary"]),
+        "landlock": landlock,
+        "own processes": own_processes,
+        "network": lambda: network(facts["port"]),
+        "disk limit": lambda: disk(facts["disk_bytes"]),
+        "pids limit": lambda: pids(facts["pids"]),
+    }
+    results = {}
+    for name, attempt in attempts.items():
+        try:
+            results[name] = attempt()
+        except Exception as error:
+            results[name] = f"{type(error).__name__}: {error}"
+    results.update(namespaces(facts["namespaces"]))
+    print(json.dumps(results))
+
+
+main()

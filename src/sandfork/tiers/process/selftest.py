@@ -1,0 +1,90 @@
+"""The start-up self-test: two throw-away sandboxes try to break every primitive (guest/self_test.py).
+
+The first makes all the attempts; the second takes more memory than it may, which ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from sandfork.errors import SandforkError, TierUnavailable
+from sandfork.model import Limits, Outcome, Step, Stream
+from sandfork.tiers.base import Sandbox, StepEnd
+
+_NAMESPACES = ("pid", "mnt", "net", "ipc", "uts", "cgroup", "user")
+_LIMITS = Limits(wall_s=30, cpu_s=20, memory_bytes=64 << 20, pids=12, disk_bytes=4 << 20, open_files=128)
+_EAT = "b = bytearray()\nwhile len(b) < 200 << 20: b += b'x' * (1 << 20)\n"
+_INTERPRETER = ("/usr/bin/python3", "-I", "-S")
+_TIMEOUT_S = 30.0
+
+Fork = Callable[[], Awaitable[Sandbox]]
+
+
+class _Output:
+    """Keeps what a self-test prints."""
+
+    def __init__(self) -> None:
+        self.text = b""
+
+    def output(self, stream: Stream, data: bytes) -> bool:
+        """Take a chunk."""
+        self.text += data
+        return len(self.text) < 1 << 16
+
+
+async def self_test(fork: Fork, program: Path, cgroups: bool) -> dict[str, str]:
+    """Return primitive to "" (it held) or what was wrong. *Raises* TierUnavailable when no sandbox could be tried."""
+    results = await _attempts(fork, program)
+    if cgroups:
+        results["memory limit"] = await _memory(fork)
+    else:
+        results |= {"memory limit": "there is no cgroup", "pids limit": "there is no cgroup"}
+    return results
+
+
+async def _run(fork: Fork, argv: tuple[str, ...], code: bytes) -> tuple[StepEnd, bytes]:
+    sandbox = await fork()
+    out = _Output()
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            end = await sandbox.exec(Step(argv, "self_test.py", code), _LIMITS, out)
+    finally:
+        await sandbox.close()
+    return end, out.text
+
+
+async def _attempts(fork: Fork, program: Path) -> dict[str, str]:
+    with tempfile.NamedTemporaryFile() as canary, socket.create_server(("127.0.0.1", 0)) as listener:
+        facts = {
+            "namespaces": {name: os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES},
+            "canary": canary.name,
+            "port": listener.getsockname()[1],
+            "pids": _LIMITS.pids,
+            "disk_bytes": _LIMITS.disk_bytes,
+        }
+        argv = (*_INTERPRETER, "/sandbox/self_test.py", json.dumps(facts))
+        try:
+            end, text = await _run(fork, argv, program.read_bytes())
+            results = json.loads(text)
+        except (SandforkError, ValueError, TimeoutError) as error:
+            shown = text.decode(errors="replace")[-500:] if isinstance(error, ValueError) else str(error)
+            raise TierUnavailable(f"the self-test could not run in a sandbox: {shown}") from error
+    if end.outcome is not Outcome.EXITED and end.outcome is not Outcome.PIDS_LIMIT:
+        raise TierUnavailable(f"the self-test did not end by itself: {end.outcome}")
+    return {str(name): str(problem) for name, problem in results.items()}
+
+
+async def _memory(fork: Fork) -> str:
+    end, _ = await _run(fork, (*_INTERPRETER, "/sandbox/self_test.py"), _EAT.encode())
+    return "" if end.outcome is Outcome.OUT_OF_MEMORY else f"200 MiB were allowed where 64 are ({end.outcome})"
+
+
+def broken(results: dict[str, str]) -> dict[str, str]:
+    """Return only what did not hold."""
+    return {name: problem for name, problem in results.items() if problem}
