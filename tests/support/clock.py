@@ -88,6 +88,17 @@ def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[
     return run
 
 
+async def pass_time(delay_s: float) -> None:
+    """Let the clock run on by `delay_s`, and everything happen that is due by then."""
+    loop = virtual_loop()
+    over = loop.create_future()
+    timer = loop.call_later(delay_s, lambda: None if over.done() else over.set_result(None))
+    try:
+        await over
+    finally:
+        timer.cancel()
+
+
 async def settle(rounds: int = 20) -> None:
     """Let every task that can go on do so, without letting time pass."""
     for _ in range(rounds):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sandfork.engine.admission import Admission, AdmissionSettings
 from sandfork.errors import CapacityError, DeadlinePassed, Draining, Overloaded
-from tests.support.clock import in_virtual_time, run_virtual, settle, virtual_loop
+from tests.support.clock import in_virtual_time, pass_time, run_virtual, settle, virtual_loop
 
 
 async def enter(admission: Admission, key: str = "k") -> None:
@@ -215,7 +215,7 @@ async def test_the_estimate_follows_how_fast_slots_become_free() -> None:
     tasks = [start(admission, "a") for _ in range(60)]
     await settle()
     for _ in range(50):
-        await asyncio.sleep(2.0)
+        await pass_time(2.0)
         admission.leave()
     assert admission.retry_after_s() == pytest.approx(2.0 * 11, rel=0.05)
     for task in tasks:
@@ -241,7 +241,7 @@ async def storm(seed: int, clients: int, max_running: int, max_queued: int) -> C
         inside += 1
         assert inside <= max_running
         try:
-            await asyncio.sleep(draw.choice((0, 0.001, 0.1, 0.3)))
+            await pass_time(draw.choice((0, 0.001, 0.1, 0.3)))
             ends["ran"] += 1
         finally:
             inside -= 1
@@ -250,7 +250,7 @@ async def storm(seed: int, clients: int, max_running: int, max_queued: int) -> C
     tasks = []
     for _ in range(clients):
         tasks.append(asyncio.get_running_loop().create_task(client(draw.choice("abc"))))
-        await asyncio.sleep(draw.choice((0, 0, 0.01)))
+        await pass_time(draw.choice((0, 0, 0.01)))
         if draw.random() < 0.3:
             draw.choice(tasks).cancel()
     answers = await asyncio.gather(*tasks, return_exceptions=True)
@@ -262,7 +262,7 @@ async def storm(seed: int, clients: int, max_running: int, max_queued: int) -> C
     return ends
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 60), st.integers(1, 4), st.integers(0, 20))
 def test_whatever_happens_no_slot_is_lost_and_none_is_given_twice(
     seed: int, clients: int, max_running: int, max_queued: int
@@ -274,7 +274,7 @@ def test_whatever_happens_no_slot_is_lost_and_none_is_given_twice(
     run_virtual(main())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=60))
 def test_between_two_turns_of_a_waiting_key_every_other_key_has_at_most_one(keys: list[str]) -> None:
     async def main() -> None:

@@ -23,14 +23,11 @@ from sandfork.engine.pool import Pool, PoolSettings, PoolStatistics
 from sandfork.errors import Draining, FileNotInSandbox, ForkFailed, GuestLost, SandforkError, TierError
 from sandfork.languages.catalogue import Catalogue
 from sandfork.model import Caller, ExecPlan, ExecRequest, ExecResult, TemplateHealth
-from sandfork.tiers.base import Collected, OutputSink, Sandbox, Tier
+from sandfork.tiers.base import BEFORE_START, Collected, OutputSink, Sandbox, Tier
 
 log = logging.getLogger(__name__)
 
 NOTHING_COLLECTED = Collected()
-
-BEFORE_START = "start"
-"""The `step` of a GuestLost that says the sandbox was gone before the program began."""
 
 Observe = Callable[[Caller, ExecPlan | None, ExecResult | BaseException], None]
 """Told of every execution once, when it is over: its plan (None when there was none) and what came of it."""

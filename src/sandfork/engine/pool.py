@@ -33,7 +33,7 @@ class PoolSettings:
     template_s: float = 120.0
     lease_s: float = 30.0
     backoff_first_s: float = 0.05
-    backoff_last_s: float = 10.0
+    backoff_last_s: float = 2.0
     retire_after_s: float = 3600.0
 
 
@@ -228,7 +228,7 @@ class Shelf:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("template %s: a fork failed unexpectedly", self._key, exc_info=error)
-            self._fork_failed(repr(error))
+            self._fork_failed(f"template {self._key}: {error!r}")
         self._balance()
 
     async def _fork_one(self) -> None:
@@ -245,7 +245,7 @@ class Shelf:
         except ForkFailed as error:
             self._fork_failed(error.message, error.step, error.errno)
         except TimeoutError:
-            self._fork_failed(f"no fork within {self._settings.fork_s:g} s")
+            self._fork_failed(f"template {self._key}: no fork within {self._settings.fork_s:g} s")
         else:
             self._arrived(sandbox)
 
@@ -260,7 +260,7 @@ class Shelf:
         else:
             self._unavailable.pop(self._key, None)
             return True
-        log.warning("template %s cannot be made: %s", self._key, self._unavailable[self._key])
+        log.warning("a template cannot be made: %s", self._unavailable[self._key])
         self._back_off()
         self._fail_waiters(self._template_error)
         return False
@@ -285,21 +285,20 @@ class Shelf:
         if self._failed_in_row:
             self._fork_failed(error.message, error.step, error.errno)
         else:
-            log.warning("template %s died: %s", self._key, error)
+            log.warning("a template died and is made anew: %s", error)
             self._failures += 1
             self._failed_in_row = 1
 
     def _fork_failed(self, reason: str, step: str = "fork", errno: int = 0) -> None:
         """Pause; who waits is told only of a second failure in a row, as the next try may well succeed."""
-        log.warning("template %s: a fork failed: %s", self._key, reason)
+        log.warning("a fork failed: %s", reason)
         if asyncio.get_running_loop().time() < self._blocked_until:
             self._failures += 1
             return
         self._back_off()
         if self._failed_in_row > 1:
-            message = f"template {self._key}: {reason}"
             pause_s = self._pause_s()
-            self._fail_waiters(lambda: ForkFailed(message, step=step, errno=errno, retry_after_s=pause_s))
+            self._fail_waiters(lambda: ForkFailed(reason, step=step, errno=errno, retry_after_s=pause_s))
 
     def _back_off(self) -> None:
         self.first.set()

@@ -1,0 +1,196 @@
+"""The language catalogue: what is shipped, what a file may say, and what is refused."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from sandfork.languages.catalogue import COMMAND, Catalogue, CatalogueError, TemplateKind, parse_language
+from sandfork.languages.imports import SCAN_CHARS, compile_scan
+
+RUBY = """
+name = "ruby"
+aliases = ["rb"]
+extension = ".rb"
+file_name = "main.rb"
+argv = ["/usr/bin/ruby", "{file}"]
+[[template]]
+key = "ruby"
+kind = "park"
+interpreter = "/usr/bin/ruby"
+pool_weight = 0.5
+"""
+
+
+def parse(text: str) -> None:
+    parse_language("ruby.toml", tomllib.loads(text))
+
+
+def test_the_shipped_languages_are_python_node_and_bash_with_their_aliases() -> None:
+    catalogue = Catalogue.load()
+    assert catalogue.names() == ("bash", "node", "python")
+    for name, alias in (("python", "python3"), ("python", "py"), ("node", "javascript"), ("node", "js")):
+        assert catalogue.find(alias) is catalogue.find(name) is not None
+    assert {spec.key: spec.kind for spec in catalogue.templates()} == {
+        "command": TemplateKind.NONE,
+        "node": TemplateKind.PARK,
+        "python": TemplateKind.FORK,
+        "python-numpy": TemplateKind.FORK,
+    }
+
+
+@pytest.mark.parametrize("name", ["", "Python", "python ", "python2", "command", "main.py"])
+def test_a_language_is_found_by_its_exact_names_only(name: str) -> None:
+    assert Catalogue.load().find(name) is None
+
+
+def test_a_directory_of_ones_own_replaces_the_shipped_languages(tmp_path: Path) -> None:
+    (tmp_path / "ruby.toml").write_text(RUBY)
+    catalogue = Catalogue.load(tmp_path)
+    assert catalogue.names() == ("ruby",)
+    assert catalogue.templates()[0] == COMMAND
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda t: t + "colour = 1", "ruby.toml, template 1: colour: unknown key"),
+        (lambda t: "colour = 1\n" + t, "ruby.toml: colour: unknown key"),
+        (lambda t: t.replace('name = "ruby"', "", 1), "ruby.toml: name: is missing"),
+        (lambda t: t.replace('name = "ruby"', "name = 1", 1), "ruby.toml: name: must be a string"),
+        (lambda t: t.replace('name = "ruby"', 'name = "Ruby!"', 1), "ruby.toml: name: 'Ruby!' does not match"),
+        (lambda t: t.replace('["rb"]', '"rb"'), "ruby.toml: aliases: must be a list"),
+        (lambda t: t.replace('["rb"]', '["rb", 1]'), "ruby.toml: aliases: must be a list"),
+        (lambda t: t.replace('".rb"', '"rb"'), "ruby.toml: extension:"),
+        (lambda t: t.replace('"main.rb"', '"../main.rb"'), "ruby.toml: file_name:"),
+        (lambda t: t.replace('"/usr/bin/ruby", "{file}"', '"ruby", "{file}"'), "ruby.toml: argv:"),
+        (lambda t: t.replace('"/usr/bin/ruby", "{file}"', '"/usr/bin/ruby"'), "ruby.toml: argv:"),
+        (lambda t: t.replace('kind = "park"', 'kind = "boil"'), "ruby.toml, template 1: kind: must be one of"),
+        (lambda t: t.replace('"park"', '"none"'), "ruby.toml, template 1: interpreter: a template of kind none"),
+        (lambda t: t.replace('interpreter = "/usr/bin/ruby"', ""), "ruby.toml, template 1: interpreter:"),
+        (lambda t: t + 'preload = ["json"]', "ruby.toml, template 1: preload: only a template of kind fork"),
+        (lambda t: t + 'imports = ["a b"]', "ruby.toml, template 1: imports: 'a b' does not match"),
+        (lambda t: t + 'imports = ["json"]', "ruby.toml: template: needs a default first"),
+        (lambda t: t.replace("0.5", "-1"), "ruby.toml, template 1: pool_weight:"),
+        (lambda t: t.replace("0.5", "true"), "ruby.toml, template 1: pool_weight:"),
+        (lambda t: t.replace("0.5", "nan"), "ruby.toml, template 1: pool_weight:"),
+        (lambda t: t + t[t.index("[[") :], "ruby.toml: template: a key is there twice"),
+        (lambda t: t[: t.index("[[")], "ruby.toml: template: is missing"),
+        (lambda t: t[: t.index("[[")] + "[template]", "ruby.toml: template: must be a list of tables"),
+    ],
+)
+def test_a_wrong_file_is_refused_naming_the_file_and_the_key(change: Callable[[str], str], complaint: str) -> None:
+    parse(RUBY)
+    with pytest.raises(CatalogueError) as caught:
+        parse(change(RUBY))
+    assert str(caught.value).startswith(complaint)
+
+
+def test_a_file_that_is_no_toml_is_refused_naming_the_file(tmp_path: Path) -> None:
+    (tmp_path / "broken.toml").write_text("name = ")
+    with pytest.raises(CatalogueError, match=r"broken\.toml"):
+        Catalogue.load(tmp_path)
+
+
+def test_a_name_taken_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(RUBY)
+    (tmp_path / "b.toml").write_text(RUBY.replace('name = "ruby"', 'name = "jruby"', 1))
+    with pytest.raises(CatalogueError, match="'rb' already means"):
+        Catalogue.load(tmp_path)
+
+
+def test_a_template_described_in_two_ways_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(RUBY)
+    other = RUBY.replace('name = "ruby"', 'name = "jruby"', 1).replace('["rb"]', "[]").replace("0.5", "0.25")
+    (tmp_path / "b.toml").write_text(other)
+    with pytest.raises(CatalogueError, match="template 'ruby' is described differently"):
+        Catalogue.load(tmp_path)
+
+
+def test_a_language_is_installed_when_every_interpreter_it_names_is_there() -> None:
+    node = Catalogue.load().find("node")
+    assert node is not None
+    assert node.installed(lambda path: path == "/usr/bin/node")
+    assert not node.installed(lambda path: False)
+
+
+def test_only_keeps_the_languages_asked_for_and_the_command_template() -> None:
+    catalogue = Catalogue.load().only(lambda language: language.name == "node")
+    assert catalogue.names() == ("node",)
+    assert [spec.key for spec in catalogue.templates()] == ["command", "node"]
+
+
+@pytest.mark.parametrize(("size", "targets"), [(0, (0, 0)), (1, (1, 1)), (8, (8, 2)), (100, (100, 25))])
+def test_pool_targets_follow_the_weights_and_are_never_rounded_to_nothing(size: int, targets: tuple[int, int]) -> None:
+    python = Catalogue.load().find("python")
+    assert python is not None
+    assert tuple(spec.pool_target(size) for spec in python.templates) == targets
+
+
+IMPORTING = [
+    "import numpy",
+    "import numpy as np",
+    "import os, numpy",
+    "import os as o , sys,numpy as np",
+    "from numpy import array",
+    "from numpy.random import rand",
+    "import numpy.random",
+    "import pandas",
+    "x = 1; import numpy",
+    "if x: import numpy",
+    "try:\n\timport numpy\nexcept ImportError: pass",
+    "import numpy\r\nprint(1)",
+    "import json\nimport numpy",
+    "import numpy# yes",
+]
+NOT_IMPORTING = [
+    "",
+    "print('numpy')",
+    "# import it: numpy",
+    "numpy = 1",
+    "import numpyx",
+    "import xnumpy",
+    "import numpy_financial",
+    "from a import numpy",
+    "reimport numpy",
+    "import a.numpy",
+]
+
+
+@pytest.mark.parametrize("code", IMPORTING)
+def test_an_import_statement_chooses_the_template_that_has_the_module_ready(code: str) -> None:
+    python = Catalogue.load().find("python")
+    assert python is not None
+    assert python.choose_template(code).key == "python-numpy"
+
+
+@pytest.mark.parametrize("code", NOT_IMPORTING)
+def test_a_program_that_does_not_import_it_runs_in_the_default_template(code: str) -> None:
+    python = Catalogue.load().find("python")
+    assert python is not None
+    assert python.choose_template(code).key == "python"
+
+
+def test_a_template_that_cannot_be_made_is_passed_over() -> None:
+    python = Catalogue.load().find("python")
+    assert python is not None
+    assert python.choose_template("import numpy", {"python-numpy": "no numpy"}).key == "python"
+    assert python.choose_template("import numpy", {"python": "no python"}).key == "python-numpy"
+    assert python.choose_template("print(1)", {"python": "no python"}).key == "python"
+
+
+def test_only_the_beginning_of_a_program_is_scanned() -> None:
+    scan = compile_scan(["numpy"])
+    assert scan("#" * (SCAN_CHARS - 20) + "\nimport numpy")
+    assert not scan("#" * SCAN_CHARS + "\nimport numpy")
+
+
+@given(st.text(alphabet="import numpyasfrom.,;:\n\t#x\\", max_size=200))
+@example("import " + "a," * 5000 + " numpy")
+def test_the_scan_takes_any_text(code: str) -> None:
+    assert compile_scan(["numpy", "pandas"])(code) in (True, False)
