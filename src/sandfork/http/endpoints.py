@@ -232,9 +232,16 @@ def check_origin(headers: dict[bytes, bytes], allowed: Sequence[str]) -> None:
     origin = headers[b"origin"].decode("latin-1")
     if origin in allowed:
         return
-    parts = urlsplit(origin)
-    if parts.netloc.encode("latin-1") != headers.get(b"host") or not _is_address(parts.hostname or ""):
+    if not _is_own_page(origin, headers.get(b"host", b"").decode("latin-1")):
         raise CrossOrigin("web pages of other origins may not run programs on a server without keys")
+
+
+def _is_own_page(origin: str, host: str) -> bool:
+    try:
+        parts = urlsplit(origin)
+        return parts.netloc == host and _is_address(parts.hostname or "")
+    except ValueError:
+        return False
 
 
 def _is_address(host: str) -> bool:

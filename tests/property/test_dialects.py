@@ -1,0 +1,168 @@
+"""Any body gives a value or a CallerError, and any result gives an answer: for every dialect, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sandfork.dialects import load_dialects
+from sandfork.dialects.base import Ask, Bounds, Dialect, ExecRoute, HealthRoute, RawRequest, ServiceHealth
+from sandfork.errors import ForkFailed, GuestLost, InvalidRequest, NotSupported, Overloaded, SandforkError
+from sandfork.model import (
+    ExecRequest,
+    ExecResult,
+    Limits,
+    Outcome,
+    OutputFile,
+    TemplateHealth,
+    Timings,
+    Usage,
+)
+
+ROUTES = [(d, r) for d in load_dialects() for r in d.routes if isinstance(r, ExecRoute)]
+every_route = pytest.mark.parametrize(
+    ("dialect", "route"), ROUTES, ids=lambda each: getattr(each, "path", "") or each.name
+)
+bounded = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+
+NAMES = sorted({name for _, r in ROUTES for name in r.body_type.__struct_fields__} | {"base64", "wall_s", "pids"})
+strings = st.text(max_size=20) | st.sampled_from(["", "python", "none", "process", "\0", "../x", "a/b", "x" * 300])
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(1 << 80), 1 << 80)
+    | st.floats(allow_nan=True, allow_infinity=True)
+    | strings
+)
+values = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(NAMES) | strings, inner, max_size=4),
+    max_leaves=12,
+)
+bodies = st.dictionaries(st.sampled_from(NAMES), values, max_size=6)
+raw_bodies = st.binary(max_size=200) | (bodies | values).map(lambda value: json.dumps(value).encode())
+outputs = st.binary(max_size=50)
+seconds = st.floats(0, 1e6)
+counts = st.integers(0, 1 << 62)
+paths = st.binary(min_size=1, max_size=20).map(lambda name: name.decode("utf-8", "surrogateescape"))
+
+
+def parsed(route: ExecRoute, body: bytes) -> Ask | None:
+    """Return what a route makes of a body, None when it is the caller's fault."""
+    try:
+        return route.parse(RawRequest(body), Bounds(max_wall_s=60.0, max_code_bytes=100, max_batch=3))
+    except (InvalidRequest, NotSupported) as refused:
+        refused.message.encode()
+        return None
+
+
+def well_formed(ask: Ask) -> None:
+    for request in ask.requests:
+        assert isinstance(request, ExecRequest)
+        assert request.limits.wall_s is not None
+        assert 0 < request.limits.wall_s <= 60.0
+        assert isinstance(request.stdin, bytes)
+        assert all(isinstance(file.content, bytes) for file in request.files)
+        repr(request).encode()
+
+
+@every_route
+@bounded
+@given(body=raw_bodies)
+def test_any_body_is_understood_or_refused(dialect: Dialect, route: ExecRoute, body: bytes) -> None:
+    ask = parsed(route, body)
+    if ask is not None:
+        well_formed(ask)
+
+
+@every_route
+@bounded
+@given(changes=bodies, index=st.integers(0, 10))
+def test_a_good_body_with_any_fields_changed_is_understood_or_refused(
+    dialect: Dialect, route: ExecRoute, changes: dict[str, Any], index: int
+) -> None:
+    good = json.loads(route.examples[index % len(route.examples)].request)
+    for target in good.get("executions", [good]):
+        target.update(changes)
+    ask = parsed(route, json.dumps(good).encode())
+    if ask is not None:
+        well_formed(ask)
+
+
+@every_route
+@bounded
+@given(st.data())
+def test_a_body_cut_or_altered_anywhere_is_understood_or_refused(
+    dialect: Dialect, route: ExecRoute, data: st.DataObject
+) -> None:
+    good = bytearray(route.examples[0].request)
+    if data.draw(st.booleans()):
+        del good[data.draw(st.integers(0, len(good))) :]
+    else:
+        good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
+    parsed(route, bytes(good))
+
+
+results = st.builds(
+    ExecResult,
+    exec_id=st.just("id"),
+    outcome=st.sampled_from(Outcome),
+    exit_code=st.none() | st.integers(0, 255),
+    signal=st.none() | st.integers(1, 64),
+    stdout=outputs,
+    stderr=outputs,
+    truncated=st.booleans(),
+    usage=st.builds(Usage, seconds, seconds, seconds, counts, counts, counts, counts, counts),
+    limits=st.builds(Limits, wall_s=seconds),
+    timings=st.builds(Timings, seconds, seconds, seconds, seconds),
+    isolation=st.sampled_from(["process", "reduced"]),
+    files=st.lists(st.builds(OutputFile, paths, outputs), max_size=3).map(tuple),
+    files_skipped=st.lists(paths, max_size=3).map(tuple),
+)
+failures = st.sampled_from(
+    [Overloaded("full"), ForkFailed("no", step="clone3"), GuestLost("gone"), SandforkError("internal error")]
+)
+
+
+@every_route
+@bounded
+@given(answer=results | failures)
+def test_any_answer_is_rendered_as_json(dialect: Dialect, route: ExecRoute, answer: ExecResult | SandforkError) -> None:
+    ask = parsed(route, route.examples[0].request)
+    assert ask is not None
+    reply = route.render(ask, (answer,) * len(ask.requests), "req-1")
+    document = msgspec.json.decode(reply.body)
+    first = document.get("results", [document])[0]
+    assert isinstance(first["exit_code"], int)
+    if isinstance(answer, ExecResult):
+        assert first["stdout"] == answer.stdout.decode("utf-8", "replace")
+        assert first["stderr"].startswith(answer.stderr.decode("utf-8", "replace"))
+
+
+@pytest.mark.parametrize("dialect", load_dialects(), ids=lambda dialect: dialect.name)
+@bounded
+@given(field=strings, reason=strings, request_id=strings)
+def test_any_refusal_is_rendered_as_json(dialect: Dialect, field: str, reason: str, request_id: str) -> None:
+    reply = dialect.render_error(InvalidRequest(field, reason), request_id)
+    assert reply.status == 400
+    assert msgspec.json.decode(reply.body)
+
+
+templates = st.builds(TemplateHealth, strings, st.booleans(), counts, counts, counts, strings)
+
+
+@pytest.mark.parametrize("dialect", load_dialects(), ids=lambda dialect: dialect.name)
+@bounded
+@given(health=st.builds(ServiceHealth, st.lists(templates, max_size=3), strings, strings))
+def test_any_state_has_a_health_document(dialect: Dialect, health: ServiceHealth) -> None:
+    for route in dialect.routes:
+        if isinstance(route, HealthRoute):
+            reply = route.render(health)
+            assert reply.status == (200 if health.ready else 503)
+            assert msgspec.json.decode(reply.body)

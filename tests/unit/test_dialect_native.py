@@ -1,0 +1,301 @@
+"""Our own API: every field to its place in the request, every part of a result to its place in the reply."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from sandfork.dialects import load_dialects
+from sandfork.dialects.base import Bounds, Dialect, RawRequest, ServiceHealth
+from sandfork.dialects.native import (
+    DIALECT,
+    parse_batch,
+    parse_exec,
+    render_batch,
+    render_error,
+    render_exec,
+    render_health,
+)
+from sandfork.errors import (
+    DeadlinePassed,
+    FileNotInSandbox,
+    Forbidden,
+    ForkFailed,
+    InvalidRequest,
+    NotSupported,
+    Overloaded,
+    PayloadTooLarge,
+    RateLimited,
+    SandforkError,
+    SessionNotFound,
+    TierUnavailable,
+    Unauthenticated,
+    UnknownLanguage,
+)
+from sandfork.model import (
+    Command,
+    ExecRequest,
+    InputFile,
+    LimitsOverride,
+    Outcome,
+    OutputFile,
+    Snippet,
+    TemplateHealth,
+)
+from tests.support.stub_engine import ended
+
+BOUNDS = Bounds(max_wall_s=60.0, max_code_bytes=100, max_batch=3)
+
+
+def asked(body: dict[str, Any]) -> ExecRequest:
+    return parse_exec(RawRequest(json.dumps(body).encode()), BOUNDS).requests[0]
+
+
+def replied(result: Any, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    ask = parse_exec(RawRequest(json.dumps(body or {"code": ""}).encode()), BOUNDS)
+    return json.loads(render_exec(ask, (result,), "").body)
+
+
+def test_every_field_finds_its_place() -> None:
+    body = {
+        "code": "x",
+        "language": "node",
+        "args": ["-v", ""],
+        "stdin": "in",
+        "env": {"A": "1", "B": ""},
+        "files": {"a.txt": "text é", "b.bin": {"base64": "AAEC/w=="}},
+        "collect": ["out.txt", "*.csv"],
+        "limits": {
+            "wall_s": 2.5,
+            "cpu_s": 1,
+            "memory_bytes": 1,
+            "pids": 2,
+            "open_files": 3,
+            "output_bytes": 4,
+            "disk_bytes": 5,
+        },
+        "network": "filtered",
+        "packages": ["numpy"],
+        "isolation": "gvisor",
+        "template": "node",
+        "session": "s1",
+    }
+    assert asked(body) == ExecRequest(
+        program=Snippet("node", "x"),
+        files=(InputFile("a.txt", "text é".encode()), InputFile("b.bin", b"\0\1\2\xff")),
+        stdin=b"in",
+        args=("-v", ""),
+        env=(("A", "1"), ("B", "")),
+        limits=LimitsOverride(2.5, 1.0, 1, 2, 3, 4, 5),
+        network="filtered",
+        isolation="gvisor",
+        template="node",
+        session="s1",
+        collect=("out.txt", "*.csv"),
+        packages=("numpy",),
+    )
+
+
+def test_what_is_not_named_stays_the_servers() -> None:
+    assert asked({"code": "x"}) == ExecRequest(program=Snippet("python", "x"), limits=LimitsOverride(wall_s=30.0))
+
+
+def test_a_command_takes_the_place_of_code() -> None:
+    assert asked({"argv": ["ls", "-la"]}).program == Command(("ls", "-la"))
+
+
+def test_standard_input_may_be_bytes() -> None:
+    assert asked({"code": "", "stdin": {"base64": "/w=="}}).stdin == b"\xff"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "code"),
+        ({"code": "x", "argv": ["ls"]}, "argv"),
+        ({"argv": []}, "argv"),
+        ({"argv": "ls -la"}, "argv"),
+        ({"code": "x" * 101}, "code"),
+        ({"code": "", "stdin": 7}, "stdin"),
+        ({"code": "", "stdin": {"base64": "!"}}, "stdin.base64"),
+        ({"code": "", "files": {"a": {"base64": "!"}}}, "files.a.base64"),
+        ({"code": "", "files": {"a": {}}}, "files[...].base64"),
+        ({"code": "", "files": []}, "files"),
+        ({"code": "", "limits": {"memory_bytes": 0}}, "limits.memory_bytes"),
+        ({"code": "", "limits": {"memory_bytes": "1g"}}, "limits.memory_bytes"),
+        ({"code": "", "limits": {"memory_bytes": 1 << 80}}, "limits.memory_bytes"),
+        ({"code": "", "limits": {"wall_s": 0}}, "limits.wall_s"),
+        ({"code": "", "limits": {"wall_s": -1}}, "limits.wall_s"),
+        ({"code": "", "limits": 5}, "limits"),
+        ({"code": "", "network": "open"}, "network"),
+        ({"code": "", "isolation": "docker"}, "isolation"),
+        ({"code": "", "files_as": "hex"}, "files_as"),
+        ({"code": "", "collect": "out.txt"}, "collect"),
+        ({"code": "", "collect": ["x"] * 101}, "collect"),
+        ({"code": "", "session": ""}, "session"),
+        ({"code": "", "stream": "yes"}, "stream"),
+        ({"code": "", "packages": "numpy"}, "packages"),
+    ],
+)
+def test_a_wrong_field_is_refused_by_name(body: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        asked(body)
+    assert caught.value.field == field
+
+
+def test_streaming_is_refused_as_not_supported() -> None:
+    with pytest.raises(NotSupported, match="stream"):
+        asked({"code": "", "stream": True})
+
+
+@pytest.mark.parametrize(
+    ("body", "wall_s"),
+    [
+        ({"timeout_seconds": 5}, 5.0),
+        ({"timeout_seconds": 600}, 60.0),
+        ({"limits": {"wall_s": 1e300}}, 60.0),
+        ({"limits": {"wall_s": 0.25}, "timeout_seconds": 5}, 0.25),
+        ({"limits": {"pids": 4}, "timeout_seconds": 5}, 5.0),
+        ({"limits": {}, "timeout_seconds": 600}, 60.0),
+    ],
+)
+def test_the_wall_time_is_lowered_to_the_maximum_however_it_is_named(body: dict[str, Any], wall_s: float) -> None:
+    assert asked({"code": "", **body}).limits.wall_s == wall_s
+
+
+def test_a_reply_tells_all_of_a_result() -> None:
+    reply = replied(ended(truncated=True, files_skipped=("pipe",), exit_code=3))
+    assert reply["outcome"] == "exited"
+    assert (reply["exit_code"], reply["signal"], reply["truncated"]) == (3, None, True)
+    assert reply["usage"] == {
+        "cpu_user_s": 0.002,
+        "cpu_system_s": 0.001,
+        "wall_s": 0.0072,
+        "memory_peak_bytes": 9 << 20,
+        "processes": 1,
+        "io_read_bytes": 0,
+        "io_write_bytes": 0,
+    }
+    assert reply["limits"] == {
+        "wall_s": 30.0,
+        "cpu_s": 30.0,
+        "memory_bytes": 512 << 20,
+        "pids": 64,
+        "open_files": 256,
+        "output_bytes": 1 << 20,
+        "disk_bytes": 64 << 20,
+    }
+    assert (reply["isolation"], reply["files"], reply["files_skipped"]) == ("process", {}, ["pipe"])
+    assert reply["queue_time_ms"] == 0.05
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+def test_every_outcome_is_told_by_its_word_and_has_a_number(outcome: Outcome) -> None:
+    reply = replied(ended(outcome=outcome, exit_code=None, signal=9))
+    assert reply["outcome"] == outcome.value
+    assert reply["exit_code"] == (-1 if outcome is Outcome.TIMED_OUT else 137)
+    assert reply["signal"] == 9
+
+
+def test_files_come_back_as_base64_or_as_text_where_they_are_text() -> None:
+    result = ended(files=(OutputFile("a.txt", "é\n".encode()), OutputFile("b.bin", b"\xff")))
+    assert replied(result)["files"] == {"a.txt": {"base64": "w6kK"}, "b.bin": {"base64": "/w=="}}
+    as_text = replied(result, {"code": "", "files_as": "text"})["files"]
+    assert as_text == {"a.txt": "é\n", "b.bin": {"base64": "/w=="}}
+
+
+def test_files_of_a_reply_can_be_sent_as_files_of_a_request() -> None:
+    files = (OutputFile("a.txt", b"text"), OutputFile("b.bin", bytes(range(256))))
+    for files_as in ("text", "base64"):
+        reply = replied(ended(files=files), {"code": "", "files_as": files_as})
+        back = asked({"code": "", "files": reply["files"]}).files
+        assert [(file.path, file.content) for file in back] == [(file.path, file.content) for file in files]
+
+
+def test_a_file_name_that_is_no_utf8_does_not_spoil_the_reply() -> None:
+    name = b"\xff.txt".decode("utf-8", "surrogateescape")
+    reply = replied(ended(files=(OutputFile(name, b"x"),), files_skipped=(name,)))
+    assert list(reply["files"]) == ["�.txt"]
+    assert reply["files_skipped"] == ["�.txt"]
+
+
+def test_each_item_of_a_batch_is_answered_in_its_own_way() -> None:
+    body = {"executions": [{"code": "a", "files_as": "text"}, {"code": "b"}, {"argv": ["c"]}]}
+    ask = parse_batch(RawRequest(json.dumps(body).encode()), BOUNDS)
+    file = OutputFile("f", b"x")
+    answers = (ended(files=(file,)), ended(files=(file,)), ForkFailed("a secret path", step="clone3"))
+    first, second, third = json.loads(render_batch(ask, answers, "req-1").body)["results"]
+    assert (first["files"], second["files"]) == ({"f": "x"}, {"f": {"base64": "eA=="}})
+    assert (third["code"], third["exit_code"], third["id"]) == ("fork_failed", -1, "req-1")
+    assert "secret" not in third["error"]
+
+
+def test_a_batch_above_the_maximum_is_refused() -> None:
+    body = {"executions": [{"code": ""}] * 4}
+    with pytest.raises(InvalidRequest, match="executions: holds 4 items, more than 3"):
+        parse_batch(RawRequest(json.dumps(body).encode()), BOUNDS)
+
+
+def test_health_is_a_superset_with_a_word_of_choice() -> None:
+    python, node = TemplateHealth("python", True, 13 << 20, 8, 2), TemplateHealth("node", False, 0, 0, 0, "no node")
+    health = ServiceHealth((python, node), "1.2.3", "process", ("disk_bytes",), "healthy")
+    assert json.loads(render_health(health).body) == {
+        "status": "healthy",
+        "templates": {
+            "python": {"ready": True, "memory_mb": 13, "parked": 8, "generation": 2, "reason": ""},
+            "node": {"ready": False, "memory_mb": 0, "parked": 0, "generation": 0, "reason": "no node"},
+        },
+        "version": "1.2.3",
+        "isolation": "process",
+        "unenforced_limits": ["disk_bytes"],
+    }
+
+
+STATUSES = [
+    (InvalidRequest("code", "is required"), 400),
+    (UnknownLanguage("cobol"), 400),
+    (Unauthenticated(missing=True), 401),
+    (Forbidden("memory"), 403),
+    (SessionNotFound("no such session"), 404),
+    (FileNotInSandbox("no such file"), 404),
+    (PayloadTooLarge(10), 413),
+    (RateLimited("too fast", retry_after_s=0.2), 429),
+    (SandforkError("internal error"), 500),
+    (ForkFailed("no"), 500),
+    (NotSupported("sessions"), 501),
+    (Overloaded("full"), 503),
+    (DeadlinePassed("late", retry_after_s=3.2), 503),
+    (TierUnavailable("no kvm"), 503),
+]
+
+
+@pytest.mark.parametrize("dialect", load_dialects(), ids=lambda dialect: dialect.name)
+@pytest.mark.parametrize(("error", "status"), STATUSES, ids=lambda value: type(value).__name__)
+def test_every_error_has_a_status_and_a_sentence(dialect: Dialect, error: SandforkError, status: int) -> None:
+    reply = dialect.render_error(error, "req-1")
+    assert reply.status == status
+    assert json.loads(reply.body)["error"]
+    assert (b"retry-after" in dict(reply.headers)) == (status == 429 or isinstance(error, Overloaded | DeadlinePassed))
+
+
+def test_an_error_tells_its_word_its_field_and_its_id() -> None:
+    body = json.loads(render_error(InvalidRequest("limits.pids", "expected int >= 1"), "req-1").body)
+    assert body == {
+        "error": "limits.pids: expected int >= 1",
+        "code": "invalid_request",
+        "request_id": "req-1",
+        "field": "limits.pids",
+    }
+    assert "field" not in json.loads(render_error(InvalidRequest("", "the body is empty"), "").body)
+
+
+def test_waiting_times_are_told_in_whole_seconds_rounded_up() -> None:
+    waits = {0.01: b"1", 1.0: b"1", 1.01: b"2", 59.9: b"60"}
+    told = {s: dict(render_error(RateLimited("x", retry_after_s=s), "").headers)[b"retry-after"] for s in waits}
+    assert told == waits
+
+
+def test_our_own_dialect_is_at_root() -> None:
+    assert DIALECT.prefix == ""
