@@ -11,14 +11,20 @@ import fcntl
 import os
 import signal
 import socket
+import stat
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandfork.errors import TierUnavailable
 from sandfork.linux import cgroup
 
 _INSTANCES = 64
+
+
+def default_run_dir() -> Path:
+    """Return where lock files go: /run as root, else a directory of the user's own."""
+    return Path("/run/sandfork") if os.geteuid() == 0 else Path(f"/tmp/sandfork-{os.geteuid()}")  # noqa: S108
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +39,7 @@ class LaunchSettings:
     uid_base: int = 0x70010000
     uid_count: int = 0x8000
     cgroup_parent: str = ""
-    run_dir: Path = Path("/run/sandfork")
+    run_dir: Path = field(default_factory=lambda: default_run_dir())
     cgroups: bool = True
 
 
@@ -61,7 +67,7 @@ def launch(settings: LaunchSettings) -> Launched:
     host = cgroup.host_cgroups() if settings.cgroups else cgroup.CgroupHost((), cgroup.V2_CONTROLLERS)
     if not privileged:
         host = cgroup.CgroupHost((), cgroup.V2_CONTROLLERS)
-    settings.run_dir.mkdir(parents=True, exist_ok=True)
+    _own_directory(settings.run_dir)
     instance, lock = _take_instance(settings, host)
     uid_base = settings.uid_base + instance * settings.uid_count if privileged else 0
     directories: dict[str, Path] = {}
@@ -90,6 +96,14 @@ def launch(settings: LaunchSettings) -> Launched:
     os.close(lock)
     server_uid = uid_base + settings.uid_count - 1 if privileged else os.geteuid()
     return Launched(instance, ours, janitor, directories, host.unified, host.missing, not privileged, server_uid)
+
+
+def _own_directory(path: Path) -> None:
+    """Make `path`, or make sure that it is ours: others could have made it first in a shared place."""
+    path.mkdir(mode=0o755, parents=True, exist_ok=True)
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise TierUnavailable(f"{path} is not a directory of uid {os.geteuid()} that only it can write; remove it")
 
 
 def _take_instance(settings: LaunchSettings, host: cgroup.CgroupHost) -> tuple[int, int]:

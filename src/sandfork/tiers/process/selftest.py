@@ -69,6 +69,7 @@ async def _attempts(fork: Fork, program: Path) -> dict[str, str]:
             "disk_bytes": _LIMITS.disk_bytes,
         }
         argv = (*_INTERPRETER, "/sandbox/self_test.py", json.dumps(facts))
+        text = b""
         try:
             end, text = await _run(fork, argv, program.read_bytes())
             results = json.loads(text)
