@@ -419,6 +419,8 @@ static void handle_request(void)
 
 /* --- what the children say --- */
 
+static void claim_early_death(uint32_t id);
+
 static void zygote_ready(int32_t pid, uint32_t resident)
 {
     for (uint32_t i = 0; i < ZYGOTES_MAX; i++)
@@ -448,7 +450,9 @@ static void handle_report(const struct fork_report *rep)
             spawn_failed(id, rep->step, rep->pid);
         if (s->state == SLOT_FORKING)
             s->state = SLOT_LIVE;
-        else if (s->state == SLOT_CLOSING && s->cell)
+        if (rep->pid > 0)
+            claim_early_death(id);
+        if (s->state == SLOT_CLOSING && s->cell)
             SYS(kill, s->cell, SF_SIGKILL);
     }
     slot_settle(id);
@@ -516,6 +520,33 @@ static void user_died(uint32_t id, int status, const struct rusage *ru)
     slot_settle(id);
 }
 
+/*
+ * A program can be over before its zygote, waiting for a processor, has told us its pid. Such a death is kept until then.
+ * At most one per pending slot; pids are not reused that soon.
+ */
+static struct {
+    int32_t pid;
+    int status;
+    struct rusage ru;
+} early_deaths[256];
+
+static void keep_early_death(int32_t pid, int status, const struct rusage *ru)
+{
+    static unsigned next;
+    early_deaths[next % 256].pid = pid;
+    early_deaths[next % 256].status = status;
+    early_deaths[next++ % 256].ru = *ru;
+}
+
+static void claim_early_death(uint32_t id)
+{
+    for (int i = 0; i < 256; i++)
+        if (early_deaths[i].pid == host.slots[id].user) {
+            early_deaths[i].pid = 0;
+            return user_died(id, early_deaths[i].status, &early_deaths[i].ru);
+        }
+}
+
 static void reaped(int32_t pid, int status, const struct rusage *ru)
 {
     for (uint32_t i = 0; i < slots_used; i++) {
@@ -530,6 +561,7 @@ static void reaped(int32_t pid, int status, const struct rusage *ru)
     for (uint32_t i = 0; i < ROOTS_MAX; i++)
         if (roots[i].pid == pid)
             return root_finished(i);
+    keep_early_death(pid, status, ru);
 }
 
 static void reap(void)
