@@ -1,7 +1,7 @@
 """A virtual clock: an event loop whose time jumps to the next timer instead of waiting for it.
 
 A test under it takes no real time, and what it says about seconds is exact. It also must leave nothing behind: a task
-still pending at its end fails it, and so does waiting for something that no timer will ever bring.
+still pending at its end fails it, a timer still set does, and so does waiting for what no timer will ever bring.
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time_ns(self) -> int:
         return self._jumping.now_ns
 
+    def live_timers(self) -> list[asyncio.TimerHandle]:
+        """Return the timers that are set and not cancelled."""
+        return [timer for timer in self._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
+
     def advance(self, delay_s: float) -> None:
         """Move the clock without running anything: what a step that takes this long does to its observers."""
         self._jumping.now_ns += round(delay_s * NANO)
@@ -63,7 +67,7 @@ def virtual_loop() -> VirtualLoop:
 
 
 def run_virtual(main: Coroutine[Any, Any, None]) -> None:
-    """Run `main` on a virtual clock. *Raises* AssertionError when it leaves a task behind."""
+    """Run `main` on a virtual clock. *Raises* AssertionError when it leaves a task or a timer behind."""
     complaints: list[dict[str, Any]] = []
 
     async def checked() -> None:
@@ -72,6 +76,8 @@ def run_virtual(main: Coroutine[Any, Any, None]) -> None:
         await asyncio.sleep(0)
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left, f"tasks left behind: {left}"
+        timers = virtual_loop().live_timers()
+        assert not timers, f"timers left behind: {timers}"
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(checked())

@@ -83,7 +83,6 @@ async def rig(
         await _pass_time()
     yield made
     await made.engine.close()
-    await settle()
     assert not made.tier.alive, f"sandboxes left: {made.tier.alive}"
     assert made.counts[:2] == (0, 0)
 

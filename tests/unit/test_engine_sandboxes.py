@@ -158,3 +158,14 @@ async def test_a_sandbox_that_does_not_answer_a_kill_is_given_up(monkeypatch: py
             await it.run("", wall_s=2)
         assert virtual_loop().time() - began == pytest.approx(2 + SETTINGS.kill_grace_s)
         assert it.counts[0] == 0
+
+
+@in_virtual_time
+async def test_a_client_gone_at_the_moment_its_sandbox_is_given_up_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with rig() as it:
+        monkeypatch.setattr(FakeSandbox, "exec", hang)
+        task = asyncio.ensure_future(it.run("", wall_s=2))
+        await settle()
+        asyncio.get_running_loop().call_later(2 + SETTINGS.kill_grace_s, task.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await task

@@ -160,6 +160,8 @@ async def test_closing_stops_a_sandbox_that_does_not_answer_and_a_lease_that_wai
         await settle()
         assert it.counts[0] == 2
         await it.engine.close()
+        assert it.counts == (0, 0, 0)
+        assert not it.tier.alive
         for task in tasks:
             with pytest.raises(Draining):
                 await task

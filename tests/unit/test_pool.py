@@ -169,6 +169,27 @@ async def test_one_failed_fork_is_tried_again_without_telling_who_waits() -> Non
 
 
 @in_virtual_time
+async def test_forks_that_fail_together_count_as_one_failure_for_who_waits() -> None:
+    bench = await Bench(target=3).start()
+    for _ in range(3):
+        bench.take()
+    assert bench.counts.forking == 3
+    bench.tier.failing_forks = 3
+    assert isinstance(await bench.pool.fork("python"), FakeSandbox)
+    assert bench.counts.failures == 3
+    await bench.pool.close()
+
+
+@in_virtual_time
+async def test_a_success_between_two_failures_makes_each_the_first() -> None:
+    bench = await Bench(target=0).start()
+    for _ in range(3):
+        bench.tier.failing_forks = 1
+        assert isinstance(await bench.pool.fork("python"), FakeSandbox)
+    await bench.pool.close()
+
+
+@in_virtual_time
 async def test_forks_that_keep_failing_fail_who_waits_with_the_kernels_word() -> None:
     bench = await Bench(target=1).start()
     bench.take()
@@ -304,6 +325,20 @@ async def test_closing_fails_who_waits_and_disposes_of_everything_parked() -> No
     with pytest.raises(Draining):
         await bench.pool.fork("python")
     assert bench.tier.alive == set(taken) | set(bench.disposed)
+
+
+@in_virtual_time
+async def test_closing_does_not_wait_for_forks_under_way() -> None:
+    bench = await Bench(target=1).start()
+    bench.tier.fork_s = 5
+    bench.take()
+    waiting = asyncio.ensure_future(bench.pool.fork("python"))
+    await settle()
+    began = virtual_loop().time()
+    await bench.pool.close()
+    assert virtual_loop().time() == began
+    with pytest.raises(Draining):
+        await waiting
 
 
 @settings(max_examples=60, deadline=None)

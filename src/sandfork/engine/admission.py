@@ -69,10 +69,10 @@ class Admission:
         self._interval_s = 0.0
 
     def try_enter(self) -> bool:
-        """Take a slot if one is free and nobody waits for it. *Raises* Draining."""
+        """Take a slot if one is free, which it never stays while anybody waits. *Raises* Draining."""
         if self._draining:
             raise Draining("the server is shutting down", retry_after_s=DRAIN_RETRY_S)
-        if self._queued or not self._has_room():
+        if not self._has_room():
             return False
         self._running += 1
         return True
