@@ -506,7 +506,7 @@ def test_a_quick_run_is_smaller_and_a_command_is_split_into_words() -> None:
 
 def test_a_service_that_does_not_start_is_reported_with_its_last_words(tmp_path: Path) -> None:
     with pytest.raises(ServiceFailed, match="status 3:\n  no such key"):
-        start(("/bin/sh", "-c", "echo no such key; exit 3"), Variant(8), tmp_path)
+        start(("/bin/sh", "-c", "echo no such key; exit 3"), Variant(), tmp_path)
 
 
 def test_a_section_that_breaks_is_named_and_the_others_still_run() -> None:

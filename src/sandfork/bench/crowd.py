@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from sandfork.bench.contenders import PRINT
 from sandfork.bench.probe import Execution, Turns, bare, take_turns
 from sandfork.bench.report import Row
 from sandfork.bench.sections import GAP_S, Sizes, warm
-from sandfork.bench.service import StartedService, Variant, wait_until
+from sandfork.bench.service import ServiceFailed, StartedService, wait_until
 from sandfork.bench.stats import Summary
 
 FEW = 2
@@ -21,7 +20,7 @@ FILL_S = 60.0
 SETTLE_S = 1.0
 MB = 1e6
 
-Start = Callable[[Variant], StartedService]
+Start = Callable[[int], StartedService]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class Pace:
 
 
 def crowded(start: Start, sizes: Sizes) -> list[Row]:
-    """Measure with few parked, with many, and with few again, each in a service of its own."""
+    """Measure with few parked, with many, and with few again; `start(n)` starts a service that parks n."""
     few_before, weight_few, _ = _visit(start, FEW, sizes)
     many, weight_many, filling = _visit(start, sizes.parked, sizes)
     few_after, _, _ = _visit(start, FEW, sizes)
@@ -71,22 +70,25 @@ def crowded(start: Start, sizes: Sizes) -> list[Row]:
 
 def _visit(start: Start, parked: int, sizes: Sizes) -> tuple[Pace, Weight, Filling]:
     kernel_before = census.kernel_memory()
-    with start(Variant(parked)) as service:
+    with start(parked) as service:
         filling = _watch_filling(service, parked)
         time.sleep(SETTLE_S)
         # The kernel's figures first: walking /proc makes slab of its own.
         kernel = census.kernel_memory().total_since(kernel_before)
         inside, count = census.parked_sandboxes(service.tree())
+        if count < parked:
+            raise ServiceFailed(f"says it has {parked} parked, but only {count} pid namespaces are found below it")
         weight = Weight(count, sum(census.pss_bytes(process.pid) for process in inside), kernel)
         pace = _pace(service, sizes)
-        with contextlib.suppress(ProcessLookupError):
-            service.stop()
+        service.stop()
     return pace, weight, filling
 
 
 def _watch_filling(service: StartedService, target: int) -> Filling:
     started, first = time.monotonic(), service.parked()
     wait_until(lambda: service.parked() >= target, FILL_S, f"{target} parked")
+    if first < 0 or first == target > FEW:
+        raise ServiceFailed(f"the filling of its pool could not be watched: {first} of {target} were parked at first")
     return Filling(time.monotonic() - started, first, target)
 
 

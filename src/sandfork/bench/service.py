@@ -28,10 +28,18 @@ class ServiceFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A configuration to measure: the Python sandboxes parked ahead, and whether each has its own network namespace."""
+    """A configuration to measure; what it does not name is the service's default.
 
-    parked: int
+    `parked` Python sandboxes wait, and none of the templates in `unused`; None leaves the pools as they come.
+    """
+
+    parked: int | None = None
     own_network_namespace: bool = True
+    unused: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        pool = "default pools" if self.parked is None else f"{self.parked} parked"
+        return pool if self.own_network_namespace else f"{pool}, shared net namespace"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +53,11 @@ class Left:
 
 
 def configuration(variant: Variant) -> str:
-    """Return the TOML of a variant; everything not named here is the service's default."""
-    return f"[pool]\nsize = {variant.parked}\n"
+    """Return a variant as the service's TOML. It runs where no key file is, so that no rate limit applies."""
+    lines = ["[process]", f'network_namespace = "{"own" if variant.own_network_namespace else "shared"}"']
+    if variant.parked is not None:
+        lines += ["[pool.sizes]", f"python = {variant.parked}", *(f'"{name}" = 0' for name in variant.unused)]
+    return "\n".join(lines) + "\n"
 
 
 def own_command() -> tuple[str, ...]:
@@ -78,6 +89,11 @@ class Service:
         if answer.status != 200 or not isinstance(document, dict):
             raise ServiceFailed(f"health answered {answer.status}: {answer.body[:200]!r}")
         return document
+
+    def templates(self) -> tuple[str, ...]:
+        """Return the names of the service's templates."""
+        templates = self.health().get("templates")
+        return tuple(templates) if isinstance(templates, dict) else ()
 
     def parked(self, template: str = "python") -> int:
         """Return how many sandboxes of a template wait, or -1 where health does not say."""
@@ -137,13 +153,12 @@ class StartedService(Service):
 def start(command: tuple[str, ...], variant: Variant, directory: Path) -> StartedService:
     """Start a service and return it once it is ready. *Raises* ServiceFailed."""
     port = free_port()
-    stem = f"{'own' if variant.own_network_namespace else 'shared'}-{variant.parked}-{port}"
-    config, log = directory / f"{stem}.toml", directory / f"{stem}.log"
+    config, log = directory / f"{port}.toml", directory / f"{port}.log"
     config.write_text(configuration(variant))
     before = census.belongings()
     with log.open("wb") as out:
         argv = (*command, "--port", str(port), "--config", str(config))
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd="/")
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=directory)
     service = StartedService(Address("127.0.0.1", port), process.pid, process, log, before)
     with contextlib.ExitStack() as undo:
         undo.enter_context(service)

@@ -6,7 +6,6 @@ import functools
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from sandfork.bench.service import Left, Service, ServiceFailed, StartedService,
 from sandfork.bench.spawn import Command, WrongAnswer
 from sandfork.bench.wire import Address, ConnectionLost, ProtocolError
 
-DEFAULT_POOL = 8
 SECTIONS = ("printing", "numpy", "node", "idle", "contenders", "sustained", "memory", "on-demand", "burst", "parked")
 
 
@@ -51,6 +49,7 @@ class Suite:
         self._report = Report(describe(), quick=choice.quick)
         self._others: list[Command] = []
         self._node: Command | None = None
+        self._unused: tuple[str, ...] = ()
 
     def run(self) -> Report:
         """Measure everything chosen and return the report."""
@@ -83,12 +82,17 @@ class Suite:
             self._report.absent.append(Absent(name, "needs a service that this run starts itself"))
 
     def _measure_started(self, begin: Callable[[Variant], StartedService]) -> None:
-        self._with_service(begin, Variant(DEFAULT_POOL), self._main_service)
-        self._with_service(begin, Variant(DEFAULT_POOL, own_network_namespace=False), self._shared_service)
-        self._with_service(begin, Variant(DEFAULT_POOL), self._fresh_service)
-        self._with_service(begin, Variant(0), self._bare_service)
-        self._with_service(begin, Variant(self._choice.sizes.burst), self._burst_service)
-        self._section("parked", lambda: crowd.crowded(begin, self._choice.sizes))
+        self._with_service(begin, Variant(), self._main_service)
+        sizes, unused = self._choice.sizes, self._unused
+        if self._wants("sustained"):
+            self._with_service(begin, Variant(own_network_namespace=False), self._shared_service)
+        if self._wants("memory"):
+            self._with_service(begin, Variant(), self._fresh_service)
+        if self._wants("on-demand"):
+            self._with_service(begin, Variant(0, unused=unused), self._bare_service)
+        if self._wants("burst"):
+            self._with_service(begin, Variant(sizes.burst, unused=unused), self._burst_service)
+        self._section("parked", lambda: crowd.crowded(lambda parked: begin(Variant(parked, unused=unused)), sizes))
 
     def _with_service(
         self,
@@ -97,14 +101,14 @@ class Suite:
         measure: Callable[[StartedService], None],
     ) -> None:
         try:
-            with ExitStack() as stack:
-                service = stack.enter_context(begin(variant))
+            with begin(variant) as service:
                 measure(service)
                 self._report.add(left_rows(service.stop(), variant))
-        except ServiceFailed as error:
+        except (ServiceFailed, OSError) as error:
             self._report.absent.append(Absent(f"a service with {variant}", str(error), failed=True))
 
     def _main_service(self, service: StartedService) -> None:
+        self._unused = tuple(name for name in service.templates() if name != "python")
         self._at_rest(service)
         sizes = self._choice.sizes
         self._section("sustained", lambda: load.sustained(service, "own", "sustained, own net namespace", sizes))
@@ -135,8 +139,11 @@ class Suite:
         )
         self._section("contenders", lambda: sections.jails(address, self._others, sizes))
 
+    def _wants(self, name: str) -> bool:
+        return not self._choice.only or name in self._choice.only
+
     def _section(self, name: str, measure: Section) -> None:
-        if self._choice.only and name not in self._choice.only:
+        if not self._wants(name):
             return
         self._console.print(f"[dim]measuring {name} …[/dim]")
         try:
@@ -154,6 +161,6 @@ def left_rows(left: Left, variant: Variant) -> list[Row]:
         "network_namespaces": left.network_namespaces,
     }
     return [
-        Row(f"left_{name}", f"{name.replace('_', ' ')} left after shutdown, {variant.parked} parked", count, "", count)
+        Row(f"left_{name}", f"{name.replace('_', ' ')} left after shutdown, {variant}", count, "", count)
         for name, count in found.items()
     ]
