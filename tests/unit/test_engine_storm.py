@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 from hypothesis import given, settings
@@ -23,7 +24,7 @@ CROWDED = replace(
     pool=PoolSettings(lease_s=3, fork_s=1),
 )
 
-TRUTHS = {
+TRUTHS: dict[str, Callable[[ExecResult], bool]] = {
     "out hello": lambda r: (r.stdout, r.outcome, r.exit_code) == (b"hello\n", Outcome.EXITED, 0),
     "out hello\nexit 3": lambda r: (r.stdout, r.outcome, r.exit_code) == (b"hello\n", Outcome.EXITED, 3),
     "signal 11": lambda r: (r.outcome, r.signal) == (Outcome.SIGNALLED, 11),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sandfork.engine.admission import Admission, AdmissionSettings, AdmissionStatistics
+from sandfork.engine.collected import presentable
 from sandfork.engine.disposal import Disposal
 from sandfork.engine.execution import Execution
 from sandfork.engine.ids import mint_exec_id
@@ -208,10 +209,11 @@ class Engine:
         """Collect files; what cannot be had, for whatever the sandbox did, is named as skipped."""
         try:
             async with asyncio.timeout(self._settings.collect_s):
-                return await sandbox.collect(plan.collect, self._settings.policy.max_collect_bytes)
+                collected = await sandbox.collect(plan.collect, self._settings.policy.max_collect_bytes)
         except (TierError, FileNotInSandbox, TimeoutError) as error:
-            log.warning("execution %s: files could not be collected: %r", plan.exec_id, error)
+            log.debug("execution %s: files could not be collected: %r", plan.exec_id, error)
             return Collected(skipped=plan.collect)
+        return presentable(collected)
 
 
 def _never_started(error: BaseException) -> bool:
