@@ -139,18 +139,19 @@ class Client:
     def exchange(self, request: bytes) -> tuple[Answer, int]:
         """Send a request; return its answer and the nanoseconds from send to last byte.
 
-        *Raises* ProtocolError, ConnectionLost, OSError.
+        *Raises* ProtocolError, ConnectionLost.
         """
         receive, feed = self._sock.recv, self._parser.feed
         started = time.perf_counter_ns()
-        self._sock.sendall(request)
-        while True:
-            chunk = receive(RECEIVE_BYTES)
-            if not chunk:
-                raise ConnectionLost("the service closed the connection")
-            answer = feed(chunk)
-            if answer is not None:
-                return answer, time.perf_counter_ns() - started
+        try:
+            self._sock.sendall(request)
+            while chunk := receive(RECEIVE_BYTES):
+                answer = feed(chunk)
+                if answer is not None:
+                    return answer, time.perf_counter_ns() - started
+        except (ConnectionError, TimeoutError) as error:
+            raise ConnectionLost(f"no answer: {error}") from error
+        raise ConnectionLost("the service closed the connection")
 
     def refresh(self) -> None:
         """Connect again if the service has closed an idle connection; call it outside what is timed."""
@@ -234,7 +235,10 @@ def drive(address: Address, load: Load) -> LoadResult:
             poll.register(lane.sock, select.EPOLLIN)
         stack.enter_context(no_collection())
         time.sleep(load.settle_s)
-        return _loop(poll, lanes, load)
+        try:
+            return _loop(poll, lanes, load)
+        except (ConnectionError, TimeoutError) as error:
+            raise ConnectionLost(f"under load: {error}") from error
 
 
 def _loop(poll: select.epoll, lanes: dict[int, _Lane], load: Load) -> LoadResult:
