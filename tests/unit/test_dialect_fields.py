@@ -43,7 +43,7 @@ def refusal(body: bytes, parse: Any = parse_exec) -> InvalidRequest:
         (b'{"code": "x", "timeout_seconds": -5}', "timeout_seconds", "expected int >= 1"),
         (b'{"code": "x", "timeout_seconds": NaN}', "", "NaN is no JSON number"),
         (b'{"code": "x", "limits": {"wall_s": 1e999}}', "limits.wall_s", "number out of range"),
-        (b'{"code": "x", "limits": {"pids": 1e3}}', "limits.pids", "got float"),
+        (b'{"code": "x", "limits": {"pids": 1.5}}', "limits.pids", "got float"),
         (b'{"code": "x", "env": {"A": 1}}', "env[...]", "expected str, got int"),
         (b'{"code": "\\ud800"}', "code", "half a surrogate pair"),
         (b'{"code": "x", "env": {"A": "\\udfff"}}', "env.A", "half a surrogate pair"),
@@ -71,6 +71,28 @@ def test_a_malformed_body_is_refused_by_the_field_at_fault(body: bytes, field: s
 )
 def test_a_malformed_item_is_refused_by_its_number(body: bytes, field: str) -> None:
     assert refusal(body, parse_batch).field == field
+
+
+@pytest.mark.parametrize("number", ["30.0", "3e1", "300.0e-1"])
+def test_a_whole_number_may_be_written_as_a_float(number: str) -> None:
+    ask = parse_exec(RawRequest(b'{"code": "x", "timeout_seconds": %s}' % number.encode()), Bounds())
+    assert ask.requests[0].limits.wall_s == 30.0
+
+
+@pytest.mark.parametrize(
+    ("rest", "field"),
+    [
+        (b'"limits": {"pids": 1.5}', "limits.pids"),
+        (b'"limits": {"wall_s": 1e999}', "timeout_seconds"),
+        (b'"stdin": "\\ud800"', "stdin"),
+        (b'"stdin": 7', "stdin"),
+        (b'"limits": {"pids": 1e300}', "limits.pids"),
+        (b'"surprise": ' + b"[" * 100_000, "timeout_seconds"),
+        (b'"stdin": "' + b"x" * fields.EXPLAINED_BYTES + b'"', "timeout_seconds"),
+    ],
+)
+def test_a_body_with_such_a_number_is_checked_as_any_other(rest: bytes, field: str) -> None:
+    assert refusal(b'{"code": "x", "timeout_seconds": 30.0, ' + rest + b"}").field == field
 
 
 def test_a_large_malformed_body_is_refused_without_a_search() -> None:

@@ -36,6 +36,14 @@ from sandfork.model import ExecRequest, ExecResult, TemplateHealth
 
 JSON = b"application/json"
 
+LANGUAGE: dict[str, Any] = {"x-languages": True}
+"""Extra schema of a field that names a language: documents list those the server offers."""
+UNAVAILABLE: dict[str, Any] = {"x-unavailable": True}
+"""Extra schema of a field that is understood but refused as not supported: documents leave it out.
+
+Where only some values are, `{"x-only": [values]}` lists the others.
+"""
+
 Answer = ExecResult | SandforkError
 """What came of one execution: its result, or why we could not give one."""
 
@@ -202,6 +210,7 @@ class Dialect:
 
     `prefix` is where it answers on a server that speaks all dialects ("" for the one at root).
     `render_error(error, request_id)` makes the whole answer for an error; `error_type` is the type of its body.
+    `refinements` are added to the JSON schemas of wire types, for what the types cannot say.
     """
 
     name: str
@@ -211,6 +220,7 @@ class Dialect:
     render_error: Callable[[SandforkError, str], Reply]
     error_type: type[Any]
     description: str = ""
+    refinements: Mapping[type[Any], Mapping[str, Any]] = field(default_factory=dict)
     error_statuses: tuple[int, ...] = field(default=(400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 501, 503))
 
 

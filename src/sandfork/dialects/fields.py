@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 from typing import Any, NoReturn, TypeVar
 
@@ -23,6 +24,7 @@ EXPLAINED_BYTES = 256 << 10
 MAX_NAME_BYTES = 255
 
 _VALIDATION = re.compile(r"(?P<reason>.*?)(?: - at `(?P<key>key in )?\$(?P<path>.*)`)?", re.DOTALL)
+_FLOAT_FOR_INTEGER = re.compile(r"Expected `int( \| null)?`, got `float`")
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
 
 
@@ -31,11 +33,34 @@ def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
+        if _FLOAT_FOR_INTEGER.match(str(error)):
+            return _decode_whole_floats(decoder.type, body, error)
         raise _wrong_field(str(error)) from None
     except (msgspec.DecodeError, UnicodeError):
         _explain_malformed(body)
     except RecursionError:
         raise InvalidRequest("", "the JSON body is nested too deeply") from None
+
+
+def _decode_whole_floats(wanted: type[T], body: bytes, error: msgspec.ValidationError) -> T:
+    """Decode a body in which an integer is written as 30.0, which JSON Schema counts as an integer too."""
+    try:
+        value = json.loads(body if len(body) <= EXPLAINED_BYTES else b"", parse_float=_number, parse_constant=_number)
+    except (ValueError, RecursionError):
+        raise _wrong_field(str(error)) from None
+    if _surrogate_path(value) is not None:
+        _explain_malformed(body)
+    try:
+        return msgspec.convert(value, wanted)
+    except msgspec.ValidationError as second:
+        raise _wrong_field(str(second)) from None
+
+
+def _number(text: str) -> int | float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("no JSON number")
+    return int(number) if number.is_integer() else number
 
 
 def _wrong_field(message: str) -> InvalidRequest:

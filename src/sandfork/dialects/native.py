@@ -36,6 +36,7 @@ from sandfork.dialects.base import (
 from sandfork.dialects.native_wire import (
     BATCH_EXAMPLES,
     EXEC_EXAMPLES,
+    ONE_PROGRAM,
     Base64Content,
     BatchBody,
     BatchReply,
@@ -263,5 +264,6 @@ DIALECT = Dialect(
     routes=_routes(),
     render_error=render_error,
     error_type=ErrorReply,
+    refinements={ExecBody: ONE_PROGRAM},
     description="Run untrusted code in a sandbox forked from a warm template.",
 )

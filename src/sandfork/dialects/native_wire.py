@@ -8,18 +8,28 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from sandfork.dialects.base import Example
+from sandfork.dialects.base import LANGUAGE, UNAVAILABLE, Example
 from sandfork.model import Outcome
 
-Seconds = Annotated[float, Meta(gt=0)]
-Bytes = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
+Seconds = Annotated[float, Meta(ge=0.001)]
 Count = Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
+MAX_BYTES = (1 << 63) - 1
+
+
+PATHS = "relative to the work directory, or below /sandbox or /tmp"
+BASE64_PATTERN = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+# Only documents read these two: the engine is who refuses such names and words.
+EnvName = Annotated[str, Meta(extra_json_schema={"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"})]
+Word = Annotated[str, Meta(extra_json_schema={"pattern": r"^[^\u0000]*$"})]
+NAMED = {"prefixItems": [{"type": "string", "minLength": 1}]}
+Isolation = Literal["process", "gvisor", "microvm"]
+Session = Annotated[str, Meta(min_length=1, max_length=200)]
 
 
 class Base64Content(msgspec.Struct, frozen=True):
     """Bytes as base64."""
 
-    base64: str
+    base64: Annotated[str, Meta(extra_json_schema={"contentEncoding": "base64", "pattern": BASE64_PATTERN})]
 
 
 Content = str | Base64Content
@@ -30,33 +40,37 @@ class LimitsBody(msgspec.Struct, frozen=True):
 
     wall_s: Seconds | None = None
     cpu_s: Seconds | None = None
-    memory_bytes: Bytes | None = None
+    memory_bytes: Annotated[int, Meta(ge=4 << 20, le=MAX_BYTES)] | None = None
     pids: Count | None = None
-    open_files: Count | None = None
-    output_bytes: Bytes | None = None
-    disk_bytes: Bytes | None = None
+    open_files: Annotated[int, Meta(ge=8, le=(1 << 31) - 1)] | None = None
+    output_bytes: Annotated[int, Meta(ge=1, le=MAX_BYTES)] | None = None
+    disk_bytes: Annotated[int, Meta(ge=64 << 10, le=MAX_BYTES)] | None = None
 
 
 class ExecBody(msgspec.Struct, frozen=True):
     """A program to run in a sandbox of its own: `code` in a `language`, or `argv`."""
 
     code: Annotated[str, Meta(description="Source code.")] | UnsetType = UNSET
-    argv: Annotated[list[str], Meta(min_length=1, description="A command instead of `code`.")] | UnsetType = UNSET
-    language: Annotated[str, Meta(description="`python`, `node`, `bash`, …", examples=["python"])] = "python"
+    argv: Annotated[list[Word], Meta(min_length=1, description="A command.", extra_json_schema=NAMED)] | UnsetType = (
+        UNSET
+    )
+    language: Annotated[str, Meta(description="What the code is in.", extra_json_schema=LANGUAGE)] = "python"
     timeout_seconds: Annotated[int, Meta(ge=1, description="Lowered to the server's maximum.")] = 30
-    args: Annotated[list[str], Meta(description="Arguments of the code, after its own name.")] = []
+    args: Annotated[list[Word], Meta(description="Arguments of the code, after its own name.")] = []
     stdin: Annotated[Content, Meta(description="All of standard input.")] = ""
-    env: Annotated[dict[str, str], Meta(description="Environment variables to add.")] = {}
-    files: Annotated[dict[str, Content], Meta(description="Files to write first, by path.")] = {}
-    collect: Annotated[list[str], Meta(max_length=100, description="Paths or globs of files to return.")] = []
+    env: Annotated[dict[EnvName, Word], Meta(description="Environment variables to add.")] = {}
+    files: Annotated[dict[str, Content], Meta(description=f"Files to write first, by path: {PATHS}.")] = {}
+    collect: Annotated[list[str], Meta(max_length=64, description=f"Files to return, also by globs: {PATHS}.")] = []
     files_as: Annotated[Literal["base64", "text"], Meta(description="How to return them.")] = "base64"
     limits: LimitsBody = LimitsBody()
-    network: Literal["none", "filtered", "host"] = "none"
-    packages: Annotated[list[str], Meta(max_length=100, description="Packages to install first.")] = []
-    isolation: Annotated[Literal["process", "gvisor", "microvm"], Meta(description="The least wanted.")] | None = None
-    template: Annotated[str, Meta(description="The template to fork, instead of the one chosen.")] | None = None
-    session: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
-    stream: bool = False
+    network: Annotated[Literal["none", "filtered", "host"], Meta(extra_json_schema=UNAVAILABLE)] = "none"
+    packages: Annotated[list[str], Meta(max_length=100, extra_json_schema=UNAVAILABLE)] = []
+    isolation: Annotated[
+        Isolation | None, Meta(description="The least wanted.", extra_json_schema={"x-only": ["process", None]})
+    ] = None
+    template: Annotated[str | None, Meta(description="The template to fork, instead of the one chosen.")] = None
+    session: Annotated[Session | None, Meta(extra_json_schema=UNAVAILABLE)] = None
+    stream: Annotated[bool, Meta(extra_json_schema=UNAVAILABLE)] = False
 
 
 class BatchBody(msgspec.Struct, frozen=True):
@@ -171,3 +185,6 @@ EXEC_EXAMPLES = (
     Example("A command", b'{"argv": ["/bin/echo", "hello"], "env": {"LANG": "C.UTF-8"}}'),
 )
 BATCH_EXAMPLES = (Example("Two at once", b'{"executions": [{"code": "print(1)"}, {"argv": ["/bin/echo", "2"]}]}'),)
+
+ONE_PROGRAM = {"oneOf": [{"required": ["code"]}, {"required": ["argv"]}]}
+"""What the type of a body cannot say."""

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from sandfork.dialects.base import (
+    LANGUAGE,
     Answer,
     Ask,
     Bounds,
@@ -48,7 +49,7 @@ class ExecBody(msgspec.Struct, frozen=True):
     """Code to run in a sandbox of its own."""
 
     code: Annotated[str, Meta(description="Code to execute.")]
-    language: Annotated[str, Meta(description="`python`, `node` or `javascript`.", examples=["python"])] = "python"
+    language: Annotated[str, Meta(description="`python`, `node` …", extra_json_schema=LANGUAGE)] = "python"
     timeout_seconds: Annotated[int, Meta(ge=1, description="Lowered to the server's maximum.")] = 30
 
 

@@ -141,9 +141,11 @@ def build_app(
     app = App(Service(settings, engine, access, metrics), spoken, execution_log)
     for each in spoken:
         if each.prefix:
-            document = partial(openapi_document, (each,), each.dialect.title, settings.version)
-            app.add_document(f"{each.prefix}/openapi.json", DocumentEndpoint(document, each.dialect.render_error))
-    app.add_document("/openapi.json", DocumentEndpoint(partial(openapi_document, spoken, "sandfork", settings.version)))
+            title, render_error = each.dialect.title, each.dialect.render_error
+            document = partial(openapi_document, (each,), title, settings.version, settings.languages)
+            app.add_document(f"{each.prefix}/openapi.json", DocumentEndpoint(document, render_error))
+    document = partial(openapi_document, spoken, "sandfork", settings.version, settings.languages)
+    app.add_document("/openapi.json", DocumentEndpoint(document))
     if spoken[0].dialect.name == ROOT_DIALECT:
         app.add_document("/docs", DocumentEndpoint(try_it_page))
     return app

@@ -43,7 +43,8 @@ class HttpSettings:
     `dialect` None serves every dialect under its prefix and our own at root; a name serves that one only, at root.
     `isolation` and `unenforced_limits` are told in health documents; `health_word` is the status when all is well.
     `batch_parallel` is how many items of one batch are under way at once. A client is watched for going away once its
-    program has run for `watch_after_s`. `allowed_origins` are web origins whose pages may run programs in open mode.
+    program has run for `watch_after_s`. `languages` are the names and aliases to list in documents. `allowed_origins`
+    are web origins whose pages may run programs in open mode.
     """
 
     dialect: str | None = None
@@ -56,6 +57,7 @@ class HttpSettings:
     isolation: str = ""
     unenforced_limits: tuple[str, ...] = ()
     health_word: str = "ok"
+    languages: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
 
 

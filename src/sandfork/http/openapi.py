@@ -23,12 +23,13 @@ class Spoken:
     prefix: str
 
 
-def openapi_document(spoken: Sequence[Spoken], title: str, version: str) -> Reply:
-    """Return the document of some dialects, as an answer."""
+def openapi_document(spoken: Sequence[Spoken], title: str, version: str, languages: Sequence[str] = ()) -> Reply:
+    """Return the document of some dialects, as an answer. `languages` are the names and aliases on offer."""
     paths: dict[str, JsonObject] = {}
     schemas: JsonObject = {}
     for each in spoken:
         of_types, components = _schemas(each.dialect)
+        _say_what_is_on_offer(components, languages)
         schemas.update(components)
         for route in each.dialect.routes:
             operation = _operation(each, route, of_types)
@@ -58,8 +59,24 @@ def _schemas(dialect: Dialect) -> tuple[dict[type[Any], JsonObject], JsonObject]
     types = list(dict.fromkeys(types))
     template = f"#/components/schemas/{dialect.name}.{{name}}"
     schemas, components = msgspec.json.schema_components(types, ref_template=template)
+    for wire_type, refinement in dialect.refinements.items():
+        components[wire_type.__name__].update(refinement)
     named = {f"{dialect.name}.{name}": schema for name, schema in components.items()}
     return dict(zip(types, schemas, strict=True)), named
+
+
+def _say_what_is_on_offer(components: JsonObject, languages: Sequence[str]) -> None:
+    """List the languages, and leave out the fields and values that are refused as not supported."""
+    for schema in components.values():
+        properties: JsonObject = schema.get("properties", {})
+        for name in [name for name, each in properties.items() if each.pop("x-unavailable", False)]:
+            del properties[name]
+        for each in properties.values():
+            if "x-only" in each:
+                del each["anyOf"]
+                each["enum"] = each.pop("x-only")
+            if each.pop("x-languages", False) and languages:
+                each["enum"] = sorted(languages)
 
 
 def _operation(spoken: Spoken, route: Route, of_types: dict[type[Any], JsonObject]) -> JsonObject:
