@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +11,11 @@ from rich.console import Console
 
 from sandfork.config import Loaded, Machine, load, size
 
+#: A table in a pipe or a file is not folded: whoever reads it there looks for whole lines.
+WIDE = 240
+
 #: Results go to stdout, everything said about them to stderr.
-out = Console(highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 ConfigFile = Annotated[

@@ -1,0 +1,40 @@
+"""What every test has: steady random examples, and an end of the run that names what this host could not run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+
+from tests.support.service import Service, running_service
+
+hypothesis.settings.register_profile("sandfork", deadline=None, print_blob=True)
+hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "sandfork")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count and name every test that did not run here, with the reason."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if not skipped:
+        return
+    terminalreporter.section(f"not run on this host: {len(skipped)}")
+    for report in skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        terminalreporter.write_line(f"{report.nodeid}: {reason.removeprefix('Skipped: ')}")
+
+
+@pytest.fixture(scope="session")
+def as_root() -> None:
+    """Skip, by name, where the test run is not root."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+@pytest.fixture(scope="session")
+def service(as_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service with real sandboxes for the whole run; tests share it and must not end it."""
+    with running_service(tmp_path_factory.mktemp("service")) as started:
+        yield started
