@@ -92,6 +92,7 @@ class Admission:
             raise
         finally:
             timer.cancel()
+            del ticket  # it may hold the error that is about to hold this frame
 
     def leave(self) -> None:
         """Give a slot back and let the next in turn start."""
@@ -152,12 +153,14 @@ class Admission:
 
     def _make_place(self, key: str) -> None:
         """Push the newest ticket out of the longest line, or raise when that is the newcomer's own."""
-        longest = max(self._lines, key=lambda name: len(self._lines[name]), default=key)
-        error = Overloaded("the server is busy and its queue is full", retry_after_s=self.retry_after_s())
         self._refused += 1
+        longest = max(self._lines, key=lambda name: len(self._lines[name]), default=key)
         if longest == key or len(self._lines[longest]) <= len(self._lines.get(key, ())) + 1:
-            raise error
-        self._fail(longest, next(reversed(self._lines[longest])), error)
+            raise self._overloaded()
+        self._fail(longest, next(reversed(self._lines[longest])), self._overloaded())
+
+    def _overloaded(self) -> Overloaded:
+        return Overloaded("the server is busy and its queue is full", retry_after_s=self.retry_after_s())
 
     def _admit(self) -> None:
         """Start as many as there is room for: the oldest of each line, line after line."""

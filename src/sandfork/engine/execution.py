@@ -48,7 +48,7 @@ class Execution:
         self._clock_ns = clock_ns
         self._kill_grace_s = grace_s
         self._fold = Fold()
-        self._cap = Cap(sink or self._fold, plan.limits.output_bytes, self._overflow)
+        self._cap = Cap(sink or self._fold, plan.limits.output_bytes)
         self._sandbox: Sandbox | None = None
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -78,6 +78,7 @@ class Execution:
         self._refuse_stopped()
         plan = self.plan
         self._sandbox = sandbox
+        self._cap.overflow = self._overflow
         self._task = asyncio.current_task()
         self._arm(plan.limits.wall_s, self._expire)
         self._sent_ns = self._clock_ns()
@@ -90,9 +91,7 @@ class Execution:
             raise
         finally:
             self._ended_ns = self._clock_ns()
-            self._sandbox = None
-            if self._timer is not None:
-                self._timer.cancel()
+            self._detach()
         self._refuse_stopped()
         return end
 
@@ -138,6 +137,12 @@ class Execution:
             (done_ns - ready_ns) * NANO,
             (self._clock_ns() - self.received_ns) * NANO,
         )
+
+    def _detach(self) -> None:
+        """Let go of everything that leads back here: output kept until a collector comes round would add up."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._sandbox = self._task = self._timer = self._cap.overflow = None
 
     def _refuse_stopped(self) -> None:
         if self._error is not None:

@@ -30,16 +30,16 @@ class Fold:
 class Cap:
     """An `OutputSink` that passes on at most `cap_bytes` of each stream.
 
-    A stream that writes more is cut at exactly the cap. `overflow` is called once then; stopping the program is its
-    duty, and what the program still writes is dropped.
+    A stream that writes more is cut at exactly the cap. `overflow`, when set, is called once then; stopping the
+    program is its duty, and what the program still writes is dropped.
     """
 
-    __slots__ = ("_cap", "_overflow", "_sink", "_sizes", "exceeded", "started")
+    __slots__ = ("_cap", "_sink", "_sizes", "exceeded", "overflow", "started")
 
-    def __init__(self, sink: OutputSink, cap_bytes: int, overflow: Callable[[], None]) -> None:
+    def __init__(self, sink: OutputSink, cap_bytes: int) -> None:
         self._sink = sink
         self._cap = cap_bytes
-        self._overflow = overflow
+        self.overflow: Callable[[], None] | None = None
         self._sizes = [0, 0, 0]
         self.started = False
         self.exceeded = False
@@ -53,6 +53,7 @@ class Cap:
             data = data[:room]
             if not self.exceeded:
                 self.exceeded = True
-                self._overflow()
+                if self.overflow is not None:
+                    self.overflow()
         self._sizes[stream] = size + len(data)
         return self._sink.output(stream, data) if data else True

@@ -160,6 +160,7 @@ class Shelf:
             timer.cancel()
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
+            del waiter  # it may hold the error that is about to hold this frame
 
     def resize(self, target: int) -> None:
         """Set how many to keep parked."""

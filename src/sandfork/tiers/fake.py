@@ -48,9 +48,7 @@ class _Stopped(Exception):  # not an error: the way out of a program that was ki
 
     def __init__(self, outcome: Outcome, exit_code: int | None, signal: int | None) -> None:
         super().__init__(outcome)
-        self.outcome = outcome
-        self.exit_code = exit_code
-        self.signal = signal
+        self.how: tuple[Outcome, int | None, int | None] = (outcome, exit_code, signal)
 
 
 class FakeProcess:
@@ -156,7 +154,6 @@ class FakeSandbox:
         self._tier = tier
         self._dead = False
         self._closed = False
-        self._running = False
         self._killed: Outcome | None = None
         self._wake: asyncio.Future[None] | None = None
 
@@ -172,18 +169,10 @@ class FakeSandbox:
         if step.code is not None and step.file_name is not None:
             self.files[f"{WORK_DIR}/{step.file_name}"] = step.code
         ready_ns = self._tier.clock_ns()
-        self._running = True
-        try:
-            self.check_killed()
-            exit_code = await self._tier.program(FakeProcess(self, step, sink))
-            stopped = _Stopped(Outcome.EXITED, exit_code, None)
-        except _Stopped as error:
-            stopped = error
-        finally:
-            self._running = False
+        outcome, code, signal = await self._play(FakeProcess(self, step, sink))
         done_ns = self._tier.clock_ns()
         usage = Usage(wall_s=(done_ns - ready_ns) * 1e-9, processes=1)
-        return StepEnd(stopped.outcome, stopped.exit_code, stopped.signal, ready_ns, done_ns, usage)
+        return StepEnd(outcome, code, signal, ready_ns, done_ns, usage)
 
     def kill(self, outcome: Outcome) -> None:
         """Kill the program; the first outcome given stands."""
@@ -247,6 +236,14 @@ class FakeSandbox:
             if timer is not None:
                 timer.cancel()
         self.check_killed()
+
+    async def _play(self, process: FakeProcess) -> tuple[Outcome, int | None, int | None]:
+        """Run the program; return how it ended, with its exit code or signal."""
+        try:
+            self.check_killed()
+            return Outcome.EXITED, await self._tier.program(process), None
+        except _Stopped as stopped:
+            return stopped.how
 
     def _put(self, files: Sequence[InputFile]) -> None:
         checked = {_path_in_work_dir(file.path): file.content for file in files}
