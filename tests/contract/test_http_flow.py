@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sandfork.http.log import ExecutionLog
+from sandfork.http.log import ExecutionLog, note_request
 from sandfork.metrics import Metrics
 from sandfork.model import Caller, ExecPlan, ExecRequest, ExecResult, Limits, Step
 from tests.support.asgi import Client
@@ -403,6 +403,20 @@ def test_an_execution_that_gave_no_result_is_logged_by_its_reason() -> None:
     ExecutionLog(written.append, lambda: 0.0).observe(Caller("ci"), None, asyncio.CancelledError())
     (line,) = lines_of(written)
     assert (line["error"], line["key_id"]) == ("CancelledError", "ci")
+
+
+@in_virtual_time
+async def test_other_log_records_are_given_the_ids_of_their_request() -> None:
+    def rule(request: ExecRequest) -> ExecResult:
+        assert note_request(record)
+        return ended()
+
+    record = logging.makeLogRecord({})
+    assert note_request(record)
+    assert not hasattr(record, "request_id")
+    app = stub_app(StubEngine(rule), keys=b'[{"name": "ci", "key": "k1"}]')
+    await Client(app).post("/v1/exec", SUM, authorization="Bearer k1")
+    assert (len(record.request_id), record.key_id) == (36, "ci")  # type: ignore[attr-defined]
 
 
 @in_virtual_time

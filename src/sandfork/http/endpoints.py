@@ -103,7 +103,8 @@ class ExecEndpoint:
         """Body limit, identify, read, parse, charge, run, render."""
         service, settings, route = self._service, self._settings, self._route
         headers = exchange.headers
-        exchange.check_declared(settings.max_body_bytes)
+        exchange.check_length(settings.max_body_bytes)
+        exchange.check_json()
         caller = exchange.caller = service.access.identify(headers, exchange.peer)
         if service.access.open_mode and b"origin" in headers:
             check_origin(headers, settings.allowed_origins)

@@ -78,15 +78,18 @@ class Exchange:
             self._id = mint_exec_id()
         return self._id
 
-    def check_declared(self, max_bytes: int) -> None:
-        """Refuse a body by what its headers say. *Raises* PayloadTooLarge, UnsupportedMedia, InvalidRequest."""
-        headers = self.headers
-        declared = headers.get(b"content-length")
+    def check_length(self, max_bytes: int) -> None:
+        """Refuse a body that its header says is too large. *Raises* PayloadTooLarge, InvalidRequest."""
+        declared = self.headers.get(b"content-length")
         if declared is not None:
             if not declared.isdigit():
                 raise InvalidRequest("", "content-length is no number")
             if len(declared) > 18 or int(declared) > max_bytes:
                 raise PayloadTooLarge(max_bytes)
+
+    def check_json(self) -> None:
+        """Refuse a body whose headers say that it is no plain JSON. *Raises* UnsupportedMedia."""
+        headers = self.headers
         content_type = headers.get(b"content-type", b"")
         if content_type not in JSON_TYPES:
             _check_type(content_type)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextvars import ContextVar
 
@@ -16,6 +17,14 @@ from sandfork.http.exchange import Exchange
 from sandfork.model import Caller, ExecPlan, ExecResult
 
 current: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
+
+
+def note_request(record: logging.LogRecord) -> bool:
+    """Give a log record the ids of the request it was written for; a filter for handlers of `logging`."""
+    exchange = current.get()
+    if exchange is not None:
+        record.request_id, record.key_id = exchange.request_id, exchange.caller.key_id
+    return True
 
 
 class LogLine(msgspec.Struct, omit_defaults=True, kw_only=True):
