@@ -358,7 +358,8 @@ static long remount_work(uint32_t id, const struct limits *want)
 static void handle_limits(const struct request *req)
 {
     uint32_t id = req->id;
-    if (id >= SLOTS_MAX || host.slots[id].state != SLOT_LIVE)
+    /* A program may be parked, and the server know it, before its zygote has had a processor to report it here. */
+    if (id >= SLOTS_MAX || (host.slots[id].state != SLOT_LIVE && host.slots[id].state != SLOT_FORKING))
         return tell_failure(EV_LIMITS, id, STEP_SLOT, -EINVAL);
     struct slot *s = &host.slots[id];
     uint32_t step = STEP_CGROUP;
