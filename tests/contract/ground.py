@@ -6,6 +6,7 @@ Add a `TierCase` to `TIER_FACTORIES` and the whole contract runs over that adapt
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,8 +16,10 @@ import pytest
 from sandfork.model import Limits, Step, Stream
 from sandfork.tiers.base import Sandbox, StepEnd, Tier
 from sandfork.tiers.fake import FakeTier
-from tests.contract.programs import fake_step
+from sandfork.tiers.process import ProcessTier
+from tests.contract.programs import fake_step, python_step
 from tests.support.clock import run_virtual
+from tests.support.process import open_process_tier
 
 LIMITS = Limits()
 BOUND_S = 30.0
@@ -35,6 +38,7 @@ class TierCase:
     key: str = "python"
     left: Callable[[Tier], int] | None = None
     run: Callable[[Awaitable[None]], None] = field(default=run_virtual)  # type: ignore[assignment]
+    needs_root: bool = False
 
 
 def run_in_real_time(main: Awaitable[None]) -> None:
@@ -61,7 +65,15 @@ def count_fake(tier: Tier) -> int:
     return len(tier.alive)
 
 
-TIER_FACTORIES: dict[str, TierCase] = {"fake": TierCase(open_fake, fake_step, left=count_fake)}
+def count_process(tier: Tier) -> int:
+    assert isinstance(tier, ProcessTier)
+    return tier.live
+
+
+TIER_FACTORIES: dict[str, TierCase] = {
+    "fake": TierCase(open_fake, fake_step, left=count_fake),
+    "process": TierCase(open_process_tier, python_step, left=count_process, run=run_in_real_time, needs_root=True),
+}
 
 
 class Recorder:
@@ -128,6 +140,9 @@ def on_every_tier(test: Callable[[Ground], Awaitable[None]]) -> Callable[[TierCa
     """Make an async test a plain one that runs once for every adapter."""
 
     def run(case: TierCase) -> None:
+        if case.needs_root and os.geteuid() != 0:
+            pytest.skip("needs root")
+
         async def main() -> None:
             async with case.open() as tier:
                 ground = Ground(case, tier)

@@ -45,21 +45,38 @@ class AgentClient:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._lock = asyncio.Lock()
+        self._closed = False
+        self._in_step = True  # false while an answer is awaited, and for ever when nobody waited for it to its end
         self._frames = m.FrameReader(1 << 20)
 
     def fileno(self) -> int:
         """Return the socket's descriptor."""
         return self._sock.fileno()
 
+    def hang_up(self) -> None:
+        """Have a transfer under way fail with GuestLost."""
+        if self._lock.locked():
+            self._sock.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
-        """Close the stream; the cell ends."""
-        self._sock.close()
+        """Close the stream; the cell ends. A transfer under way fails first: a number must not be reused under it."""
+        self._closed = True
+        self.hang_up()
+        if not self._lock.locked():
+            self._sock.close()
+
+    def _close_if_asked(self) -> None:
+        if self._closed:
+            self._sock.close()
 
     async def _ask(self, kind: int, path: str, value: int, content: bytes = b"") -> tuple[int, list[bytes]]:
         """Return OK's number and the DATA before it. *Raises* OSError with the agent's errno, GuestLost."""
         loop = asyncio.get_running_loop()
         chunks: list[bytes] = []
         async with self._lock:
+            if self._closed or not self._in_step:
+                raise GuestLost("the stream to the sandbox is closed")
+            self._in_step = False
             try:
                 await loop.sock_sendall(self._sock, m.agent_request(kind, path, value, content))
                 while True:
@@ -71,11 +88,14 @@ class AgentClient:
                             chunks.append(body)
                             continue
                         (number,) = m.NUMBER.unpack(body)
+                        self._in_step = True
                         if answer == m.OK:
                             return number, chunks
                         raise OSError(number, os.strerror(number), path)
             except (BrokenPipeError, ConnectionResetError, m.FrameError) as error:
                 raise GuestLost(f"the sandbox broke off a file transfer: {error}") from error
+            finally:
+                self._close_if_asked()
 
     async def put(self, files: Sequence[InputFile]) -> None:
         """Write files, making directories. *Raises* FileNotInSandbox."""

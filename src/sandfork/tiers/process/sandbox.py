@@ -1,6 +1,6 @@
 """One sandbox of the process tier, from fork to close.
 
-    FORKING --READY--> PARKED --exec--> RUNNING --END | EXIT | kill--> OVER --close--> CLOSED
+    FORKING --READY--> PARKED --exec--> STARTING --RUN--> RUNNING --END | EXIT | kill--> OVER --close--> CLOSED
 
 The answer does not wait for the process to die: END, which the program's own process sends as its last act, carries the
 exit code; EXIT, the warden's word after wait4, comes for everything that ended otherwise. What END says is the sandbox's
@@ -10,27 +10,28 @@ claim and can harm only its own answer; limits and usage are the kernel's.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sandfork.errors import ForkFailed, GuestLost
-from sandfork.model import InputFile, Limits, Outcome, Step, Stream, Usage
-from sandfork.tiers.base import Collected, OutputSink, StepEnd
+from sandfork.errors import ForkFailed, GuestLost, TierError
+from sandfork.model import InputFile, Limits, Outcome, Step, Usage
+from sandfork.tiers.base import BEFORE_START, Collected, OutputSink, StepEnd
 from sandfork.tiers.process import messages as m
 from sandfork.tiers.process.agent import AgentClient
+from sandfork.tiers.process.streams import Streams
 
 if TYPE_CHECKING:
     from sandfork.tiers.process.slots import Slot
 
 _WATCH_AFTER_S = 0.002  # a program shorter than this is read once, at its end
-_READ = 65536
-_BURST = 16  # reads per wake-up and stream
-_CLOSE_S = 15.0
-_FORKING, _PARKED, _RUNNING, _OVER, _CLOSED = range(5)
+_FORK_S = 30.0
+_FORKING, _PARKED, _STARTING, _RUNNING, _OVER, _CLOSED = range(6)
 
 _SIGNAL_OUTCOME = {
     signal.SIGXCPU: Outcome.CPU_LIMIT,
@@ -42,37 +43,37 @@ _SIGNAL_OUTCOME = {
 class ProcessSandbox:
     """A sandbox in a slot. Made by its template; see `tiers.base.Sandbox` for the port."""
 
-    def __init__(
-        self, slot: Slot, ctl: socket.socket, stdio: tuple[int, int, int], agent: AgentClient, base_env: bytes
-    ) -> None:
+    def __init__(self, slot: Slot, ctl: socket.socket, streams: Streams, agent: AgentClient, base_env: bytes) -> None:
         self._loop = asyncio.get_running_loop()
         self._slot = slot
         self._ctl = ctl
         self._ctl_fd = ctl.fileno()
-        self._stdin, self._stdout, self._stderr = stdio
+        self._streams = streams
         self._agent = agent
         self._base_env = base_env
         self._frames = m.FrameReader(64)
         self._state = _FORKING
         self._parked: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[StepEnd] | None = None
-        self._sink: OutputSink | None = None
-        self._watching: set[int] = set()
-        self._paused = False
+        self._unread: StepEnd | None = None  # the program is over, and the sink does not take its last output yet
+        self._killed: Outcome | None = None  # before the program began
         self._timer: asyncio.TimerHandle | None = None
         self._cpu_timer: asyncio.TimerHandle | None = None
-        self._stdin_left = memoryview(b"")
+        self._sending = False
         self._started_ns = 0
         self._sent_ns = 0
         self._cpu_s = 0.0
-        self._run_errno = 0
         self._loop.add_reader(self._ctl_fd, self._ctl_readable)
 
     # --- fork ---
 
     async def parked(self) -> None:
         """Wait until the sandbox is confined, warmed and waiting. *Raises* ForkFailed."""
-        await self._parked
+        overdue = self._loop.call_later(_FORK_S, self.fork_failed, m.STEPS.index("clone"), errno.ETIMEDOUT)
+        try:
+            await self._parked
+        finally:
+            overdue.cancel()
 
     def fork_failed(self, step: int, error: int) -> None:
         """The warden, the zygote or the child itself could not go on."""
@@ -82,6 +83,8 @@ class ProcessSandbox:
                 ForkFailed(f"forking a sandbox failed at {what}", step=m.step_name(step), errno=error)
             )
         elif self._ended is not None and not self._ended.done():
+            self._state = _OVER
+            self._stop_watching()
             self._ended.set_exception(GuestLost("the sandbox's init died"))
 
     # --- ctl ---
@@ -97,7 +100,7 @@ class ProcessSandbox:
             # Not the end of the program: it may have closed or exec'd. EXIT is.
             self._loop.remove_reader(self._ctl_fd)
             if self._state == _FORKING:
-                self.fork_failed(m.STEPS.index("clone"), 10)
+                self.fork_failed(m.STEPS.index("clone"), errno.ECHILD)
             return
         try:
             for kind, body in self._frames.feed(data):
@@ -128,76 +131,85 @@ class ProcessSandbox:
             self.kill(Outcome.POLICY_VIOLATION)
         elif self._state in (_FORKING, _PARKED):
             self._state = _OVER
-            self.fork_failed(m.STEPS.index("run_frame"), 71)
+            self.fork_failed(m.STEPS.index("run_frame"), errno.EPROTO)
 
     # --- exec ---
 
     async def exec(self, step: Step, limits: Limits, sink: OutputSink) -> StepEnd:
-        """Run one step; see the port. *Raises* GuestLost, FileNotInSandbox."""
+        """Run one step; see the port. *Raises* GuestLost, ForkFailed, FileNotInSandbox."""
+        if self._killed is not None:
+            return self._never_ran()
         if self._state != _PARKED:
-            raise GuestLost("the sandbox is not waiting for a program")
-        if step.files:
-            await self._agent.put(step.files)
-        await self._slot.apply(limits)
-        self._sink = sink
-        self._cpu_s = limits.cpu_s
-        self._ended = self._loop.create_future()
-        self._state = _RUNNING
-        self._feed_stdin(step.stdin)
-        self._timer = self._loop.call_later(_WATCH_AFTER_S, self._watch)
-        self._sent_ns = time.monotonic_ns()
-        await self._send_run(_run_frame(step, limits, self._base_env))
+            raise GuestLost("the sandbox is not waiting for a program", step=BEFORE_START)
+        self._state = _STARTING
         try:
-            return await self._ended
+            if step.files:
+                await self._agent.put(step.files)
+            await self._slot.apply(limits)
+            ended = await self._start(step, limits, sink)
+        except asyncio.CancelledError:
+            self.kill(Outcome.SIGNALLED)
+            raise
+        except TierError as error:
+            if self._was_killed():
+                return self._never_ran()
+            if isinstance(error, GuestLost):
+                raise GuestLost(error.message, step=BEFORE_START) from error
+            raise
+        try:
+            return await ended
         except asyncio.CancelledError:
             self.kill(Outcome.SIGNALLED)
             raise
 
-    async def _send_run(self, frame: bytes) -> None:
-        """Send RUN in one write where it fits, which is nearly always; the child is woken by it."""
+    async def _start(self, step: Step, limits: Limits, sink: OutputSink) -> asyncio.Future[StepEnd]:
+        """Send RUN: in one write where it fits, which is nearly always; the child is woken by it."""
+        if self._state != _STARTING:
+            raise GuestLost("the parked sandbox had died")
+        frame = _run_frame(step, limits, self._base_env)
+        self._cpu_s = limits.cpu_s
+        self._streams.begin(step.stdin, sink)
+        self._timer = self._loop.call_later(_WATCH_AFTER_S, self._watch)
+        self._sent_ns = time.monotonic_ns()
         try:
             sent = self._ctl.send(frame)
         except BlockingIOError:
             sent = 0
         except (BrokenPipeError, ConnectionResetError):
-            self._state = _OVER
             raise GuestLost("the parked sandbox had died") from None
         if sent < len(frame):
-            try:
-                await self._loop.sock_sendall(self._ctl, memoryview(frame)[sent:])
-            except (BrokenPipeError, ConnectionResetError):
-                self._state = _OVER
-                raise GuestLost("the sandbox died while taking its program") from None
+            await self._send_rest(memoryview(frame)[sent:])
+        self._ended = self._loop.create_future()
+        self._state = _RUNNING
+        return self._ended
 
-    def _feed_stdin(self, data: bytes) -> None:
-        self._stdin_left = memoryview(data)
-        self._stdin_writable()
-        if self._stdin >= 0:
-            self._loop.add_writer(self._stdin, self._stdin_writable)
-
-    def _stdin_writable(self) -> None:
+    async def _send_rest(self, rest: memoryview) -> None:
+        """The socket is full: wait for the child to take more. A frame that stays incomplete is never run."""
+        self._sending = True
         try:
-            while self._stdin_left:
-                self._stdin_left = self._stdin_left[os.write(self._stdin, self._stdin_left) :]
-        except BlockingIOError:
-            return
-        except BrokenPipeError:
-            self._stdin_left = memoryview(b"")
-        self._close_stdin()
+            await self._loop.sock_sendall(self._ctl, rest)
+        except (BrokenPipeError, ConnectionResetError):
+            raise GuestLost("the sandbox died while taking its program") from None
+        finally:
+            self._sending = False
+            if self._state == _CLOSED:
+                self._ctl.close()
+        if self._state != _STARTING:
+            raise GuestLost("the sandbox died while taking its program")
 
-    def _close_stdin(self) -> None:
-        if self._stdin >= 0:
-            self._loop.remove_writer(self._stdin)
-            os.close(self._stdin)
-            self._stdin = -1
+    def _was_killed(self) -> bool:
+        return self._killed is not None
+
+    def _never_ran(self) -> StepEnd:
+        assert self._killed is not None
+        now = time.monotonic_ns()
+        return StepEnd(self._killed, None, signal.SIGKILL, now, now, Usage())
 
     def _watch(self) -> None:
         """The program is not a short one: read as it writes, and look at the processor time it uses."""
         if self._state != _RUNNING:
             return
-        for fd, stream in ((self._stdout, Stream.STDOUT), (self._stderr, Stream.STDERR)):
-            self._watching.add(fd)
-            self._loop.add_reader(fd, self._readable, fd, stream)
+        self._streams.watch()
         self._check_cpu()
 
     def _check_cpu(self) -> None:
@@ -210,50 +222,6 @@ class ProcessSandbox:
             return
         self._cpu_timer = self._loop.call_later(max(0.02, left_s / self._slot.cores), self._check_cpu)
 
-    # --- output ---
-
-    def _readable(self, fd: int, stream: Stream) -> None:
-        if not self._pump(fd, stream, _BURST):
-            self._loop.remove_reader(fd)
-            self._watching.discard(fd)
-
-    def _pump(self, fd: int, stream: Stream, reads: int) -> bool:
-        """Pass on what is there, at most `reads` chunks; False at the end of the stream."""
-        sink = self._sink
-        for _ in range(reads):
-            try:
-                data = os.read(fd, _READ)
-            except BlockingIOError:
-                return True
-            if not data:
-                return False
-            if sink is not None and not sink.output(stream, data):
-                self._pause()
-                return True
-            if len(data) < 4096:
-                return True
-        return True
-
-    def _pause(self) -> None:
-        if self._state == _RUNNING:
-            self._paused = True
-            for fd in self._watching:
-                self._loop.remove_reader(fd)
-
-    def resume(self) -> None:
-        """Read output again after the sink refused more."""
-        if self._paused and self._state == _RUNNING:
-            self._paused = False
-            for fd in self._watching:
-                stream = Stream.STDOUT if fd == self._stdout else Stream.STDERR
-                self._loop.add_reader(fd, self._readable, fd, stream)
-
-    def _drain(self) -> None:
-        """Read what a program wrote before its end: all of it is in the pipes by now, at most their capacity."""
-        if not self._paused:
-            self._pump(self._stdout, Stream.STDOUT, 64)
-            self._pump(self._stderr, Stream.STDERR, 64)
-
     # --- the end ---
 
     def exit_event(self, event: m.WardenEvent) -> None:
@@ -261,8 +229,11 @@ class ProcessSandbox:
         if self._state in (_FORKING, _PARKED):
             if self._state == _PARKED:
                 self._state = _OVER
-            self.fork_failed(m.STEPS.index("exec"), 10)
+            self.fork_failed(m.STEPS.index("exec"), errno.ECHILD)
             return
+        if self._state == _STARTING:
+            self._state = _OVER
+            self._hang_up()
         if self._state != _RUNNING:
             return
         now = time.monotonic_ns()
@@ -301,14 +272,23 @@ class ProcessSandbox:
         self._finish(outcome, None, number, self._started_ns, now)
 
     def kill(self, outcome: Outcome) -> None:
-        """Kill everything in the sandbox now; `exec` returns with this outcome."""
+        """Kill everything in the sandbox now; see the port."""
         if self._state == _RUNNING:
             self._slot.close()
             self._finish(outcome, None, signal.SIGKILL, self._started_ns, time.monotonic_ns())
+            self._answer_unread(outcome)
+        elif self._state in (_PARKED, _STARTING):
+            self._killed = outcome
+            self._state = _OVER
+            self._slot.close()
+            self._hang_up()
+        elif self._state == _OVER:
+            self._answer_unread(outcome)
 
     def _finish(self, outcome: Outcome, code: int | None, number: int | None, ready_ns: int, done_ns: int) -> None:
+        if self._state == _CLOSED:
+            return
         self._state = _OVER
-        self._drain()
         self._stop_watching()
         now = time.monotonic_ns()
         ready_ns = min(max(ready_ns, self._sent_ns), now)
@@ -322,16 +302,33 @@ class ProcessSandbox:
             memory_current_bytes=figures.memory_bytes,
             processes=figures.processes,
         )
+        end = StepEnd(outcome, code, number, ready_ns, done_ns, usage)
+        if self._streams.drain():
+            self._answer(end)
+        else:
+            self._unread = end
+
+    def resume(self) -> None:
+        """Read output again after the sink refused more; a program that is over is answered once all is read."""
+        self._streams.resume()
+        if self._unread is not None and self._streams.drain():
+            self._answer(self._unread)
+
+    def _answer(self, end: StepEnd) -> None:
+        self._unread = None
         if self._ended is not None and not self._ended.done():
-            self._ended.set_result(StepEnd(outcome, code, number, ready_ns, done_ns, usage))
+            self._ended.set_result(end)
+
+    def _answer_unread(self, outcome: Outcome) -> None:
+        """Killed: answer without what the sink did not take."""
+        if self._unread is not None:
+            self._answer(replace(self._unread, outcome=outcome))
 
     def _stop_watching(self) -> None:
         for timer in (self._timer, self._cpu_timer):
             if timer is not None:
                 timer.cancel()
-        for fd in self._watching:
-            self._loop.remove_reader(fd)
-        self._watching.clear()
+        self._streams.unwatch()
 
     # --- files ---
 
@@ -345,22 +342,37 @@ class ProcessSandbox:
 
     # --- close ---
 
+    def release(self) -> None:
+        """Have everything in the sandbox killed and give up this side's descriptors; what waits here is told."""
+        if self._state == _CLOSED:
+            return
+        before = self._state
+        self._state = _CLOSED
+        self._stop_watching()
+        self._loop.remove_reader(self._ctl_fd)
+        self._slot.close()
+        self._hang_up()
+        self._streams.close()
+        self._agent.close()
+        if not self._sending:
+            self._ctl.close()
+        if not self._parked.done():
+            self._parked.set_exception(ForkFailed("the sandbox was closed while it was forked"))
+            self._parked.exception()
+        if before in (_RUNNING, _OVER) and self._ended is not None and not self._ended.done():
+            self._ended.set_exception(GuestLost("the sandbox was closed"))
+            self._ended.exception()
+
+    def _hang_up(self) -> None:
+        """Wake whoever waits for the sandbox to take or give bytes."""
+        self._agent.hang_up()
+        if self._sending:
+            self._ctl.shutdown(socket.SHUT_RDWR)
+
     async def close(self) -> None:
         """Destroy everything in the sandbox and wait until the slot is free."""
-        if self._state != _CLOSED:
-            self._state = _CLOSED
-            self._stop_watching()
-            self._loop.remove_reader(self._ctl_fd)
-            self._close_stdin()
-            self._slot.close()
-            self._ctl.close()
-            self._agent.close()
-            os.close(self._stdout)
-            os.close(self._stderr)
-            if not self._parked.done():
-                self._parked.set_exception(ForkFailed("the sandbox was closed while it was forked"))
-                self._parked.exception()
-        await self._slot.closed(_CLOSE_S)
+        self.release()
+        await self._slot.closed()
 
 
 def _run_frame(step: Step, limits: Limits, base_env: bytes) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 import os
 from collections.abc import Coroutine
 from dataclasses import replace
@@ -18,6 +20,8 @@ from sandfork.tiers.process.warden import Warden
 
 _INODE_BYTES = 4096  # a sandbox may have one inode per page of its disk limit, and at least this many
 _INODES_MIN = 1024
+_CLOSE_S = 15.0
+_LOG = logging.getLogger("sandfork.tier")
 
 
 class Tasks:
@@ -26,11 +30,12 @@ class Tasks:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` in the background."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def close(self) -> None:
         """Cancel what is left and wait for it."""
@@ -56,20 +61,23 @@ class Slot:
         self.cores = slots.cores
         self.limits = m.NO_LIMITS
         self.sandbox: ProcessSandbox | None = None
+        self._loop = asyncio.get_running_loop()
         self._closing = False
         self._freed: asyncio.Future[None] | None = None
+        self._overdue: asyncio.TimerHandle | None = None
 
     def opened(self, limits: m.SlotLimits) -> None:
         """A sandbox is being forked into the slot."""
         self.limits = limits
         self._closing = False
-        self._freed = asyncio.get_running_loop().create_future()
+        self._freed = self._loop.create_future()
 
     async def apply(self, limits: Limits) -> None:
         """Put limits in force that differ from those the sandbox was forked with. *Raises* TierError."""
-        want = replace(slot_limits(limits), open_files=self.limits.open_files)
-        if want == self.limits:
+        now = self.limits
+        if (limits.memory_bytes, limits.disk_bytes, limits.pids) == (now.memory_bytes, now.disk_bytes, now.pids):
             return
+        want = replace(slot_limits(limits), open_files=now.open_files)
         data = m.request(m.Request.LIMITS, self.number, limits=want)
         event = await self._slots.warden.ask(data, m.Event.LIMITS, self.number)
         if event.err:
@@ -84,27 +92,38 @@ class Slot:
         """Have the warden kill everything in the slot; once."""
         if not self._closing:
             self._closing = True
+            self._overdue = self._loop.call_later(_CLOSE_S, self._not_freed)
             self._slots.warden.send(m.request(m.Request.CLOSE, self.number))
+
+    def _not_freed(self) -> None:
+        self._settle(TierError(f"the sandbox in slot {self.number} did not die within {_CLOSE_S:g} s"))
 
     def freed(self, event: m.WardenEvent | None) -> None:
         """The warden freed the slot (or is gone)."""
         self.sandbox = None
-        if self._freed is not None and not self._freed.done():
-            if event is not None and event.err:
-                problem = f"slot {self.number} was not left clean: {os.strerror(event.err)}"
-                self._freed.set_exception(TierError(problem, step=m.step_name(event.step), errno=event.err))
-            else:
-                self._freed.set_result(None)
+        if self._overdue is not None:
+            self._overdue.cancel()
+        if event is not None and event.err:
+            problem = f"slot {self.number} was not left clean: {os.strerror(event.err)}"
+            self._settle(TierError(problem, step=m.step_name(event.step), errno=event.err))
+        else:
+            self._settle(None)
 
-    async def closed(self, timeout_s: float) -> None:
-        """Wait until the slot is free. *Raises* TierError when something was left in it, or it takes too long."""
-        if self._freed is None:
+    def _settle(self, error: TierError | None) -> None:
+        freed = self._freed
+        if freed is None or freed.done():
             return
-        try:
-            async with asyncio.timeout(timeout_s):
-                await asyncio.shield(self._freed)
-        except TimeoutError:
-            raise TierError(f"the sandbox in slot {self.number} did not die within {timeout_s:g} s") from None
+        if error is None:
+            freed.set_result(None)
+        else:
+            _LOG.error("%s", error.message)
+            freed.set_exception(error)
+            freed.exception()  # told here; whoever waits is told, too
+
+    async def closed(self) -> None:
+        """Wait until the slot is free. *Raises* TierError when something was left in it, or it takes too long."""
+        if self._freed is not None:
+            await asyncio.shield(self._freed)
 
 
 class Slots:
@@ -153,8 +172,9 @@ class Slots:
         """The warden is gone, and with it every sandbox."""
         for slot in self._slots:
             if slot.sandbox is not None:
-                slot.sandbox.fork_failed(0, 10)
+                slot.sandbox.fork_failed(m.STEPS.index("none"), errno.ECHILD)
             slot.freed(None)
+        self._free = list(self._slots)
 
     @property
     def live(self) -> int:
@@ -162,7 +182,11 @@ class Slots:
         return len(self._slots) - len(self._free)
 
     async def close(self) -> None:
-        """Close the files of all slots."""
+        """Give up what is still open of every sandbox, and the files of all slots."""
+        for slot in self._slots:
+            if slot.sandbox is not None:
+                slot.sandbox.release()
+        self.lost()
         await self.tasks.close()
         for slot in self._slots:
             slot.meter.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import asyncio
 import logging
 import os
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from sandfork.errors import ForkFailed, TemplateFailed
 from sandfork.model import Limits, TemplateHealth
@@ -17,11 +19,11 @@ from sandfork.tiers.process import messages as m
 from sandfork.tiers.process.agent import AgentClient
 from sandfork.tiers.process.sandbox import ProcessSandbox
 from sandfork.tiers.process.slots import Slots, slot_limits
+from sandfork.tiers.process.streams import Streams
 from sandfork.tiers.process.warden import Warden
 
 _LOG = logging.getLogger("sandfork.tier")
 _LOG_TAIL = 4096
-_FORK_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,30 @@ class Zygote:
         """The last line it wrote."""
         lines = self._tail.decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else ""
+
+
+def _open_channels() -> tuple[socket.socket, socket.socket, socket.socket, socket.socket, list[int]]:
+    """Open ctl and agent, each with the child's end, and the pipes of stdin, stdout and stderr, reading end first."""
+    sockets: list[socket.socket] = []
+    pipes: list[int] = []
+    try:
+        # The bare constructor: socket.socketpair wraps every end in enums and costs several times as much.
+        for _ in range(2):
+            sockets += cast(tuple[socket.socket, socket.socket], _socket.socketpair())
+        for _ in range(3):
+            pipes += os.pipe2(os.O_CLOEXEC)
+    except OSError:
+        for sock in sockets:
+            sock.close()
+        for fd in pipes:
+            os.close(fd)
+        raise
+    ctl, ctl_child, agent, agent_child = sockets
+    for fd in (pipes[1], pipes[2], pipes[4]):
+        os.set_blocking(fd, False)
+    ctl.setblocking(False)
+    agent.setblocking(False)
+    return ctl, ctl_child, agent, agent_child, pipes
 
 
 class ProcessTemplate:
@@ -159,18 +185,19 @@ class ProcessTemplate:
 
     async def fork(self) -> ProcessSandbox:
         """Return a parked sandbox; see the port."""
+        if not self._warden.alive:
+            raise ForkFailed("the process that makes sandboxes is gone", step="warden")
         zygote = await self._current()
         slot = self._slots.take()
-        ctl, ctl_child = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        agent, agent_child = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        stdin_child, stdin = os.pipe2(os.O_CLOEXEC)
-        stdout, stdout_child = os.pipe2(os.O_CLOEXEC)
-        stderr, stderr_child = os.pipe2(os.O_CLOEXEC)
-        for fd in (stdin, stdout, stderr):
-            os.set_blocking(fd, False)
-        ctl.setblocking(False)
-        agent.setblocking(False)
-        sandbox = ProcessSandbox(slot, ctl, (stdin, stdout, stderr), AgentClient(agent), self._base_env())
+        try:
+            ctl, ctl_child, agent, agent_child, pipes = _open_channels()
+        except OSError as error:
+            self._slots.untake(slot)
+            raise ForkFailed(
+                f"no descriptors for a sandbox: {error.strerror}", step="fds", errno=error.errno or 0
+            ) from error
+        stdin_child, stdin, stdout, stdout_child, stderr, stderr_child = pipes
+        sandbox = ProcessSandbox(slot, ctl, Streams(stdin, stdout, stderr), AgentClient(agent), self._base_env())
         limits = slot_limits(self._spec.limits)
         slot.opened(limits)
         slot.sandbox = sandbox
@@ -202,13 +229,9 @@ class ProcessTemplate:
 
     async def _until_parked(self, sandbox: ProcessSandbox) -> None:
         try:
-            async with asyncio.timeout(_FORK_S):
-                await sandbox.parked()
-        except TimeoutError:
-            self._slots.tasks.spawn(sandbox.close())
-            raise ForkFailed(f"a sandbox of template {self.key} was not ready within {_FORK_S:g} s") from None
+            await sandbox.parked()
         except BaseException:
-            self._slots.tasks.spawn(sandbox.close())
+            await asyncio.wait([self._slots.tasks.spawn(sandbox.close())])
             raise
 
     def health(self) -> TemplateHealth:

@@ -1,8 +1,8 @@
 """The process tier: namespaces, seccomp, Landlock and cgroups around a fork of a warm interpreter.
 
-Order of `start`: the warden's first word -> the confinement profile -> the root -> every template -> a self-test that tries to
-break each primitive from inside a sandbox. A primitive that does not hold refuses to start, unless the configuration accepts
-its absence by name; then `unenforced` says so.
+Order of `start`: the warden's first word -> the confinement profile -> the root -> a self-test that tries to break each
+primitive from inside a sandbox. A primitive that does not hold refuses to start, unless the configuration accepts its
+absence by name; then `unenforced` says so.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ _PARK_SCRIPT = "/run/sandfork/park_node.js"
 class ProcessSettings:
     """How sandboxes of this tier are made.
 
-    `guest_packages` is a directory of Python packages for the sandboxes, `native` holds zygote.so and `guest` the files that run
-    inside. `limits` are those a parked sandbox is forked with. `allow_missing` names primitives whose absence is accepted.
+    `guest_packages` is a directory of Python packages for the sandboxes, `native` holds zygote.so and `guest` the files
+    that run inside. `limits` are those a parked sandbox is forked with. `allow_missing` names primitives whose absence is
+    accepted.
     """
 
     native: Path
@@ -95,7 +96,8 @@ class ProcessTier:
         refused = [name for name in missing if name not in self._settings.allow_missing]
         if refused:
             raise TierUnavailable(
-                f"this host cannot enforce: {', '.join(refused)}; provide it, or accept its absence in [process] allow_missing"
+                f"this host cannot enforce: {', '.join(refused)}; provide it, or accept its absence in [process] "
+                "allow_missing"
             )
         self.unenforced = tuple(missing)
 
@@ -109,7 +111,8 @@ class ProcessTier:
         if refused:
             told = "; ".join(f"{name}: {problem}" for name, problem in refused.items())
             raise TierUnavailable(
-                f"sandboxes on this host do not hold: {told}. Accept a fault by its name in [process] allow_missing, if you must"
+                f"sandboxes on this host do not hold: {told}. Accept a fault by its name in [process] allow_missing, if "
+                "you must"
             )
         self.unenforced = (*self.unenforced, *faults)
 
@@ -205,7 +208,6 @@ class ProcessTier:
         if self._warden is not None:
             self._warden.close()
         if self._slots is not None:
-            self._slots.lost()
             await self._slots.close()
         self._launched.warden.close()
         await asyncio.to_thread(self._launched.wait)
