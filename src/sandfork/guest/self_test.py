@@ -1,7 +1,8 @@
 """Try to break out of a sandbox, from inside, with what a plain program has; print one JSON object.
 
-argv: a JSON object with `namespaces` (name to the host's own namespace links), `canary` (a host file), `port` (a listener on the
-host's loopback), `pids`, `disk_bytes` (limits in force). Each attempt yields "" when the sandbox held, else what went wrong.
+argv: a JSON object with `namespaces` (name to the host's own namespace links), `canary` (a host file), `port` (a
+listener on the host's loopback), `pids`, `disk_bytes` (limits in force). Each attempt yields "" when the sandbox held,
+else what went wrong.
 """
 
 import ctypes

@@ -102,7 +102,7 @@ def new_main(path):
         __loader__=importlib.machinery.SourceFileLoader("__main__", path),
     )
     if sys.version_info < (3, 14):
-        main.__dict__["__annotations__"] = {}
+        main.__annotations__ = {}
     sys.modules["__main__"] = main
     return main
 

@@ -164,8 +164,8 @@ class Figures:
 class SlotMeter:
     """Reads the figures of one slot's cgroups.
 
-    Files of a cgroup that outlives its tenants (v1 memory and cpuacct) stay open, so that a read is one pread; their counters
-    are taken as differences to `baseline`. The others are opened when they are asked for.
+    Files of a cgroup that outlives its tenants (v1 memory and cpuacct) stay open, so that a read is one pread; their
+    counters are taken as differences to `baseline`. The others are opened when they are asked for.
     """
 
     __slots__ = ("_cpu_base", "_files", "_lasting", "_oom_base", "_paths", "_unified")

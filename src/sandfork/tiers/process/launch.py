@@ -1,8 +1,8 @@
 """Start the native side as root, before the server gives its privileges up.
 
 Order: sweep what dead instances left -> take the first free instance number (a locked file) -> make this instance's
-cgroup directories -> start the janitor, which makes the warden. What comes back holds no privilege: a socket to the warden
-and the janitor as a child to wait for.
+cgroup directories -> start the janitor, which makes the warden. What comes back holds no privilege: a socket to the
+warden and the janitor as a child to wait for.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _INSTANCES = 64
 
 def default_run_dir() -> Path:
     """Return where lock files go: /run as root, else a directory of the user's own."""
-    return Path("/run/sandfork") if os.geteuid() == 0 else Path(f"/tmp/sandfork-{os.geteuid()}")  # noqa: S108
+    return Path("/run/sandfork") if os.geteuid() == 0 else Path(f"/tmp/sandfork-{os.geteuid()}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,8 @@ def launch(settings: LaunchSettings) -> Launched:
             cgroup.remove_tree(path)
         raise TierUnavailable(
             f"cannot make a cgroup in {error.filename}: {error.strerror}; give the service a writable cgroup "
-            "(in a container: --cgroupns=private and a writable /sys/fs/cgroup), or accept its absence in [process] allow_missing"
+            "(in a container: --cgroupns=private and a writable /sys/fs/cgroup), or accept its absence in [process] "
+            "allow_missing"
         ) from error
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     argv = [
