@@ -239,7 +239,7 @@ class Shelf:
         assert template is not None
         try:
             async with asyncio.timeout(self._settings.fork_s):
-                sandbox = await template.fork()
+                sandbox = await template.fork(urgent=bool(self._waiters))
         except TemplateFailed as error:
             if template is self._template:
                 self._template_died(error)

@@ -279,7 +279,7 @@ def import_all(names):
 
 
 def serve(names):
-    """Warm up and enter the C loop; returns in children only."""
+    """Warm up and enter the C loop; returns in children only: whether somebody already waits for it."""
     preload(names)
     core = ctypes.PyDLL(f"/proc/self/fd/{CORE}")
     core.sandfork_configure.restype = core.sandfork_zygote.restype = ctypes.c_long
@@ -300,19 +300,20 @@ def serve(names):
     gc.freeze()
     ctypes.pythonapi.PyOS_BeforeFork()
     result = core.sandfork_zygote(ORDERS, REPORTS)
-    if result:
+    if result < 0:
         os._exit(0)
     ctypes.pythonapi.PyOS_AfterFork_Child()
+    return result == 1
 
 
-def child():
-    """Be the program, from a fresh fork on."""
+def child(urgent):
+    """Be the program, from a fresh fork on. An urgent one does not rehearse: its request already waits."""
     reseed()
-    rehearse()
+    if not urgent:
+        rehearse()
     os.write(CTL, FRAME.pack(33, 0))
     run(CTL)
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1:])
-    child()
+    child(serve(sys.argv[1:]))

@@ -1,7 +1,8 @@
 """Compile the seccomp allow list (policy as data) to BPF with libseccomp.
 
-Order: read the TOML -> add a rule per call, binary-tree optimised -> export the program for this machine's
-architecture. The filter is loaded by the native core in every child. Kernel 3.17 (seccomp), 4.14 (actions).
+Order: read the TOML -> add a rule per call, binary-tree optimised -> export for this machine's architecture. The native core
+loads the long allow list once in a zygote and a short seal in every child (native/messages.h says why that is the same).
+Kernel 3.17 (seccomp), 4.14 (actions).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import errno
 import tempfile
 import tomllib
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -21,8 +23,16 @@ class PolicyError(ValueError):
     """The policy file is not what its schema says."""
 
 
-def compile_policy(name: str = "default") -> bytes:
-    """Return the BPF program of a shipped policy: 8 bytes an instruction, at most 4096 of them.
+@dataclass(frozen=True, slots=True)
+class CompiledPolicy:
+    """Two BPF programs of 8-byte instructions: `allow` for the zygote, `seal` for every child on top of it."""
+
+    allow: bytes
+    seal: bytes
+
+
+def compile_policy(name: str = "default") -> CompiledPolicy:
+    """Compile a shipped policy, at most 4096 instructions.
 
     Calls that this libseccomp does not know are left out, which refuses them. *Raises* PolicyError.
     """
@@ -30,17 +40,33 @@ def compile_policy(name: str = "default") -> bytes:
         files("sandfork.policy").joinpath("seccomp.toml" if name == "default" else f"seccomp-{name}.toml").read_text()
     )
     policy = tomllib.loads(text)
+    refusals = {call: getattr(errno, word) for word, calls in policy.get("refuse", {}).items() for call in calls}
+    setup = policy["setup"]["calls"]
+    return CompiledPolicy(_allow_list(policy, refusals, setup), _seal(refusals, setup))
+
+
+def _allow_list(policy: dict[str, Any], refusals: dict[str, int], setup: list[str]) -> bytes:
     program = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.EPERM))
     program.set_attr(pyseccomp.Attr.CTL_OPTIMIZE, _TREE)
-    for group in policy["allow"].values():
-        for call in group:
-            _add(program, pyseccomp.ALLOW, call)
-    for word, calls in policy.get("refuse", {}).items():
-        for call in calls:
-            _add(program, pyseccomp.ERRNO(getattr(errno, word)), call)
+    for call in (*(call for group in policy["allow"].values() for call in group), *setup):
+        _add(program, pyseccomp.ALLOW, call)
+    for call, number in refusals.items():
+        if call not in setup:
+            _add(program, pyseccomp.ERRNO(number), call)
     for rule in policy.get("rule", ()):
         for conditions in _alternatives(rule):
             _add(program, pyseccomp.ALLOW, rule["call"], *conditions)
+    return _exported(program)
+
+
+def _seal(refusals: dict[str, int], setup: list[str]) -> bytes:
+    program = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
+    for call in setup:
+        _add(program, pyseccomp.ERRNO(refusals.get(call, errno.EPERM)), call)
+    return _exported(program)
+
+
+def _exported(program: Any) -> bytes:
     with tempfile.TemporaryFile() as out:
         program.export_bpf(out)
         out.seek(0)

@@ -19,6 +19,7 @@
 struct cell_birth {
     uint32_t slot;
     uint32_t open_files;
+    uint32_t order_flags;
     int root_mnt;
     int orders;  /* to the zygote */
     int reports; /* to the warden, for a failure before the zygote is asked */
@@ -73,7 +74,7 @@ static long cell_order(const struct cell_birth *b, uint32_t *step)
         return self;
     int fds[FDS_MAX] = {(int)self, b->fds[0], b->fds[1], b->fds[2], b->fds[3]};
     struct fork_order order = {b->slot, b->open_files, (uint32_t)host.hierarchy_count,
-                               host.unified ? ORDER_INTO_CGROUP : 0};
+                               b->order_flags | (host.unified ? ORDER_INTO_CGROUP : 0)};
     for (int i = 0; i < host.hierarchy_count; i++)
         fds[ORDER_CGROUPS + i] = b->cgroup_fds[i];
     long r = send_fds(b->orders, &order, sizeof order, fds, ORDER_CGROUPS + host.hierarchy_count);

@@ -3,7 +3,7 @@
  *
  *   attach to the sandbox's cgroups -> own cgroup namespace -> join the cell's user, mount, network, ipc and uts
  *   namespaces in one setns -> work directory, session, descriptors -> rlimits -> empty bounding set -> uid 1000,
- *   no groups -> no capabilities -> no_new_privs -> Landlock -> seccomp
+ *   no groups -> no capabilities -> no_new_privs -> Landlock -> the seal of the seccomp policy (see messages.h)
  *
  * Kernel: 5.12 (mount_setattr) for the sandbox's root, 5.13 for Landlock, 6.12 for its `scoped` bits. What the host
  * lacks is known before: the profile then carries zeros, and start-up has refused unless that was configured.
@@ -27,7 +27,19 @@
 struct confinement {
     struct profile profile;
     struct sock_filter bpf[BPF_MAX];
+    struct sock_filter seal[SEAL_MAX];
 };
+
+static bool profile_fits(const struct profile *p)
+{
+    return p->bpf_len <= BPF_MAX && p->seal_len <= SEAL_MAX;
+}
+
+static long load_filter(const struct sock_filter *code, uint32_t len)
+{
+    struct sock_fprog program = {(unsigned short)len, (struct sock_filter *)(uintptr_t)code};
+    return len ? SYS(seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) : 0;
+}
 
 /* Report a failed step on ctl and die. The server turns it into ForkFailed(step, errno). */
 static __attribute__((noreturn)) void child_fail(int ctl, uint32_t step, long err)
@@ -158,8 +170,7 @@ static void confine_self(const struct confinement *c, int ctl, uint32_t open_fil
         child_fail(ctl, STEP_NNP, r);
     if ((r = confine_landlock(&c->profile, work_dir)) < 0)
         child_fail(ctl, STEP_LANDLOCK, r);
-    struct sock_fprog program = {(unsigned short)c->profile.bpf_len, (struct sock_filter *)(uintptr_t)c->bpf};
-    if (c->profile.bpf_len && (r = SYS(seccomp, SECCOMP_SET_MODE_FILTER, 0, &program)) < 0)
+    if ((r = load_filter(c->seal, c->profile.seal_len)) < 0)
         child_fail(ctl, STEP_SECCOMP, r);
 }
 

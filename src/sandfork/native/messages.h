@@ -53,6 +53,7 @@ struct request {
 };
 
 #define REQUEST_SHARED_NETNS 1u
+#define REQUEST_URGENT 2u /* somebody waits for this sandbox: no rehearsal */
 
 enum child_kind {
     KIND_FORK = 1, /* an interpreter with zygote.so: returns to the interpreter in the child */
@@ -98,6 +99,7 @@ struct fork_order {
 enum { ORDER_CELL, ORDER_CTL, ORDER_STDIN, ORDER_STDOUT, ORDER_STDERR, ORDER_CGROUPS };
 
 #define ORDER_INTO_CGROUP 1u /* the one cgroup fd is a v2 directory: be born in it */
+#define ORDER_URGENT 2u
 
 #define REPORT_READY 0xffffffffu /* slot of a zygote's first report; pid is its own, step its resident memory in KB */
 #define REPORT_GARBLED 0xfffffffeu
@@ -207,7 +209,12 @@ enum step {
     STEP_LEFTOVER,
 };
 
-/* How children of a zygote are confined; REQ_PROFILE's payload, followed by `bpf_len` instructions of 8 bytes. */
+/*
+ * How children of a zygote are confined; REQ_PROFILE's payload, followed by two BPF programs of 8-byte instructions:
+ * `bpf_len` of the allow list, loaded in the zygote and inherited, then `seal_len` of what the child loads last. The first
+ * still allows the few calls that make and confine a child; the second takes them away. The kernel obeys the stricter
+ * answer, so the child ends under the whole policy, and loading the long program is paid once a zygote, not once a child.
+ */
 struct profile {
     uint64_t landlock_fs;     /* handled rights; 0: no Landlock on this kernel (accepted in the configuration) */
     uint64_t landlock_net;
@@ -215,7 +222,7 @@ struct profile {
     uint32_t bpf_len;
     uint32_t drop_bounding; /* highest capability number + 1 */
     uint32_t flags;
-    uint32_t pad;
+    uint32_t seal_len;
 };
 
 #define PROFILE_KEEP_GROUPS 1u /* an unprivileged start may not call setgroups: the kernel forbids it to single-uid maps */
@@ -223,5 +230,6 @@ struct profile {
 #define CTL_FD 63 /* high enough not to disturb the program's numbering, low enough for the embedded fd table */
 #define SANDBOX_UID 1000
 #define BPF_MAX 2048
+#define SEAL_MAX 64
 
 #endif

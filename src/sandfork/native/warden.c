@@ -155,6 +155,8 @@ static long profile_file(const struct confinement *c)
     if (r >= 0)
         r = write_all((int)fd, c->bpf, c->profile.bpf_len * sizeof *c->bpf);
     if (r >= 0)
+        r = write_all((int)fd, c->seal, c->profile.seal_len * sizeof *c->seal);
+    if (r >= 0)
         r = SYS(lseek, fd, 0, 0);
     return r < 0 ? r : fd;
 }
@@ -183,13 +185,16 @@ static long arrange_fds(int *fds, int n, int log, bool inherit)
 
 static __attribute__((noreturn)) void native_zygote(const struct confinement *c, const struct request *req)
 {
+    long r = load_filter(c->bpf, c->profile.bpf_len);
+    if (r < 0)
+        die("loading the seccomp policy", r);
     report_ready(ZYGOTE_REPORTS);
     if (zygote_fork(c, ZYGOTE_ORDERS, ZYGOTE_REPORTS, NULL) < 0)
         SYS(exit_group, 0);
     if (req->kind == KIND_NONE)
         program_main(CTL_FD);
     SYS(fcntl, CTL_FD, 2 /* F_SETFD */, 0);
-    long r = SYS(execve, program.argv[0], program.argv, program.env);
+    r = SYS(execve, program.argv[0], program.argv, program.env);
     child_fail(CTL_FD, STEP_EXEC, r);
 }
 
@@ -270,6 +275,7 @@ static void handle_spawn(const struct request *req, const int *fds, int nfds)
         return tell_failure(EV_SPAWN_FAILED, id, step, -EINVAL);
     struct slot *s = &host.slots[id];
     struct cell_birth birth = {.slot = id, .open_files = req->limits.open_files, .reports = reports_out};
+    birth.order_flags = req->flags & REQUEST_URGENT ? ORDER_URGENT : 0;
     long r = slot_prepare(id, req->flags & REQUEST_SHARED_NETNS, &step);
     if (r >= 0) {
         step = STEP_CGROUP;
@@ -379,10 +385,12 @@ static void handle_profile(const struct request *req, const char *payload)
     if (req->id >= PROFILES_MAX || req->payload_len < sizeof head)
         die("profile", -EINVAL);
     memcpy(&head, payload, sizeof head);
-    if (head.bpf_len > BPF_MAX || req->payload_len != sizeof head + head.bpf_len * sizeof(struct sock_filter))
+    size_t bpf = head.bpf_len * sizeof(struct sock_filter), seal = head.seal_len * sizeof(struct sock_filter);
+    if (!profile_fits(&head) || req->payload_len != sizeof head + bpf + seal)
         die("profile length", -EINVAL);
     profiles[req->id].profile = head;
-    memcpy(profiles[req->id].bpf, payload + sizeof head, head.bpf_len * sizeof(struct sock_filter));
+    memcpy(profiles[req->id].bpf, payload + sizeof head, bpf);
+    memcpy(profiles[req->id].seal, payload + sizeof head + bpf, seal);
 }
 
 static void handle_request(void)

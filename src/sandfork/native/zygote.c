@@ -30,17 +30,21 @@ __attribute__((visibility("default"))) long sandfork_configure(int fd)
     long r = read_all(fd, &confinement.profile, sizeof confinement.profile);
     if (r < 0)
         return r;
-    if (confinement.profile.bpf_len > BPF_MAX)
+    if (!profile_fits(&confinement.profile))
         return -EINVAL;
-    return read_all(fd, confinement.bpf, confinement.profile.bpf_len * sizeof *confinement.bpf);
+    r = read_all(fd, confinement.bpf, confinement.profile.bpf_len * sizeof *confinement.bpf);
+    return r < 0 ? r : read_all(fd, confinement.seal, confinement.profile.seal_len * sizeof *confinement.seal);
 }
 
-/* Tell the warden that warm-up is over, then serve. Returns 0 in each child, -EPIPE when there is no more to do. */
+/* Load the allow list, tell the warden that warm-up is over, then serve. Returns as zygote_fork does. */
 __attribute__((visibility("default"))) long sandfork_zygote(int orders, int reports)
 {
     void *tid_address = NULL;
     /* Where libc caches the thread id, so that the child's copy is right without libc's fork. */
     SYS(prctl, PR_GET_TID_ADDRESS, &tid_address, 0, 0, 0);
+    long r = load_filter(confinement.bpf, confinement.profile.bpf_len);
+    if (r < 0)
+        return r;
     report_ready(reports);
     return zygote_fork(&confinement, orders, reports, tid_address);
 }

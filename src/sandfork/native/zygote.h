@@ -3,7 +3,7 @@
  *
  * Blocks for orders, each from the cell that wants the child; joins the cell's pid namespace for children; clones.
  * In the parent nothing but this runs after warm-up, so its pages stay clean and shared. In the child zygote_fork
- * returns 0 after confinement; the caller then becomes the program.
+ * returns after confinement; the caller then becomes the program.
  */
 #ifndef SANDFORK_ZYGOTE_H
 #define SANDFORK_ZYGOTE_H
@@ -67,7 +67,8 @@ static long raise_fd(int fd, int low)
 }
 
 /*
- * Serve orders on `orders` until the warden closes it (returns -EPIPE); returns 0 in each child.
+ * Serve orders on `orders` until the warden closes it (returns -EPIPE); returns in each child: 0, or 1 when somebody
+ * already waits for it.
  * `reports` is the socket to the warden. `tid_address` is libc's cached thread id, or NULL.
  */
 static long zygote_fork(const struct confinement *c, int orders, int reports, void *tid_address)
@@ -96,7 +97,7 @@ static long zygote_fork(const struct confinement *c, int orders, int reports, vo
             }
             if (r == 0) {
                 confine_child(c, &order, fds);
-                return 0;
+                return order.flags & ORDER_URGENT ? 1 : 0;
             }
             report(reports, order.slot, r, step);
         }

@@ -98,8 +98,8 @@ class Template(Protocol):
         """The template key of the language catalogue."""
         ...
 
-    async def fork(self) -> Sandbox:
-        """Return a parked sandbox. *Raises* ForkFailed, TemplateFailed."""
+    async def fork(self, *, urgent: bool = False) -> Sandbox:
+        """Return a parked sandbox; `urgent` when somebody waits for it, so that warming it is lost time. *Raises* ForkFailed, TemplateFailed."""
         ...
 
     def health(self) -> TemplateHealth:

@@ -264,7 +264,7 @@ class FakeTemplate:
         """The template key."""
         return self._key
 
-    async def fork(self) -> FakeSandbox:
+    async def fork(self, *, urgent: bool = False) -> FakeSandbox:
         """Return a parked sandbox after the tier's `fork_s`."""
         if self._tier.fork_s:
             await asyncio.sleep(self._tier.fork_s)

@@ -274,8 +274,9 @@ class ProcessSandbox:
     def kill(self, outcome: Outcome) -> None:
         """Kill everything in the sandbox now; see the port."""
         if self._state == _RUNNING:
-            self._slot.close()
+            # The figures first: with its last process the slot's cgroup is gone.
             self._finish(outcome, None, signal.SIGKILL, self._started_ns, time.monotonic_ns())
+            self._slot.close()
             self._answer_unread(outcome)
         elif self._state in (_PARKED, _STARTING):
             self._killed = outcome

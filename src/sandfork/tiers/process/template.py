@@ -183,7 +183,7 @@ class ProcessTemplate:
             self._reason = f"died: {zygote.last_words}"
             _LOG.warning("zygote of template %s died: %s", self._spec.key, zygote.last_words)
 
-    async def fork(self) -> ProcessSandbox:
+    async def fork(self, *, urgent: bool = False) -> ProcessSandbox:
         """Return a parked sandbox; see the port."""
         if not self._warden.alive:
             raise ForkFailed("the process that makes sandboxes is gone", step="warden")
@@ -211,7 +211,7 @@ class ProcessTemplate:
 
         data = m.request(
             m.Request.SPAWN, slot.number, zygote=zygote.number, limits=limits,
-            flags=m.SHARED_NETNS if self._spec.shared_netns else 0,
+            flags=(m.SHARED_NETNS if self._spec.shared_netns else 0) | (m.URGENT if urgent else 0),
         )  # fmt: skip
         fds = (ctl_child.fileno(), stdin_child, stdout_child, stderr_child, agent_child.fileno())
         self._warden.send(data, fds, sent)

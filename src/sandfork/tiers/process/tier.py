@@ -120,11 +120,13 @@ class ProcessTier:
         abi = landlock_abi()
         if not abi.version:
             self._refuse_missing([*self.unenforced, "landlock"])
-        bpf = compile_policy()
+        policy = compile_policy()
         last_capability = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
         flags = m.PROFILE_KEEP_GROUPS if self._launched.single_uid else 0
-        head = m.PROFILE.pack(abi.fs_rights, 0, abi.scoped, len(bpf) // 8, last_capability + 1, flags, 0)
-        return head + bpf
+        head = m.PROFILE.pack(
+            abi.fs_rights, 0, abi.scoped, len(policy.allow) // 8, last_capability + 1, flags, len(policy.seal) // 8
+        )
+        return head + policy.allow + policy.seal
 
     async def _build_root(self) -> None:
         assert self._warden is not None
