@@ -8,8 +8,11 @@ import io
 import json
 import math
 import os
+import signal
 import socket
+import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +28,7 @@ from sandfork.bench.machine import describe, steal_share
 from sandfork.bench.probe import Execution, Turns, take_turns
 from sandfork.bench.report import Report, Row, print_table, write_json
 from sandfork.bench.sections import Sizes
-from sandfork.bench.service import ServiceFailed, Variant, own_command, start
+from sandfork.bench.service import ServiceFailed, Variant, configuration, own_command, start
 from sandfork.bench.spawn import Command, WrongAnswer, loop_on_all_cores, run_once
 from sandfork.bench.stats import Reach, Summary, quantile, round_robin, summarise
 from sandfork.bench.suite import Choice, Suite
@@ -403,10 +406,20 @@ def test_a_process_that_has_ended_has_no_memory_and_no_files() -> None:
     assert (census.process_of(pid), census.pss_bytes(pid), census.open_files(pid)) == (None, 0, 0)
 
 
-def test_only_what_was_not_there_before_counts_as_left() -> None:
-    before = census.Belongings(frozenset({"/a"}), frozenset({"/m"}), frozenset())
-    after = census.Belongings(frozenset({"/a", "/b"}), frozenset(), frozenset({"net:[1]"}))
-    assert after.since(before) == census.Belongings(frozenset({"/b"}), frozenset(), frozenset({"net:[1]"}))
+def test_a_network_namespace_is_found_where_a_process_is_in_it_or_holds_it_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = {"ns/net": "net:[1]", "fd/3": "net:[2]", "fd/4": "/dev/null", "fd/5": "mnt:[3]"}
+    for name, target in links.items():
+        link = tmp_path / "7" / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target)
+    monkeypatch.setattr(census, "PROC", tmp_path)
+    assert census.network_namespaces_of([process(7, 1, 1), process(8, 1, 1)]) == {"net:[1]", "net:[2]"}
+
+
+def test_the_network_namespace_of_this_process_is_on_this_machine() -> None:
+    assert os.readlink("/proc/self/ns/net") in census.belongings().network_namespaces
 
 
 def test_kernel_memory_grows_by_the_sum_of_its_kinds() -> None:
@@ -507,6 +520,66 @@ def test_a_quick_run_is_smaller_and_a_command_is_split_into_words() -> None:
 def test_a_service_that_does_not_start_is_reported_with_its_last_words(tmp_path: Path) -> None:
     with pytest.raises(ServiceFailed, match="status 3:\n  no such key"):
         start(("/bin/sh", "-c", "echo no such key; exit 3"), Variant(), tmp_path)
+
+
+HEALTHY_SERVICE = """
+import http.server, subprocess, sys
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = b'{"status": "ok", "templates": {"python": {"parked": 3}, "node": {"parked": 1}}}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *words): pass
+left = sys.argv[1] == "leave" and subprocess.Popen(["sleep", "60"], start_new_session=True)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[3])), Health).serve_forever()
+"""
+
+
+def healthy(how: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", HEALTHY_SERVICE, how)
+
+
+def test_a_started_service_tells_its_templates_and_leaves_nothing(tmp_path: Path) -> None:
+    with start(healthy("clean"), Variant(), tmp_path) as service:
+        assert service.templates() == ("python", "node")
+        assert (service.parked(), service.parked("node"), service.parked("absent")) == (3, 1, -1)
+        assert [process.pid for process in service.tree()] == [service.pid]
+        left = service.stop()
+    assert left.processes == 0
+    assert left.network_namespaces == 0
+
+
+def test_a_process_that_outlives_its_service_is_counted(tmp_path: Path) -> None:
+    with start(healthy("leave"), Variant(), tmp_path) as service:
+        service.gone_s = 0
+        _, orphan = service.tree()
+        try:
+            assert service.stop().processes == 1
+        finally:
+            os.kill(orphan.pid, signal.SIGKILL)
+
+
+def test_a_variant_names_only_what_differs_from_the_defaults() -> None:
+    assert tomllib.loads(configuration(Variant())) == {"process": {"network_namespace": "own"}}
+    assert tomllib.loads(configuration(Variant(7, own_network_namespace=False, unused=("python-numpy",)))) == {
+        "process": {"network_namespace": "shared"},
+        "pool": {"sizes": {"python": 7, "python-numpy": 0}},
+    }
+
+
+def test_a_load_past_its_time_ends_with_what_is_under_way() -> None:
+    with scripted(exec_answer("2\n")) as server:
+        load = Load(wire.exec_request("x"), b"2", clients=3, requests=1000, limit_s=0)
+        assert len(wire.drive(server.address, load).latencies_ns) == 3
+
+
+def test_turns_past_their_time_end_once_everyone_has_played() -> None:
+    often, seldom = Turns(100, lambda: 1), Turns(2, lambda: 1)
+    take_turns([often, seldom], gap_s=0, limit_s=0)
+    assert len(seldom.taken_ns) == 1
+    assert 1 <= len(often.taken_ns) < 100
 
 
 def test_a_section_that_breaks_is_named_and_the_others_still_run() -> None:

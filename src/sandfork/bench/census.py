@@ -54,14 +54,6 @@ class Belongings:
     mounts: frozenset[str]
     network_namespaces: frozenset[str]
 
-    def since(self, before: Belongings) -> Belongings:
-        """Return what is here and was not before."""
-        return Belongings(
-            self.cgroups - before.cgroups,
-            self.mounts - before.mounts,
-            self.network_namespaces - before.network_namespaces,
-        )
-
 
 def kernel_memory() -> KernelMemory:
     """Read /proc/meminfo."""
@@ -138,23 +130,33 @@ def open_files(pid: int) -> int:
 def belongings() -> Belongings:
     """Look at the cgroups, mounts and network namespaces of the whole machine."""
     mounts = (PROC / "self/mountinfo").read_text().splitlines()
-    directories = (str(path) for path, _, _ in os.walk(CGROUPS))
+    bound = {line.split()[3] for line in mounts if " - nsfs " in line}
     return Belongings(
-        cgroups=frozenset(directories),
+        cgroups=frozenset(path for path, _, _ in os.walk(CGROUPS)),
         mounts=frozenset(line.split()[4] for line in mounts),
-        network_namespaces=frozenset(_network_namespaces()) | {line for line in mounts if " - nsfs " in line},
+        network_namespaces=network_namespaces_of(processes()) | bound,
     )
 
 
-def _network_namespaces() -> set[str]:
-    found = set()
-    for entry in os.listdir(PROC):
-        if entry.isdigit():
-            try:
-                found.add(os.readlink(PROC / entry / "ns/net"))
-            except OSError:
-                continue  # ended meanwhile, a kernel thread or another user's
-    return found
+def network_namespaces_of(members: list[Process]) -> frozenset[str]:
+    """Return the network namespaces these processes are in or hold open, as "net:[inode]"."""
+    found = {_target(PROC / str(process.pid) / "ns/net") for process in members}
+    for process in members:
+        directory = PROC / str(process.pid) / "fd"
+        try:
+            held = {_target(directory / number) for number in os.listdir(directory)}
+        except OSError:
+            continue  # ended meanwhile, or another user's
+        found |= {name for name in held if name.startswith("net:[")}
+    return frozenset(found - {""})
+
+
+def _target(link: Path) -> str:
+    """Return where a link points, "" when that cannot be seen (any more)."""
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""
 
 
 def _rollup(pid: int, name: str) -> int:

@@ -17,7 +17,6 @@ from sandfork.bench.stats import Summary
 
 FEW = 2
 FILL_S = 60.0
-SETTLE_S = 1.0
 MB = 1e6
 
 Start = Callable[[int], StartedService]
@@ -55,24 +54,31 @@ class Pace:
     wrong: int
 
 
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """What one service with so many parked showed."""
+
+    pace: Pace
+    weight: Weight
+    filling: Filling
+
+
 def crowded(start: Start, sizes: Sizes) -> list[Row]:
     """Measure with few parked, with many, and with few again; `start(n)` starts a service that parks n."""
-    few_before, weight_few, _ = _visit(start, FEW, sizes)
-    many, weight_many, filling = _visit(start, sizes.parked, sizes)
-    few_after, _, _ = _visit(start, FEW, sizes)
-    yardstick = statistics.fmean(pace.bare.p50 for pace in (few_before, many, few_after))
+    few_before, many, few_after = (_visit(start, parked, sizes) for parked in (FEW, sizes.parked, FEW))
+    yardstick = statistics.fmean(visit.pace.bare.p50 for visit in (few_before, many, few_after))
     return [
-        time_row(filling, yardstick),
-        memory_row(weight_few, weight_many),
-        latency_row(few_before, many, few_after, sizes.parked),
+        time_row(many.filling, yardstick),
+        memory_row(few_before.weight, many.weight),
+        latency_row(few_before.pace, many.pace, few_after.pace, sizes.parked),
     ]
 
 
-def _visit(start: Start, parked: int, sizes: Sizes) -> tuple[Pace, Weight, Filling]:
+def _visit(start: Start, parked: int, sizes: Sizes) -> Visit:
     kernel_before = census.kernel_memory()
     with start(parked) as service:
         filling = _watch_filling(service, parked)
-        time.sleep(SETTLE_S)
+        service.wait_settled()
         # The kernel's figures first: walking /proc makes slab of its own.
         kernel = census.kernel_memory().total_since(kernel_before)
         inside, count = census.parked_sandboxes(service.tree())
@@ -81,7 +87,7 @@ def _visit(start: Start, parked: int, sizes: Sizes) -> tuple[Pace, Weight, Filli
         weight = Weight(count, sum(census.pss_bytes(process.pid) for process in inside), kernel)
         pace = _pace(service, sizes)
         service.stop()
-    return pace, weight, filling
+    return Visit(pace, weight, filling)
 
 
 def _watch_filling(service: StartedService, target: int) -> Filling:
@@ -96,7 +102,7 @@ def _pace(service: StartedService, sizes: Sizes) -> Pace:
     with Execution(service.address, PRINT, "2\n") as execution:
         warm(execution)
         ours, theirs = Turns(sizes.pairs, execution.run), bare(contenders.bare_python(), sizes.pairs // 4)
-        take_turns([ours, theirs], GAP_S)
+        take_turns([ours, theirs], GAP_S, sizes.turns_s)
         return Pace(ours.summary_ms(), theirs.summary_ms(), execution.wrong)
 
 

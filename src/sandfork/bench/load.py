@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ def sustained(service: Service, kind: str, what: str, sizes: Sizes) -> list[Row]
     rows, own_cost = [], []
     before = bare_rate(sizes)
     for clients in CLIENTS:
-        result = drive(service.address, Load(exec_request(PRINT), EXPECT, clients, sizes.load_requests, WARM_UP))
+        load = Load(exec_request(PRINT), EXPECT, clients, sizes.load_requests, WARM_UP, limit_s=sizes.load_s)
+        result = drive(service.address, load)
         after = bare_rate(sizes)
         rows.append(_rate(f"sustained_{kind}_{clients}", f"{what}, {clients} clients", result, (before + after) / 2))
         own_cost.append(result.client_cpu_s / len(result.latencies_ns) * 1e3)
@@ -95,9 +97,8 @@ def memory_growth(service: Service, sizes: Sizes) -> list[Row]:
 
 
 def _memory_after(service: Service, executions: int) -> Footprint:
-    result = drive(service.address, Load(exec_request(PRINT), EXPECT, GROWTH_CLIENTS, executions))
-    service.wait_parked(1)
-    time.sleep(1.0)
+    result = drive(service.address, Load(exec_request(PRINT), EXPECT, GROWTH_CLIENTS, executions, limit_s=math.inf))
+    service.wait_settled()
     tree = service.tree()
     inside = {process.pid for process in census.parked_sandboxes(tree)[0]}
     own = [process.pid for process in tree if process.pid not in inside]

@@ -32,10 +32,16 @@ def bare(command: Command, count: int) -> Turns:
     return Turns(count, lambda: run_once(command))
 
 
-def take_turns(contenders: Sequence[Turns], gap_s: float) -> None:
-    """Let all contenders play, round robin, each play `gap_s` after the end of the one before."""
+def take_turns(contenders: Sequence[Turns], gap_s: float, limit_s: float = 300.0) -> None:
+    """Let all contenders play, round robin, each play `gap_s` after the end of the one before.
+
+    No play begins after `limit_s`, once everyone has played.
+    """
+    until = time.monotonic() + limit_s
     with no_collection():
         for index in round_robin([contender.count for contender in contenders]):
+            if time.monotonic() > until and all(contender.taken_ns for contender in contenders):
+                return
             time.sleep(gap_s)
             contenders[index].taken_ns.append(contenders[index].play())
 

@@ -118,7 +118,8 @@ def print_table(report: Report, console: Console) -> None:
         f"{machine.cgroups}\nbare Python {machine.bare_python} ({machine.bare_python_start_up_files} start-up lines "
         f"in its site packages), service on Python {machine.service_python}, node {machine.node}, uid {machine.uid}\n"
         f"{machine.date}, took {report.duration_s:.0f} s, load before {machine.load_at_start:.2f}, "
-        f"stolen by the hypervisor {report.steal_share:.1%}",
+        f"stolen by the hypervisor {report.steal_share:.1%}"
+        f"{'; quick: fewer samples than the reaches ask for' if report.quick else ''}",
         highlight=False,
     )
     table = Table(show_lines=False, pad_edge=False)

@@ -21,7 +21,11 @@ WARM_UP = 20
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much of everything a run measures; durations in seconds."""
+    """How much of everything a run measures.
+
+    `turns_s` and `load_s` bound one interleaved series and one closed loop on a slow machine: the counts of the
+    report are what was really measured.
+    """
 
     pairs: int = 400
     jail_rounds: int = 60
@@ -36,6 +40,8 @@ class Sizes:
     burst_rounds: int = 10
     parked: int = 1000
     soak: int = 0
+    turns_s: float = 30.0
+    load_s: float = 15.0
 
 
 QUICK = Sizes(
@@ -50,25 +56,25 @@ QUICK = Sizes(
     loop_s=1.0,
     burst_rounds=3,
     parked=200,
+    turns_s=6.0,
+    load_s=3.0,
 )
 
 
-def jails(address: Address | None, others: Sequence[Command], sizes: Sizes) -> list[Row]:
-    """Compare every contender that runs here, the service among them when there is one, all taking turns."""
-    plays = {command.name: bare(command, sizes.jail_rounds) for command in others}
-    with _Maybe(address) as execution:
-        if execution is not None:
-            warm(execution)
-            plays["sandfork, POST /v1/exec"] = Turns(sizes.jail_rounds, execution.run)
-        take_turns(list(plays.values()), GAP_S)
-        wrong = execution.wrong if execution is not None else 0
-    yardstick = next(iter(plays.values())).summary_ms().p50
-    return [
-        _latency(
-            f"contender: {name}", name, turns.summary_ms(), yardstick, wrong=wrong if name.startswith("sand") else 0
-        )
-        for name, turns in plays.items()
+def jails(address: Address, others: Sequence[Command], sizes: Sizes) -> list[Row]:
+    """Compare every contender that runs here with the service, all taking turns; the first is the yardstick."""
+    plays = [bare(command, sizes.jail_rounds) for command in others]
+    with Execution(address, PRINT, "2\n") as execution:
+        warm(execution)
+        ours = Turns(sizes.jail_rounds, execution.run)
+        take_turns([*plays, ours], GAP_S, sizes.turns_s)
+    yardstick = plays[0].summary_ms().p50
+    rows = [
+        _latency(f"contender_{command.argv[0]}", command.name, turns.summary_ms(), yardstick)
+        for command, turns in zip(others, plays, strict=True)
     ]
+    own = _latency("contender_sandfork", "sandfork, POST /v1/exec", ours.summary_ms(), yardstick, execution.wrong)
+    return [*rows, own]
 
 
 def printing(address: Address, sizes: Sizes) -> list[Row]:
@@ -76,9 +82,11 @@ def printing(address: Address, sizes: Sizes) -> list[Row]:
     with Execution(address, PRINT, "2\n") as execution:
         warm(execution)
         ours, theirs = Turns(sizes.pairs, execution.run), bare(contenders.bare_python(), sizes.pairs)
-        take_turns([ours, theirs], GAP_S)
+        take_turns([ours, theirs], GAP_S, sizes.turns_s)
         summary, yardstick = ours.summary_ms(), theirs.summary_ms()
-        fork, run = _spans(execution, execution.fork_ms), _spans(execution, execution.exec_ms)
+        fork, run, total = (
+            _spans(execution, spans) for spans in (execution.fork_ms, execution.exec_ms, execution.total_ms)
+        )
     slowest = summary.p99 if summary.p99 is not None else summary.max
     return [
         _latency("bare_print", "bare python3 -c 'print(1+1)'", yardstick, yardstick.p50),
@@ -87,8 +95,13 @@ def printing(address: Address, sizes: Sizes) -> list[Row]:
             "http_print_p99", "print(1+1) over HTTP, p99", slowest, "ms", slowest / yardstick.p50, "bare p50",
             note=execution.first_wrong,
         ),
+        Row(
+            "http_print_min", "print(1+1) over HTTP, fastest of each", summary.min, "ms",
+            summary.min / yardstick.min, "bare min",
+        ),
         _latency("fork_time_p50", "fork_time_ms, warm pool", fork, yardstick.p50),
         _latency("exec_time_p50", "exec_time_ms", run, yardstick.p50),
+        _latency("total_time_p50", "total_time_ms", total, yardstick.p50),
     ]  # fmt: skip
 
 
@@ -96,13 +109,13 @@ def numpy(address: Address, packages: Path | None, sizes: Sizes) -> list[Row]:
     """Measure the numpy example against bare python doing the same, in pairs."""
     return _against(
         "numpy", "import numpy; print(numpy.random.rand(3))", address, NUMPY, None, "python",
-        contenders.bare_numpy(packages), sizes.numpy_pairs,
+        contenders.bare_numpy(packages), sizes.numpy_pairs, sizes,
     )  # fmt: skip
 
 
 def node(address: Address, command: Command, sizes: Sizes) -> list[Row]:
     """Measure node's console.log against `node -e`, in pairs."""
-    return _against("node", NODE_PRINT, address, NODE_PRINT, "2\n", "node", command, sizes.node_pairs)
+    return _against("node", NODE_PRINT, address, NODE_PRINT, "2\n", "node", command, sizes.node_pairs, sizes)
 
 
 def after_idle(address: Address, idle_s: float, samples: int, key: str, what: str) -> list[Row]:
@@ -122,7 +135,7 @@ def on_demand(address: Address, sizes: Sizes) -> list[Row]:
         warm(execution)
         ours = Turns(sizes.on_demand_pairs, execution.run)
         theirs = bare(contenders.bare_python(), sizes.on_demand_pairs)
-        take_turns([ours, theirs], GAP_S)
+        take_turns([ours, theirs], GAP_S, sizes.turns_s)
         yardstick = theirs.summary_ms().p50
         fork, total = _spans(execution, execution.fork_ms), _spans(execution, execution.total_ms)
     return [
@@ -143,12 +156,13 @@ def warm(execution: Execution) -> None:
 
 
 def _against(
-    key: str, what: str, address: Address, code: str, expect: str | None, language: str, other: Command, pairs: int
-) -> list[Row]:
+    key: str, what: str, address: Address, code: str, expect: str | None, language: str, other: Command, pairs: int,
+    sizes: Sizes,
+) -> list[Row]:  # fmt: skip
     with Execution(address, code, expect, language) as execution:
         warm(execution)
         ours, theirs = Turns(pairs, execution.run), bare(other, pairs)
-        take_turns([ours, theirs], GAP_S)
+        take_turns([ours, theirs], GAP_S, sizes.turns_s)
         yardstick, fork = theirs.summary_ms(), _spans(execution, execution.fork_ms)
     return [
         _latency(f"bare_{key}", other.name, yardstick, yardstick.p50),
@@ -161,20 +175,6 @@ def _spans(execution: Execution, spans_ms: Sequence[float]) -> Summary:
     if not spans_ms:
         raise WrongAnswer(f"not one right answer: {execution.first_wrong}")
     return summarise(spans_ms)
-
-
-class _Maybe:
-    """A context of an execution, or of None without an address."""
-
-    def __init__(self, address: Address | None) -> None:
-        self._execution = None if address is None else Execution(address, PRINT, "2\n")
-
-    def __enter__(self) -> Execution | None:
-        return self._execution
-
-    def __exit__(self, *_: object) -> None:
-        if self._execution is not None:
-            self._execution.close()
 
 
 def _latency(key: str, what: str, summary: Summary, yardstick: float, wrong: int = 0, note: str = "") -> Row:

@@ -20,6 +20,7 @@ READY_S = 120.0
 STOP_S = 30.0
 GONE_S = 5.0
 POLL_S = 0.02
+SETTLED_S = 0.5
 
 
 class ServiceFailed(Exception):
@@ -106,6 +107,22 @@ class Service:
         """Return once `count` sandboxes wait; at once where health does not say. *Raises* ServiceFailed."""
         wait_until(lambda: not 0 <= self.parked() < count, timeout_s, f"{count} parked")
 
+    def wait_settled(self) -> None:
+        """Return once the pools have not changed for a while. *Raises* ServiceFailed when they never rest."""
+        until, since, before = time.monotonic() + READY_S, time.monotonic(), self._all_parked()
+        while time.monotonic() - since < SETTLED_S:
+            time.sleep(POLL_S)
+            now = self._all_parked()
+            if now != before:
+                since, before = time.monotonic(), now
+            if time.monotonic() > until:
+                raise ServiceFailed(f"its pools did not come to rest within {READY_S:g} s")
+
+    def _all_parked(self) -> dict[str, int]:
+        templates = self.health().get("templates")
+        entries = templates.items() if isinstance(templates, dict) else ()
+        return {name: entry.get("parked", -1) for name, entry in entries}
+
     def tree(self) -> list[census.Process]:
         """Return the service's processes, the server first; none where this run did not start it."""
         return [] if self.pid is None else census.descendants(self.pid, census.processes())
@@ -118,24 +135,38 @@ class StartedService(Service):
     process: subprocess.Popen[bytes] | None = None
     log: Path = field(default_factory=Path)
     before: census.Belongings = field(default_factory=census.belongings)
+    gone_s: float = GONE_S
 
     def stop(self) -> Left:
-        """End the service with SIGTERM and look what it left. *Raises* ServiceFailed when it does not end."""
+        """End the service with SIGTERM and look what it left. *Raises* ServiceFailed when it does not end.
+
+        Processes and network namespaces are those seen in the service's tree. Cgroups and mounts are the whole
+        machine's, new since the service started: what another program makes meanwhile counts too.
+        """
         assert self.process is not None
-        known = {(process.pid, process.started) for process in self.tree()}
+        tree = self.tree()
+        before = self.before
+        during = census.belongings()
+        namespaces = census.network_namespaces_of(tree) - before.network_namespaces
+        made = census.Belongings(during.cgroups - before.cgroups, during.mounts - before.mounts, namespaces)
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(STOP_S)
         except subprocess.TimeoutExpired as error:
             raise ServiceFailed(f"did not end within {STOP_S:g} s of SIGTERM, see {self.log}") from error
-        return self._left(known)
+        return self._left({(process.pid, process.started) for process in tree}, made)
 
-    def _left(self, known: set[tuple[int, int]]) -> Left:
-        until = time.monotonic() + GONE_S
+    def _left(self, known: set[tuple[int, int]], made: census.Belongings) -> Left:
+        until = time.monotonic() + self.gone_s
         while True:
             alive = known & {(process.pid, process.started) for process in census.processes()}
-            more = census.belongings().since(self.before)
-            left = Left(len(alive), len(more.cgroups), len(more.mounts), len(more.network_namespaces))
+            here = census.belongings()
+            left = Left(
+                len(alive),
+                len(here.cgroups & made.cgroups),
+                len(here.mounts & made.mounts),
+                len(here.network_namespaces & made.network_namespaces),
+            )
             if left == Left(0, 0, 0, 0) or time.monotonic() > until:
                 return left
             time.sleep(POLL_S)

@@ -89,7 +89,7 @@ class Suite:
         if self._wants("memory"):
             self._with_service(begin, Variant(), self._fresh_service)
         if self._wants("on-demand"):
-            self._with_service(begin, Variant(0, unused=unused), self._bare_service)
+            self._with_service(begin, Variant(0), self._bare_service)
         if self._wants("burst"):
             self._with_service(begin, Variant(sizes.burst, unused=unused), self._burst_service)
         self._section("parked", lambda: crowd.crowded(lambda parked: begin(Variant(parked, unused=unused)), sizes))
@@ -102,6 +102,7 @@ class Suite:
     ) -> None:
         try:
             with begin(variant) as service:
+                service.wait_settled()
                 measure(service)
                 self._report.add(left_rows(service.stop(), variant))
         except (ServiceFailed, OSError) as error:

@@ -180,7 +180,8 @@ class Load:
     """A closed loop to run: `clients` connections, each sending again as soon as it is answered.
 
     `warm_up` answers come before the clock starts; `settle_s` passes between connecting and the first request, so
-    that accepting connections is not part of it. `expect` must occur in every answer, and its status be 200.
+    that accepting connections is not part of it. After `limit_s` no more are sent. `expect` must occur in every
+    answer, and its status be 200.
     """
 
     request: bytes
@@ -189,6 +190,7 @@ class Load:
     requests: int
     warm_up: int = 0
     settle_s: float = 0.0
+    limit_s: float = 300.0
 
 
 @dataclass(slots=True)
@@ -223,6 +225,16 @@ class _Lane:
         self.parser = AnswerParser()
         self.sent_ns = 0
 
+    def send(self, request: bytes) -> None:
+        self.sent_ns = time.perf_counter_ns()
+        self.sock.sendall(request)
+
+    def receive(self) -> Answer | None:
+        chunk = self.sock.recv(RECEIVE_BYTES)
+        if not chunk:
+            raise ConnectionLost("the service closed a connection under load")
+        return self.parser.feed(chunk)
+
 
 def drive(address: Address, load: Load) -> LoadResult:
     """Run a closed loop to its end. *Raises* ProtocolError, ConnectionLost, OSError."""
@@ -243,42 +255,37 @@ def drive(address: Address, load: Load) -> LoadResult:
 
 def _loop(poll: select.epoll, lanes: dict[int, _Lane], load: Load) -> LoadResult:
     result, now = LoadResult(), time.perf_counter_ns
-    started_ns, started_cpu, answered, total = now(), time.process_time(), 0, load.warm_up + load.requests
-    waiting = min(total, len(lanes))
+    begun_ns = counted_ns = now()
+    begun_cpu, answered, total = time.process_time(), 0, load.warm_up + load.requests
+    sent = waiting = min(total, len(lanes))
     for lane in list(lanes.values())[:waiting]:
-        lane.sent_ns = now()
-        lane.sock.sendall(load.request)
-    sent = waiting
-    while answered < total:
+        lane.send(load.request)
+    while waiting:
         events = poll.poll(STALL_S)
         if not events:
-            raise ConnectionLost(f"no answer within {STALL_S:g} s, {total - answered} outstanding or unsent")
+            raise ConnectionLost(f"no answer within {STALL_S:g} s, {waiting} outstanding")
         for descriptor, _ in events:
             lane = lanes[descriptor]
-            answer = _receive(lane)
+            answer = lane.receive()
             if answer is None:
                 continue
             ended = now()
-            if answered >= load.warm_up:
-                result.latencies_ns.append(ended - lane.sent_ns)
             answered += 1
-            if answered == load.warm_up:
-                started_ns, started_cpu = ended, time.process_time()
-            if sent < total:
+            waiting -= 1
+            if answered > load.warm_up:
+                result.latencies_ns.append(ended - lane.sent_ns)
+            elif answered == load.warm_up:
+                counted_ns, begun_cpu = ended, time.process_time()
+            if sent < total and ended - begun_ns < load.limit_s * 1e9:
+                lane.send(load.request)
                 sent += 1
-                lane.sent_ns = now()
-                lane.sock.sendall(load.request)
+                waiting += 1
             result.check(answer, load.expect)
-    result.elapsed_s = (now() - started_ns) / 1e9
-    result.client_cpu_s = time.process_time() - started_cpu
+    if not result.latencies_ns:
+        raise ConnectionLost(f"not past its warm-up of {load.warm_up} requests within {load.limit_s:g} s")
+    result.elapsed_s = (now() - counted_ns) / 1e9
+    result.client_cpu_s = time.process_time() - begun_cpu
     return result
-
-
-def _receive(lane: _Lane) -> Answer | None:
-    chunk = lane.sock.recv(RECEIVE_BYTES)
-    if not chunk:
-        raise ConnectionLost("the service closed a connection under load")
-    return lane.parser.feed(chunk)
 
 
 @contextlib.contextmanager
