@@ -5,40 +5,45 @@ listener on the host's loopback), `pids`, `disk_bytes` (limits in force). Each a
 else what went wrong.
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import json
 import os
 import socket
 import sys
+from collections.abc import Callable
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 NUMBERS = {"x86_64": {"clone3": 435, "unshare": 272, "ptrace": 101, "bpf": 321, "io_uring_setup": 425, "keyctl": 250}}
 NUMBERS["aarch64"] = {"clone3": 435, "unshare": 97, "ptrace": 117, "bpf": 280, "io_uring_setup": 425, "keyctl": 219}
 
 
-def call(name, *args):
+def call(name: str, *args: int) -> int:
     """Make a raw system call; return 0 or the errno."""
     number = NUMBERS[os.uname().machine][name]
     return 0 if LIBC.syscall(number, *(ctypes.c_long(a) for a in args)) != -1 else ctypes.get_errno()
 
 
-def status(key):
+def status(key: str) -> str:
     """Return a line of /proc/self/status."""
     with open("/proc/self/status") as lines:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith(key + ":"))
 
 
-def refused(action, *expected):
+def refused(action: Callable[[], object], *expected: int) -> str:
     """Return "" when `action` raised OSError with an expected errno (any, when none is given)."""
     try:
         action()
     except OSError as error:
-        return "" if not expected or error.errno in expected else f"refused with {errno.errorcode.get(error.errno)}"
+        return (
+            "" if not expected or error.errno in expected else f"refused with {errno.errorcode.get(error.errno or 0)}"
+        )
     return "it succeeded"
 
 
-def namespaces(host):
+def namespaces(host: dict[str, str]) -> dict[str, str]:
     """Every namespace must be another than the host's."""
     return {
         f"{name} namespace": "" if os.readlink(f"/proc/self/ns/{name}") != link else "it is the host's"
@@ -46,7 +51,7 @@ def namespaces(host):
     }
 
 
-def seccomp():
+def seccomp() -> str:
     """Calls that open the kernel must fail, and clone3 as if it did not exist."""
     for name, wanted, args in (
         ("clone3", errno.ENOSYS, (0, 0)),
@@ -62,21 +67,21 @@ def seccomp():
     return "" if status("Seccomp") == "2" else "no filter is loaded"
 
 
-def capabilities():
+def capabilities() -> str:
     """None in any set."""
     sets = {key: status(key) for key in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}
     held = [key for key, value in sets.items() if int(value, 16)]
     return f"{', '.join(held)} not empty" if held else ""
 
 
-def unprivileged_uid():
+def unprivileged_uid() -> str:
     """A plain uid that cannot become root."""
     if os.getuid() == 0:
         return "the program is root"
     return refused(lambda: os.setuid(0))
 
 
-def mounts(canary):
+def mounts(canary: str) -> str:
     """The host's files are not there and the system is read-only."""
     if os.path.exists(canary):
         return f"the host's {canary} is visible"
@@ -85,12 +90,12 @@ def mounts(canary):
     return refused(lambda: os.open("/usr/sandfork-probe", os.O_CREAT | os.O_WRONLY))
 
 
-def landlock():
+def landlock() -> str:
     """A file that ownership alone would let us write: only Landlock says no."""
     return refused(lambda: os.close(os.open("/proc/self/comm", os.O_WRONLY)), errno.EACCES)
 
 
-def own_processes():
+def own_processes() -> str:
     """Only this sandbox's processes are visible, and we are not its init."""
     if os.getpid() == 1:
         return "the program is pid 1"
@@ -98,10 +103,10 @@ def own_processes():
     return f"{len(others)} other processes are visible" if others else ""
 
 
-def network(port):
+def network(port: int) -> str:
     """The host's loopback and the world are out of reach."""
 
-    def connect(address):
+    def connect(address: tuple[str, int]) -> None:
         with socket.socket() as sock:
             sock.settimeout(1)
             sock.connect(address)
@@ -111,9 +116,9 @@ def network(port):
     return f"host loopback: {here}" if here else f"outside: {there}" if there else ""
 
 
-def pids(limit):
+def pids(limit: int) -> str:
     """Forking ends at the limit."""
-    children = []
+    children: list[int] = []
     try:
         while len(children) <= limit:
             pid = os.fork()
@@ -122,7 +127,7 @@ def pids(limit):
                 os._exit(0)
             children.append(pid)
     except OSError as error:
-        return "" if error.errno == errno.EAGAIN else f"refused with {errno.errorcode.get(error.errno)}"
+        return "" if error.errno == errno.EAGAIN else f"refused with {errno.errorcode.get(error.errno or 0)}"
     finally:
         for pid in children:
             os.kill(pid, 9)
@@ -130,10 +135,10 @@ def pids(limit):
     return f"{len(children)} processes were allowed where {limit} are"
 
 
-def disk(limit):
+def disk(limit: int) -> str:
     """The work directory has an end."""
 
-    def fill():
+    def fill() -> None:
         with open("/sandbox/fill", "wb") as out:
             for _ in range(limit // (1 << 16) + 2):
                 out.write(b"\0" * (1 << 16))
@@ -143,10 +148,10 @@ def disk(limit):
     return result
 
 
-def main():
+def main() -> None:
     """Run every attempt; one that fails in an unforeseen way counts as not held."""
     facts = json.loads(sys.argv[1])
-    attempts = {
+    attempts: dict[str, Callable[[], str]] = {
         "seccomp": seccomp,
         "capabilities": capabilities,
         "no_new_privs": lambda: "" if status("NoNewPrivs") == "1" else "not set",

@@ -6,6 +6,8 @@ returns from there and never runs user code. A child comes back confined: it tak
 (so that the page faults of a first run are behind it), says READY and waits for RUN.
 """
 
+from __future__ import annotations
+
 import atexit
 import builtins
 import ctypes
@@ -22,6 +24,11 @@ import threading
 import time
 import types
 
+TYPE_CHECKING = False  # typing's own would import typing, which every sandbox would carry
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
 ORDERS, REPORTS, PROFILE, SELF, CORE = range(3, 8)
 CTL = 63
 WORK_DIR = "/sandbox"
@@ -29,10 +36,10 @@ FRAME = struct.Struct("=B3xI")
 END = struct.Struct("=iIQQ")
 
 # Preloaded modules whose global generators a fork would share, and how to give the child its own.
-RESEED = {"numpy.random": lambda module: module.seed()}
+RESEED: dict[str, Callable[[Any], None]] = {"numpy.random": lambda module: module.seed()}
 
 
-def read_exactly(fd, size):
+def read_exactly(fd: int, size: int) -> bytes:
     """Read `size` bytes; the host going away ends the process."""
     parts = []
     while size:
@@ -44,13 +51,16 @@ def read_exactly(fd, size):
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def read_run(fd):
+def read_run(fd: int) -> tuple[list[str], list[list[str]], str, bytes, dict[int, int]]:
     """Wait for RUN; return its fields as (argv, env, file, code, numbers)."""
     kind, length = FRAME.unpack(read_exactly(fd, FRAME.size))
     body = read_exactly(fd, length)
     if kind != 82:  # "R"
         os._exit(125)
-    argv, env, name, code, numbers = [], [], "main.py", b"", {}
+    argv: list[str] = []
+    env: list[list[str]] = []
+    numbers: dict[int, int] = {}
+    name, code = "main.py", b""
     at = 0
     while at < length:
         tag, size = FRAME.unpack_from(body, at)
@@ -70,7 +80,7 @@ def read_run(fd):
     return argv, env, name, code, numbers
 
 
-def apply_limits(numbers):
+def apply_limits(numbers: dict[int, int]) -> None:
     """Lower the rlimits RUN names: n open files, p processor seconds, s file size."""
     for tag, which, grace in (
         (110, resource.RLIMIT_NOFILE, 0),
@@ -83,7 +93,7 @@ def apply_limits(numbers):
             resource.setrlimit(which, (min(numbers[tag], most), most))
 
 
-def write_file(path, content):
+def write_file(path: str, content: bytes) -> None:
     """Write the program's own file, as a plain run would have found it."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     view = memoryview(content)
@@ -92,7 +102,7 @@ def write_file(path, content):
     os.close(fd)
 
 
-def new_main(path):
+def new_main(path: str) -> types.ModuleType:
     """Return a fresh __main__ as `python3 path` makes it."""
     main = types.ModuleType("__main__")
     main.__dict__.update(
@@ -107,7 +117,7 @@ def new_main(path):
     return main
 
 
-def show_exception(error):
+def show_exception(error: BaseException) -> None:
     """Print an uncaught exception as the interpreter does, without our frame."""
     trace = error.__traceback__.tb_next if error.__traceback__ else None
     error.__traceback__ = trace
@@ -115,14 +125,14 @@ def show_exception(error):
     try:
         sys.excepthook(type(error), error, trace)
     except BaseException as hook_error:
-        hook_error.__traceback__ = hook_error.__traceback__.tb_next
+        hook_error.__traceback__ = hook_error.__traceback__ and hook_error.__traceback__.tb_next
         print("Error in sys.excepthook:", file=sys.stderr)
         sys.__excepthook__(type(hook_error), hook_error, hook_error.__traceback__)
         print("\nOriginal exception was:", file=sys.stderr)
         sys.__excepthook__(type(error), error, trace)
 
 
-def exit_status(error):
+def exit_status(error: SystemExit) -> int:
     """Turn SystemExit's code into a status, printing what is no number, as the interpreter does."""
     code = error.code
     if code is None:
@@ -136,7 +146,7 @@ def exit_status(error):
     return 1
 
 
-def run_code(source, path, main):
+def run_code(source: bytes, path: str, main: types.ModuleType) -> int:
     """Compile and execute; return the exit status."""
     try:
         exec(compile(source, path, "exec", dont_inherit=True), main.__dict__)
@@ -151,10 +161,10 @@ def run_code(source, path, main):
     return 0
 
 
-def shut_down(main, status):
+def shut_down(main: types.ModuleType, status: int) -> int:
     """What the interpreter does at its end: join threads, run atexit, drop globals, flush. Returns the status."""
     try:
-        threading._shutdown()
+        threading._shutdown()  # type: ignore[attr-defined]
     except BaseException as error:
         show_exception(error)
     atexit._run_exitfuncs()
@@ -173,7 +183,7 @@ def shut_down(main, status):
     return status
 
 
-def run(fd):
+def run(fd: int) -> NoReturn:
     """Wait for RUN on `fd`, be the program, and never return."""
     argv, env, name, code, numbers = read_run(fd)
     apply_limits(numbers)
@@ -218,7 +228,7 @@ except ValueError as error:
 """
 
 
-def rehearse():
+def rehearse() -> None:
     """Run a made-up program through the same code, so that its pages are private and its caches warm beforehand."""
     path = WORK_DIR + "/.rehearsal"
     main = new_main(path)
@@ -241,7 +251,7 @@ def rehearse():
         str(array.random.rand(3))
 
 
-def reseed():
+def reseed() -> None:
     """Give the child randomness of its own; a failure is fatal, for two sandboxes would share theirs."""
     for name, seed in RESEED.items():
         if name in sys.modules:
@@ -258,7 +268,7 @@ SINGLE_THREADED = (
 )
 
 
-def preload(names):
+def preload(names: list[str]) -> None:
     """Import what the template is to hold, single-threaded. Names starting with "?" may be missing."""
     os.environ.update(dict.fromkeys(SINGLE_THREADED, "1"))
     try:
@@ -268,7 +278,7 @@ def preload(names):
             del os.environ[name]
 
 
-def import_all(names):
+def import_all(names: list[str]) -> None:
     """Import each name."""
     for name in names:
         try:
@@ -278,7 +288,7 @@ def import_all(names):
                 raise
 
 
-def serve(names):
+def serve(names: list[str]) -> bool:
     """Warm up and enter the C loop; returns in children only: whether somebody already waits for it."""
     preload(names)
     core = ctypes.PyDLL(f"/proc/self/fd/{CORE}")
@@ -303,10 +313,10 @@ def serve(names):
     if result < 0:
         os._exit(0)
     ctypes.pythonapi.PyOS_AfterFork_Child()
-    return result == 1
+    return bool(result == 1)
 
 
-def child(urgent):
+def child(urgent: bool) -> NoReturn:
     """Be the program, from a fresh fork on. An urgent one does not rehearse: its request already waits."""
     reseed()
     if not urgent:

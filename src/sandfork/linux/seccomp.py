@@ -1,7 +1,8 @@
 """Compile the seccomp allow list (policy as data) to BPF with libseccomp.
 
-Order: read the TOML -> add a rule per call, binary-tree optimised -> export for this machine's architecture. The native core
-loads the long allow list once in a zygote and a short seal in every child (native/messages.h says why that is the same).
+Order: read the TOML -> add a rule per call, binary-tree optimised -> export for this machine's architecture. The native
+core loads the long allow list once in a zygote and a short seal in every child (native/messages.h says why that is the
+same).
 Kernel 3.17 (seccomp), 4.14 (actions).
 """
 

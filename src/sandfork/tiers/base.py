@@ -99,7 +99,10 @@ class Template(Protocol):
         ...
 
     async def fork(self, *, urgent: bool = False) -> Sandbox:
-        """Return a parked sandbox; `urgent` when somebody waits for it, so that warming it is lost time. *Raises* ForkFailed, TemplateFailed."""
+        """Return a parked sandbox; `urgent` when somebody waits for it, so that warming it is lost time.
+
+        *Raises* ForkFailed, TemplateFailed.
+        """
         ...
 
     def health(self) -> TemplateHealth:

@@ -24,12 +24,16 @@ _DEPTH_MAX = 32
 _FILES_MAX = 1_000
 
 
+# The absolute directories of a sandbox that files can be in, and where these are below its work directory.
+_WRITABLE = (("/sandbox/", ""), ("/tmp/", ".tmp/"), ("/dev/shm/", ".shm/"))
+
+
 def inside_path(path: str) -> str:
     """Turn a path of the sandbox into one relative to its work directory.
 
     Accepts relative paths and absolute ones below /sandbox, /tmp and /dev/shm. *Raises* FileNotInSandbox.
     """
-    for prefix, inside in (("/sandbox/", ""), ("/tmp/", ".tmp/"), ("/dev/shm/", ".shm/")):
+    for prefix, inside in _WRITABLE:
         if path.startswith(prefix):
             path = inside + path[len(prefix) :]
             break
@@ -160,8 +164,10 @@ class AgentClient:
         if not any(c in pattern for c in "*?["):
             return [pattern]
         found: list[str] = []
-        await self._walk("", inside_path(pattern).split("/"), found, skipped, 0)
-        return found
+        passed_over: list[str] = []
+        await self._walk("", inside_path(pattern).split("/"), found, passed_over, 0)
+        skipped += (_as_asked(pattern, path) for path in passed_over)
+        return [_as_asked(pattern, path) for path in found]
 
     async def _walk(self, base: str, parts: list[str], found: list[str], skipped: list[str], depth: int) -> None:
         if not parts or depth > _DEPTH_MAX or len(found) >= _FILES_MAX:
@@ -188,6 +194,14 @@ class AgentClient:
                     found.append(path)
             elif not rest and kind != _DIRECTORY:
                 skipped.append(path)
+
+
+def _as_asked(pattern: str, path: str) -> str:
+    """Return a path found below the work directory as `pattern` would spell it."""
+    for prefix, inside in _WRITABLE:
+        if pattern.startswith(prefix):
+            return prefix + path.removeprefix(inside)
+    return path
 
 
 def _reason(error: OSError) -> str:

@@ -35,12 +35,13 @@ class _Plan:
         self.fields.append(packed_field(tag, raw))
 
 
-def host_root(guest_packages: Path | None, python_tag: str, extra: Mapping[str, bytes]) -> RootPolicy:
+def host_root(guest_packages: Path | None, extra: Mapping[str, bytes]) -> RootPolicy:
     """Plan a root over the host's own /usr.
 
     `guest_packages` is a directory of Python packages that appears where the distribution's interpreter looks for local
-    packages (`python_tag` such as "python3.11"); `extra` are further files, path to content.
+    packages; `extra` are further files, path to content.
     """
+    python_tag = os.path.basename(os.path.realpath("/usr/bin/python3"))  # such as python3.11
     policy = tomllib.loads(resource_files("sandfork.policy").joinpath("root.toml").read_text())
     plan = _Plan()
     for directory in policy["directories"]:

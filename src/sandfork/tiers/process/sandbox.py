@@ -2,9 +2,9 @@
 
     FORKING --READY--> PARKED --exec--> STARTING --RUN--> RUNNING --END | EXIT | kill--> OVER --close--> CLOSED
 
-The answer does not wait for the process to die: END, which the program's own process sends as its last act, carries the
-exit code; EXIT, the warden's word after wait4, comes for everything that ended otherwise. What END says is the sandbox's
-claim and can harm only its own answer; limits and usage are the kernel's.
+The answer does not wait for the process to die: END, which the program's own process sends as its last act, carries
+the exit code; EXIT, the warden's word after wait4, comes for everything that ended otherwise. What END says is the
+sandbox's claim and can harm only its own answer; limits and usage are the kernel's.
 """
 
 from __future__ import annotations

@@ -60,6 +60,7 @@ async def _run(fork: Fork, argv: tuple[str, ...], code: bytes) -> tuple[StepEnd,
 
 
 async def _attempts(fork: Fork, program: Path) -> dict[str, str]:
+    code = await asyncio.to_thread(program.read_bytes)
     with tempfile.NamedTemporaryFile() as canary, socket.create_server(("127.0.0.1", 0)) as listener:
         facts = {
             "namespaces": {name: os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES},
@@ -71,7 +72,7 @@ async def _attempts(fork: Fork, program: Path) -> dict[str, str]:
         argv = (*_INTERPRETER, "/sandbox/self_test.py", json.dumps(facts))
         text = b""
         try:
-            end, text = await _run(fork, argv, program.read_bytes())
+            end, text = await _run(fork, argv, code)
             results = json.loads(text)
         except (SandforkError, ValueError, TimeoutError) as error:
             shown = text.decode(errors="replace")[-500:] if isinstance(error, ValueError) else str(error)

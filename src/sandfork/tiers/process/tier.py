@@ -35,9 +35,9 @@ _PARK_SCRIPT = "/run/sandfork/park_node.js"
 class ProcessSettings:
     """How sandboxes of this tier are made.
 
-    `guest_packages` is a directory of Python packages for the sandboxes, `native` holds zygote.so and `guest` the files
-    that run inside. `limits` are those a parked sandbox is forked with. `allow_missing` names primitives whose absence is
-    accepted.
+    `guest_packages` is a directory of Python packages for the sandboxes, `native` holds zygote.so and `guest` the
+    files that run inside. `limits` are those a parked sandbox is forked with. `allow_missing` names primitives whose
+    absence is accepted.
     """
 
     native: Path
@@ -111,8 +111,8 @@ class ProcessTier:
         if refused:
             told = "; ".join(f"{name}: {problem}" for name, problem in refused.items())
             raise TierUnavailable(
-                f"sandboxes on this host do not hold: {told}. Accept a fault by its name in [process] allow_missing, if "
-                "you must"
+                f"sandboxes on this host do not hold: {told}. Accept a fault by its name in [process] allow_missing, "
+                "if you must"
             )
         self.unenforced = (*self.unenforced, *faults)
 
@@ -130,9 +130,8 @@ class ProcessTier:
 
     async def _build_root(self) -> None:
         assert self._warden is not None
-        python = os.path.basename(os.path.realpath("/usr/bin/python3"))
         park = (self._settings.guest / "park_node.js").read_bytes()
-        self._root = host_root(self._settings.guest_packages, python, {_PARK_SCRIPT: park})
+        self._root = host_root(self._settings.guest_packages, {_PARK_SCRIPT: park})
         event = await self._warden.ask(m.request(m.Request.ROOT, 0, payload=self._root.plan), m.Event.ROOT, 0)
         if event.err:
             step = m.step_name(event.step)
