@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
+from tests.support.process import Workbench, open_workbench
 from tests.support.service import Service, running_service
 
 hypothesis.settings.register_profile("sandfork", deadline=None, print_blob=True)
@@ -38,3 +39,10 @@ def service(as_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """One service with real sandboxes for the whole run; tests share it and must not end it."""
     with running_service(tmp_path_factory.mktemp("service")) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def workbench(as_root: None) -> Iterator[Workbench]:
+    """One process tier for the whole run, driven directly; tests share it and must not end it."""
+    with open_workbench() as opened:
+        yield opened

@@ -33,8 +33,8 @@ LIMITS = Limits()
 
 FILE_NAMES = {"python": "main.py", "python-numpy": "main.py", "node": "main.js", "command": "main.sh"}
 ARGV = {
-    "python": ("/usr/bin/python3", "/sandbox/main.py"),
-    "python-numpy": ("/usr/bin/python3", "/sandbox/main.py"),
+    "python": ("/sandbox/main.py",),
+    "python-numpy": ("/sandbox/main.py",),
     "node": ("/usr/bin/node", "/sandbox/main.js"),
     "command": ("/bin/bash", "/sandbox/main.sh"),
 }
