@@ -186,13 +186,12 @@ def open_workbench(**change: Any) -> Iterator[Workbench]:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         launched = start_native()
 
-        async def start() -> ProcessTier:
-            tier = process_tier(launched, **change)
-            await tier.start()
-            return tier
+        async def make() -> ProcessTier:
+            return process_tier(launched, **change)
 
-        tier = runner.run(start())
+        tier = runner.run(make())
         try:
+            runner.run(tier.start())
             yield Workbench(runner, tier)
         finally:
             runner.run(tier.close())
