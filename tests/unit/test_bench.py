@@ -422,6 +422,21 @@ def test_the_network_namespace_of_this_process_is_on_this_machine() -> None:
     assert os.readlink("/proc/self/ns/net") in census.belongings().network_namespaces
 
 
+def test_new_cgroups_count_only_in_subtrees_that_hold_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cgroups, proc = tmp_path / "cgroup", tmp_path / "proc"
+    for name in ("memory", "pids"):
+        (cgroups / name).mkdir(parents=True)
+    (proc / "7").mkdir(parents=True)
+    (proc / "7/cgroup").write_text("4:memory:/ours/slot1\n8:pids:/\n")
+    monkeypatch.setattr(census, "CGROUPS", cgroups)
+    monkeypatch.setattr(census, "PROC", proc)
+    ours = {f"{cgroups}/memory/ours{rest}" for rest in ("", "/slot1", "/slot2")}
+    new = frozenset(ours | {f"{cgroups}/memory/ours-not", f"{cgroups}/pids/other"})
+    assert census.cgroups_of([process(7, 1, 1), process(8, 1, 1)], new) == ours
+
+
 def test_kernel_memory_grows_by_the_sum_of_its_kinds() -> None:
     now = census.kernel_memory()
     assert now.total_since(now) == 0

@@ -151,6 +151,23 @@ def network_namespaces_of(members: list[Process]) -> frozenset[str]:
     return frozenset(found - {""})
 
 
+def cgroups_of(members: list[Process], new: frozenset[str]) -> frozenset[str]:
+    """Return those of the `new` cgroup directories that lie in a new subtree which holds one of these processes."""
+    roots = [str(CGROUPS), *(str(path) for path in CGROUPS.iterdir() if path.is_dir())]
+    homes = {f"{root}{path}" for process in members for path in _cgroup_paths(process.pid) for root in roots}
+    tops = {path for path in new if os.path.dirname(path) not in new}
+    own = {top for top in tops if any(f"{home}/".startswith(f"{top}/") for home in homes)}
+    return frozenset(path for path in new if any(f"{path}/".startswith(f"{top}/") for top in own))
+
+
+def _cgroup_paths(pid: int) -> set[str]:
+    try:
+        lines = (PROC / str(pid) / "cgroup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return set()
+    return {line.split(":", 2)[2] for line in lines} - {"/"}
+
+
 def _target(link: Path) -> str:
     """Return where a link points, "" when that cannot be seen (any more)."""
     try:

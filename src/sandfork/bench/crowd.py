@@ -5,14 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sandfork.bench import census, contenders
 from sandfork.bench.contenders import PRINT
 from sandfork.bench.probe import Execution, Turns, bare, take_turns
 from sandfork.bench.report import Row
 from sandfork.bench.sections import GAP_S, Sizes, warm
-from sandfork.bench.service import ServiceFailed, StartedService, wait_until
+from sandfork.bench.service import Left, ServiceFailed, StartedService, wait_until
 from sandfork.bench.stats import Summary
 
 FEW = 2
@@ -63,9 +63,12 @@ class Visit:
     filling: Filling
 
 
-def crowded(start: Start, sizes: Sizes) -> list[Row]:
-    """Measure with few parked, with many, and with few again; `start(n)` starts a service that parks n."""
-    few_before, many, few_after = (_visit(start, parked, sizes) for parked in (FEW, sizes.parked, FEW))
+def crowded(start: Start, left: list[Left], sizes: Sizes) -> list[Row]:
+    """Measure with few parked, with many, and with few again.
+
+    `start(n)` starts a service that parks n; what each leaves behind is appended to `left`.
+    """
+    few_before, many, few_after = (_visit(start, left, parked, sizes) for parked in (FEW, sizes.parked, FEW))
     yardstick = statistics.fmean(visit.pace.bare.p50 for visit in (few_before, many, few_after))
     return [
         time_row(many.filling, yardstick),
@@ -74,7 +77,15 @@ def crowded(start: Start, sizes: Sizes) -> list[Row]:
     ]
 
 
-def _visit(start: Start, parked: int, sizes: Sizes) -> Visit:
+def crowded_shared(start: Start, left: list[Left], sizes: Sizes) -> list[Row]:
+    """Measure time and memory once more; `start(n)` starts a service whose sandboxes share a network namespace."""
+    few, many = (_visit(start, left, parked, sizes) for parked in (FEW, sizes.parked))
+    yardstick = statistics.fmean(visit.pace.bare.p50 for visit in (few, many))
+    rows = [time_row(many.filling, yardstick), memory_row(few.weight, many.weight)]
+    return [replace(row, key=f"{row.key}_shared", what=f"{row.what}, shared net namespace") for row in rows]
+
+
+def _visit(start: Start, left: list[Left], parked: int, sizes: Sizes) -> Visit:
     kernel_before = census.kernel_memory()
     with start(parked) as service:
         filling = _watch_filling(service, parked)
@@ -86,7 +97,7 @@ def _visit(start: Start, parked: int, sizes: Sizes) -> Visit:
             raise ServiceFailed(f"says it has {parked} parked, but only {count} pid namespaces are found below it")
         weight = Weight(count, sum(census.pss_bytes(process.pid) for process in inside), kernel)
         pace = _pace(service, sizes)
-        service.stop()
+        left.append(service.stop())
     return Visit(pace, weight, filling)
 
 

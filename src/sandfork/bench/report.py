@@ -34,6 +34,8 @@ REACHES = {
     "burst": Reach(8, at_most=False),
     "parked_time": Reach(130),
     "parked_memory": Reach(1.6),
+    "parked_time_shared": Reach(130),
+    "parked_memory_shared": Reach(1.6),
     "parked_latency": Reach(1.2),
     "memory_growth": Reach(1.05),
     "left_files": Reach(0),

@@ -140,15 +140,16 @@ class StartedService(Service):
     def stop(self) -> Left:
         """End the service with SIGTERM and look what it left. *Raises* ServiceFailed when it does not end.
 
-        Processes and network namespaces are those seen in the service's tree. Cgroups and mounts are the whole
-        machine's, new since the service started: what another program makes meanwhile counts too.
+        Processes, cgroups and network namespaces are those of the service's tree. Mounts are the whole machine's,
+        new since the service started: what another program mounts meanwhile counts too.
         """
         assert self.process is not None
-        tree = self.tree()
-        before = self.before
-        during = census.belongings()
-        namespaces = census.network_namespaces_of(tree) - before.network_namespaces
-        made = census.Belongings(during.cgroups - before.cgroups, during.mounts - before.mounts, namespaces)
+        tree, during = self.tree(), census.belongings()
+        made = census.Belongings(
+            census.cgroups_of(tree, during.cgroups - self.before.cgroups),
+            during.mounts - self.before.mounts,
+            census.network_namespaces_of(tree) - self.before.network_namespaces,
+        )
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(STOP_S)

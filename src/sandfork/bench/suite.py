@@ -50,6 +50,7 @@ class Suite:
         self._others: list[Command] = []
         self._node: Command | None = None
         self._unused: tuple[str, ...] = ()
+        self._left: list[Left] = []
 
     def run(self) -> Report:
         """Measure everything chosen and return the report."""
@@ -92,7 +93,15 @@ class Suite:
             self._with_service(begin, Variant(0), self._bare_service)
         if self._wants("burst"):
             self._with_service(begin, Variant(sizes.burst, unused=unused), self._burst_service)
-        self._section("parked", lambda: crowd.crowded(lambda parked: begin(Variant(parked, unused=unused)), sizes))
+
+        def parking(parked: int, *, own: bool = True) -> StartedService:
+            return begin(Variant(parked, own, unused))
+
+        self._section("parked", lambda: crowd.crowded(parking, self._left, sizes))
+        if not self._choice.quick:
+            shared = functools.partial(parking, own=False)
+            self._section("parked", lambda: crowd.crowded_shared(shared, self._left, sizes))
+        self._report.add(left_rows(self._left))
 
     def _with_service(
         self,
@@ -104,7 +113,7 @@ class Suite:
             with begin(variant) as service:
                 service.wait_settled()
                 measure(service)
-                self._report.add(left_rows(service.stop(), variant))
+                self._left.append(service.stop())
         except (ServiceFailed, OSError) as error:
             self._report.absent.append(Absent(f"a service with {variant}", str(error), failed=True))
 
@@ -153,15 +162,15 @@ class Suite:
             self._report.absent.append(Absent(name, f"{type(error).__name__}: {error}", failed=True))
 
 
-def left_rows(left: Left, variant: Variant) -> list[Row]:
-    """Return what a stopped service left behind, as rows."""
+def left_rows(left: Sequence[Left]) -> list[Row]:
+    """Return what services left behind after their shutdowns, all together."""
     found = {
-        "processes": left.processes,
-        "cgroups": left.cgroups,
-        "mounts": left.mounts,
-        "network_namespaces": left.network_namespaces,
+        "processes": sum(one.processes for one in left),
+        "cgroups": sum(one.cgroups for one in left),
+        "mounts": sum(one.mounts for one in left),
+        "network_namespaces": sum(one.network_namespaces for one in left),
     }
     return [
-        Row(f"left_{name}", f"{name.replace('_', ' ')} left after shutdown, {variant}", count, "", count)
+        Row(f"left_{name}", f"{name.replace('_', ' ')} left after {len(left)} shutdowns", count, "", count)
         for name, count in found.items()
     ]
