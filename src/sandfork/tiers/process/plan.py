@@ -57,6 +57,8 @@ def host_root(guest_packages: Path | None, extra: Mapping[str, bytes]) -> RootPo
         plan.add(b"F", path, content)
     for path, raw in extra.items():
         plan.add(b"F", path, raw)
+    for path in policy["copy"]:
+        _copy(plan, path)
     for bind in policy["bind"]:
         _bind(plan, bind)
     if guest_packages is not None and Path("/usr/local").is_dir():
@@ -72,6 +74,16 @@ def _follow(plan: _Plan, name: str) -> None:
         plan.add(b"L", name, os.readlink(name))
     elif os.path.isdir(name):
         plan.add(b"B", name, name)
+
+
+def _copy(plan: _Plan, path: str) -> None:
+    """Copy a file, or the links of a directory."""
+    if os.path.isdir(path):
+        for entry in sorted(os.scandir(path), key=lambda e: e.name):
+            if entry.is_symlink():
+                plan.add(b"L", entry.path, os.readlink(entry.path))
+    elif os.path.isfile(path):
+        plan.add(b"F", path, Path(path).read_bytes())
 
 
 def _bind(plan: _Plan, bind: Mapping[str, Any]) -> None:
