@@ -33,9 +33,12 @@ def open_tier(config: Config, catalogue: Catalogue, name: str) -> Tier:
     )
     if not settings.warden.exists():
         raise Refused(f"{settings.warden} was not built: start through ./dev, or install the package")
-    launched = launch(settings)
-    if os.geteuid() == 0:
-        drop_privileges(launched.server_uid, launched.server_uid)
+    try:
+        launched = launch(settings)
+        if os.geteuid() == 0:
+            drop_privileges(launched.server_uid, launched.server_uid)
+    except OSError as error:
+        raise Refused(f"the process tier cannot start: {error}") from error
     return ProcessTier(process_settings(config, catalogue), launched, catalogue)
 
 
