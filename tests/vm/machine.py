@@ -1,0 +1,112 @@
+"""Boot a guest under QEMU's emulator and take the verdicts of the tests inside.
+
+The guest needs no KVM, no network, no initial RAM disk: the kernel has its disk (NVMe, ext4) and its serial lines built
+in, as Debian's cloud kernel does. The emulator is a test's convenience here and never a wall: what is tested is the
+guest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.vm.rootfs import INTERPRETER
+
+KERNEL_VARIABLE = "SANDFORK_VM_KERNEL"
+QEMU = "qemu-system-x86_64"
+INIT = "/app/tests/vm/inside/init.py"
+MEMORY = "768M"
+DEADLINE_S = 150.0
+#: No controller is left to v1; a panic ends the machine, at once; boot messages are kept only from warnings on.
+COMMAND_LINE = "console=ttyS0 loglevel=4 panic=-1 random.trust_cpu=on cgroup_no_v1=all root=/dev/nvme0n1 rw"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One test inside: `outcome` is pytest's word, `text` why it did not pass."""
+
+    outcome: str
+    seconds: float
+    text: str
+
+
+@dataclass(frozen=True)
+class GuestRun:
+    """One boot, from power on to power off. `ended` is pytest's exit status inside, None when it was never told."""
+
+    verdicts: dict[str, list[Verdict]]
+    ended: int | None
+    kernel: str
+    console: str
+    seconds: float
+    in_time: bool
+
+
+def missing() -> str:
+    """Return what this host lacks for the guest, "" when nothing."""
+    if platform.machine() != "x86_64":
+        return f"the guest is x86_64, this machine is {platform.machine()}"
+    if not INTERPRETER.exists():
+        return f"there is no {INTERPRETER}, which the guest is made from"
+    for program in (QEMU, "mkfs.ext4", "ldd"):
+        if shutil.which(program) is None:
+            return f"there is no {program}; ./dev test vm installs it on Debian, as root"
+    if not Path(os.environ.get(KERNEL_VARIABLE, "")).is_file():
+        return f"{KERNEL_VARIABLE} names no kernel image; ./dev test vm downloads one on Debian, as root"
+    return ""
+
+
+def boot(disk: Path, directory: Path, *, init: str = INIT, deadline_s: float = DEADLINE_S) -> GuestRun:
+    """Run the guest until it powers itself off, or kill it at the deadline."""
+    console, told = directory / "console", directory / "verdicts"
+    argv = [
+        QEMU,
+        "-accel",
+        "tcg,thread=single",
+        "-cpu",
+        "max",
+        "-m",
+        MEMORY,
+        "-M",
+        "pc",
+        "-nodefaults",
+        "-no-user-config",
+    ]
+    argv += ["-display", "none", "-no-reboot", "-serial", f"file:{console}", "-serial", f"file:{told}"]
+    argv += ["-drive", f"if=none,id=disk,file={disk},format=raw,snapshot=on", "-device", "nvme,drive=disk,serial=disk"]
+    append = f"{COMMAND_LINE} init={INTERPRETER} -- -I -S {init}"
+    argv += ["-kernel", os.environ[KERNEL_VARIABLE], "-append", append]
+    started, in_time = time.monotonic(), True
+    try:
+        subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=deadline_s)
+    except subprocess.TimeoutExpired:
+        in_time = False
+    verdicts, end = parse(told.read_bytes())
+    return GuestRun(
+        verdicts=verdicts,
+        ended=end.get("end"),
+        kernel=str(end.get("kernel", "")),
+        console=console.read_text(errors="replace"),
+        seconds=time.monotonic() - started,
+        in_time=in_time,
+    )
+
+
+def parse(told: bytes) -> tuple[dict[str, list[Verdict]], dict[str, int]]:
+    """Return the verdicts by test and the last line; a line cut off by the machine's end is left out."""
+    verdicts: dict[str, list[Verdict]] = {}
+    end: dict[str, int] = {}
+    for line in told.split(b"\n")[:-1]:
+        message = json.loads(line)
+        if "end" in message:
+            end = message
+            continue
+        name = message["test"].partition("[")[0]
+        verdicts.setdefault(name, []).append(Verdict(message["outcome"], message["seconds"], message["text"]))
+    return verdicts, end

@@ -1,0 +1,55 @@
+"""The process tier on a host with cgroup v2 only: a real kernel in a guest, one test here for each that runs inside."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.vm.machine import GuestRun, boot, parse
+
+INSIDE = Path(__file__).parent / "inside/process_tier.py"
+NAMES = [
+    node.name
+    for node in ast.parse(INSIDE.read_text()).body
+    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+]
+
+
+def tail(guest: GuestRun) -> str:
+    """Return the end of what the guest said on its console."""
+    return guest.console[-4000:]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inside_the_guest(name: str, guest: GuestRun) -> None:
+    verdicts = guest.verdicts.get(name, [])
+    assert verdicts, f"the guest never ran it:\n{tail(guest)}"
+    for verdict in verdicts:
+        assert verdict.outcome == "passed", verdict.text
+
+
+def test_the_guest_ran_to_its_end_and_powered_itself_off(guest: GuestRun) -> None:
+    assert guest.in_time, tail(guest)
+    assert guest.ended is not None, tail(guest)
+    assert guest.verdicts.keys() == set(NAMES)
+    assert "Power down" in guest.console
+
+
+def test_a_guest_that_dies_is_not_taken_for_one_that_passed(disk: Path, tmp_path: Path) -> None:
+    dead = boot(disk, tmp_path, init="/nothing/here.py", deadline_s=60.0)
+    assert (dead.verdicts, dead.ended, dead.in_time) == ({}, None, True)
+    assert "Attempted to kill init" in dead.console
+
+
+def test_a_guest_that_hangs_is_ended_at_its_deadline(disk: Path, tmp_path: Path) -> None:
+    hung = boot(disk, tmp_path, deadline_s=0.5)
+    assert (hung.ended, hung.in_time) == (None, False)
+
+
+def test_a_line_cut_off_by_the_end_of_the_guest_is_no_verdict() -> None:
+    whole = b'{"test": "test_a[x]", "outcome": "failed", "seconds": 1.0, "text": "why"}\r\n'
+    verdicts, end = parse(whole + b'{"test": "test_b", "outco')
+    assert {name: [v.outcome for v in those] for name, those in verdicts.items()} == {"test_a": ["failed"]}
+    assert end == {}
