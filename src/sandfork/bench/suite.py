@@ -101,7 +101,8 @@ class Suite:
         if not self._choice.quick:
             shared = functools.partial(parking, own=False)
             self._section("parked", lambda: crowd.crowded_shared(shared, self._left, sizes))
-        self._report.add(left_rows(self._left))
+        if self._left:
+            self._report.add(left_rows(self._left))
 
     def _with_service(
         self,
