@@ -55,8 +55,10 @@ def _allow_list(policy: dict[str, Any], refusals: dict[str, int], setup: list[st
         if call not in setup:
             _add(program, pyseccomp.ERRNO(number), call)
     for rule in policy.get("rule", ()):
-        for conditions in _alternatives(rule):
-            _add(program, pyseccomp.ALLOW, rule["call"], *conditions)
+        action = pyseccomp.ERRNO(0) if rule.get("pretend") else pyseccomp.ALLOW
+        for call, argument in rule.get("calls", {rule.get("call"): rule.get("argument")}).items():
+            for conditions in _alternatives(rule | {"argument": argument}):
+                _add(program, action, call, *conditions)
     return _exported(program)
 
 
@@ -88,10 +90,12 @@ def _condition(spec: dict[str, Any]) -> Any:
     match spec["op"]:
         case "eq":
             return pyseccomp.Arg(position, pyseccomp.EQ, value)
+        case "ne":
+            return pyseccomp.Arg(position, pyseccomp.NE, value)
         case "masked_eq":
             return pyseccomp.Arg(position, pyseccomp.MASKED_EQ, spec["mask"], value)
         case _:
-            raise PolicyError(f"unknown op {spec['op']!r} in the seccomp policy; use eq or masked_eq")
+            raise PolicyError(f"unknown op {spec['op']!r} in the seccomp policy; use eq, ne or masked_eq")
 
 
 def _add(program: Any, action: Any, call: str, *conditions: Any) -> None:

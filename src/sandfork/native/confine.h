@@ -102,7 +102,7 @@ static long confine_rlimits(uint32_t open_files)
         int resource;
         uint64_t value;
     } table[] = {
-        {RLIMIT_CORE, 0},
+        {RLIMIT_CORE, 1}, /* see the janitor: 0 would not keep the host's core handler from being started */
         {RLIMIT_NOFILE, open_files},
         {RLIMIT_MEMLOCK, 64 << 10},
         {RLIMIT_MSGQUEUE, 64 << 10}, /* message queues are kernel memory */

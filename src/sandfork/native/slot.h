@@ -79,7 +79,11 @@ static long limit_memory_v1(const struct hierarchy *h, uint32_t slot, uint64_t b
     long swap = write_limit(h, slot, "memory.memsw.limit_in_bytes", bytes);
     if (r == -EINVAL && swap >= 0)
         r = write_limit(h, slot, "memory.limit_in_bytes", bytes);
-    return r < 0 ? r : swap == -ENOENT ? 0 : swap;
+    if (r < 0 || (swap < 0 && swap != -ENOENT))
+        return r < 0 ? r : swap;
+    /* Socket buffers have a counter of their own there, which counts nothing until it has a limit. */
+    r = write_limit(h, slot, "memory.kmem.tcp.limit_in_bytes", bytes / 8);
+    return r == -ENOENT ? 0 : r;
 }
 
 static long limit_memory(uint32_t slot, uint64_t bytes)
@@ -233,14 +237,15 @@ static long make_user_ns(uint32_t id)
 /* --- network namespaces --- */
 
 /*
- * What a network namespace says of its past: packets over its loopback, its protocols' counters, and, in the first line of
- * sockstat, the sockets in it (the other lines count the whole host's memory).
+ * What a network namespace says of its past: packets over its loopback, its protocols' counters, IPv6 flow labels, and,
+ * in the first line of sockstat, the sockets in it (the other lines count the whole host's memory).
  */
 static size_t read_net(char *to, size_t size)
 {
-    static const char *const files[] = {"/proc/self/net/dev", "/proc/self/net/snmp", "/proc/self/net/sockstat"};
+    static const char *const files[] = {"/proc/self/net/dev", "/proc/self/net/snmp", "/proc/self/net/snmp6",
+                                        "/proc/self/net/ip6_flowlabel", "/proc/self/net/sockstat"};
     size_t len = 0, start = 0;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 5; i++) {
         long fd = SYS(openat, AT_FDCWD, files[i], O_RDONLY | O_CLOEXEC, 0);
         long n = 0;
         start = len;

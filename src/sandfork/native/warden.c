@@ -743,6 +743,26 @@ static void sweep_hierarchy(const struct hierarchy *h, const char *path)
     die(path, -EBUSY);
 }
 
+/*
+ * The owner of a user namespace pays for what is counted inside it per user (message queues, pending signals, inotify).
+ * That must be the warden's own uid, not root's: sandboxes could use up what the host's services are allowed.
+ */
+static long fork_warden(int64_t base)
+{
+    if (!host.single_uid) {
+        long r = SYS(prctl, PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0); /* a change of uid keeps capabilities */
+        if (r < 0 || (r = SYS(setresuid, -1, base, -1)) < 0)
+            return r;
+    }
+    long pid = fork_with(CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET,
+                         SF_SIGCHLD, NULL);
+    if (pid > 0 && !host.single_uid) {
+        SYS(setresuid, -1, 0, -1);
+        SYS(prctl, PR_SET_SECUREBITS, 0, 0, 0, 0);
+    }
+    return pid;
+}
+
 static int janitor(int argc, char **argv)
 {
     int go[2];
@@ -760,11 +780,13 @@ static int janitor(int argc, char **argv)
     signal_disposition(SF_SIGHUP, true);
     signal_disposition(SF_SIGPIPE, true);
     SYS(prctl, PR_SET_NAME, "sandfork-janitor", 0, 0, 0);
+    /* One byte is no core file, and the one value for which the kernel starts no core handler: it would run as root. */
+    const struct rlimit64 core = {1, 1};
+    SYS(prlimit64, 0, RLIMIT_CORE, &core, NULL);
     long r = SYS(pipe2, go, O_CLOEXEC);
     if (r < 0)
         die("pipe", r);
-    long pid = fork_with(CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET,
-                         SF_SIGCHLD, NULL);
+    long pid = fork_warden(base);
     if (pid == 0) {
         SYS(close, go[1]);
         warden_main(go[0]);
