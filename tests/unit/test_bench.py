@@ -26,7 +26,7 @@ from sandfork.bench.command import address_of, choice_from, parser
 from sandfork.bench.contenders import Absent
 from sandfork.bench.machine import describe, steal_share
 from sandfork.bench.probe import Execution, Turns, take_turns
-from sandfork.bench.report import Report, Row, print_table, write_json
+from sandfork.bench.report import Report, Row, print_table, write_json, write_markdown
 from sandfork.bench.sections import Sizes
 from sandfork.bench.service import ServiceFailed, Variant, configuration, own_command, start
 from sandfork.bench.spawn import Command, WrongAnswer, loop_on_all_cores, run_once
@@ -506,6 +506,15 @@ def test_the_table_names_misses_notes_and_what_is_absent() -> None:
     assert "MISS (2 wrong answers)" in text
     assert "slowest [1]" in text
     assert "not measured: runc: no [runc]" in text
+
+
+def test_the_markdown_has_a_row_a_result_and_names_what_is_absent(tmp_path: Path) -> None:
+    rows = [Row("burst", "a | b", 500, "/s", 9.0, "bare loop", note="a note"), Row("left_mounts", "mounts", 0, "", 0)]
+    write_markdown(Report(describe(), rows=rows, absent=[Absent("runc", "none")]), tmp_path / "out.md")
+    lines = (tmp_path / "out.md").read_text().splitlines()
+    assert "| a \\| b | 500 /s |  |  |  |  | 9× bare loop | ≥ 8 | pass |" in lines
+    assert "| mounts | 0 |  |  |  |  |  | ≤ 0 | pass |" in lines
+    assert lines[-2:] == ["* a | b: a note", "* not measured: runc: none"]
 
 
 # --- the command line and the run

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from rich.console import Console
 
-from sandfork.bench.report import print_table, write_json
+from sandfork.bench.report import print_table, write_json, write_markdown
 from sandfork.bench.sections import QUICK, Sizes
 from sandfork.bench.service import own_command
 from sandfork.bench.suite import SECTIONS, Choice, Suite
@@ -28,9 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     report = Suite(choice_from(arguments), console).run()
     print_table(report, Console(width=None if sys.stdout.isatty() else 160))
-    if arguments.json:
-        write_json(report, arguments.json)
-        console.print(f"written: {arguments.json}", style="dim")
+    for path, write in ((arguments.json, write_json), (arguments.markdown, write_markdown)):
+        if path is not None:
+            write(report, path)
+            console.print(f"written: {path}", style="dim", markup=False)
     return 0 if report.holds or arguments.no_fail else 1
 
 
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="a minute instead of six; fewer samples than the reaches ask"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to FILE as JSON")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table to FILE as Markdown")
     parser.add_argument("--url", type=address_of, help="measure a running service (its rate limits must allow it)")
     parser.add_argument("--command", metavar="CMD", help="what starts the service; gets --port N --config FILE")
     parser.add_argument("--jails", action="store_true", help="beside bubblewrap, nsjail and runc, where they run")

@@ -111,19 +111,37 @@ def write_json(report: Report, path: Path) -> None:
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
-def print_table(report: Report, console: Console) -> None:
-    """Print the report."""
+def write_markdown(report: Report, path: Path) -> None:
+    """Write the machine, the rows and what is absent as Markdown, for a document."""
+    lines = [
+        *(f"{line}  " for line in headline(report).splitlines()),
+        "",
+        "| what | value | p50 | p99 | min | n | ratio | reach | |",
+    ]
+    lines.append("|---|--:|--:|--:|--:|--:|--:|--:|---|")
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in _cells(row)) + " |" for row in report.rows]
+    notes = [f"* {row.what}: {row.note}" for row in report.rows if row.note]
+    absent = [f"* {'failed' if one.failed else 'not measured'}: {one.name}: {one.reason}" for one in report.absent]
+    path.write_text("\n".join([*lines, "", *notes, *absent]).rstrip() + "\n")
+
+
+def headline(report: Report) -> str:
+    """Return three lines that say where and when a report was made."""
     machine = report.machine
-    console.print(
+    return (
         f"{machine.cpu}, {machine.cores} cores{', virtual' if machine.virtualised else ''}, "
         f"{machine.memory_bytes / 2**30:.1f} GiB, Linux {machine.kernel}, {machine.distribution}, cgroups "
         f"{machine.cgroups}\nbare Python {machine.bare_python} ({machine.bare_python_start_up_files} start-up lines "
         f"in its site packages), service on Python {machine.service_python}, node {machine.node}, uid {machine.uid}\n"
         f"{machine.date}, took {report.duration_s:.0f} s, load before {machine.load_at_start:.2f}, "
         f"stolen by the hypervisor {report.steal_share:.1%}"
-        f"{'; quick: fewer samples than the reaches ask for' if report.quick else ''}",
-        highlight=False,
+        f"{'; quick: fewer samples than the reaches ask for' if report.quick else ''}"
     )
+
+
+def print_table(report: Report, console: Console) -> None:
+    """Print the report."""
+    console.print(headline(report), highlight=False, markup=False)
     table = Table(show_lines=False, pad_edge=False)
     table.add_column("what")
     for name in ("value", "p50", "p99", "min", "n", "ratio", "reach"):
