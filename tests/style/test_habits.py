@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
 
 import sandfork
+from sandfork.config import Config
+from sandfork.config.loading import entries
 from tests.style.source import ROOT, Module, imports, invented, modules, modules_of_tests, project_files
 
 VAGUE_WORDS = {"manager", "handler", "helper", "helpers", "util", "utils", "core", "data", "info", "common", "misc"}
@@ -137,3 +140,24 @@ def test_the_lock_files_name_hashes_and_no_place_to_get_them_from() -> None:
         assert "://" not in text, path
         assert "--index-url" not in text, path
         assert all("--hash=sha256:" in block for block in re.split(r"^(?=[a-z0-9.-]+==)", text, flags=re.MULTILINE)[1:])
+
+
+def test_every_setting_is_used() -> None:
+    text = "".join(module.text for module in modules() if ".serve" in module.name or ".cli" in module.name)
+    unused = [key for key, entry, _ in entries(Config()) if not re.search(rf"\.{entry.name}\b", text)]
+    assert [key for key in unused if not key.startswith("limits.")] == []
+
+
+def test_the_script_lists_every_command_it_has() -> None:
+    script = (ROOT / "dev").read_text()
+    (body,) = re.findall(r"case \$command in\n(.*?)\n    esac", script, re.DOTALL)
+    commands = {name for line in re.findall(r"^        ([a-z |]+)\)", body, re.MULTILINE) for name in line.split(" | ")}
+    shown = subprocess.run([ROOT / "dev", "help"], capture_output=True, text=True, check=True).stdout
+    assert len(commands) >= 10
+    assert [name for name in commands if not re.search(rf"(\./dev |\|){name}\b", shown)] == []
+
+
+def test_the_script_refuses_a_command_it_does_not_have() -> None:
+    done = subprocess.run([ROOT / "dev", "sevre"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "unknown command: sevre" in done.stderr

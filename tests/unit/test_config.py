@@ -70,9 +70,10 @@ def test_the_file_named_by_the_environment_goes_before_the_one_in_the_current_di
 
 
 def test_sizes_are_numbers_or_texts_with_a_unit(tmp_path: Path) -> None:
-    text = '[server]\nmax_body_bytes = "2m"\nmax_upload_bytes = 4096\nmax_code_bytes = "1 KiB"\n'
-    server = load(write(tmp_path / "some.toml", text), environ={}).config.server
-    assert (server.max_body_bytes, server.max_upload_bytes, server.max_code_bytes) == (2 << 20, 4096, 1024)
+    text = '[server]\nmax_body_bytes = "2m"\nmax_code_bytes = "1 KiB"\n[limits.default]\ndisk_bytes = 65536\n'
+    config = load(write(tmp_path / "some.toml", text), environ={}).config
+    assert (config.server.max_body_bytes, config.server.max_code_bytes) == (2 << 20, 1024)
+    assert config.limits.default.disk_bytes == 65536
 
 
 def test_lists_and_tables_have_a_text_form_for_the_environment() -> None:

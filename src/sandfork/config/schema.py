@@ -54,7 +54,6 @@ class Server:
         choices=DIALECTS,
     )
     max_body_bytes: int = setting(10 * MIB, "Largest request body; a larger one is answered 413.", low=KIB, high=GIB)
-    max_upload_bytes: int = setting(256 * MIB, "Largest streamed file upload.", low=KIB, high=64 * GIB)
     max_code_bytes: int = setting(MIB, "Largest source text of one execution.", low=1, high=GIB)
     max_batch: int = setting(100, "Most executions in one batch or task list.", low=1, high=10_000)
     trusted_proxies: tuple[str, ...] = setting(
@@ -190,10 +189,6 @@ class Process:
         "`own` gives every sandbox an empty network of its own; `shared` lets sandboxes share one empty network, "
         "which forks faster.",
         choices=("own", "shared"),
-    )
-    mounts: tuple[str, ...] = setting((), "Further directories of the host that sandboxes see, read-only.")
-    work_dir_bytes: int = setting(
-        0, "Size of a sandbox's work directory; 0 is the disk limit of the execution.", low=64 * KIB, auto=True
     )
 
 

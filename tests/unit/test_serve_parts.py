@@ -1,0 +1,203 @@
+"""Parts of the composition root: the log, the bounds on a connection, what counts as loopback, the doctor's verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from sandfork.serve_doctor import Check, State, is_fatal
+from sandfork.serve_http import HEAD_S, MAX_HEAD_BYTES, BoundedProtocol, build_server
+from sandfork.serve_listen import is_loopback
+from sandfork.serve_log import DELAY_S, JsonFormatter, LineWriter, LoggedLines
+from tests.support.clock import in_virtual_time, virtual_loop
+
+Pipe = tuple[int, int]
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    """A pipe as (read end that does not block, write end)."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    yield reading, writing
+    os.close(reading)
+    os.close(writing)
+
+
+def read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 1 << 20)
+    except BlockingIOError:
+        return b""
+
+
+def test_without_a_loop_a_line_is_written_at_once(pipe: Pipe) -> None:
+    LineWriter(pipe[1]).write(b"line\n")
+    assert read(pipe[0]) == b"line\n"
+
+
+@in_virtual_time
+async def test_on_a_loop_lines_are_written_together_a_moment_later() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    lines = LineWriter(writing)
+    lines.defer_on(virtual_loop())
+    lines.write(b"one\n")
+    lines.write(b"two\n")
+    assert read(reading) == b""
+    await asyncio.sleep(DELAY_S)
+    assert read(reading) == b"one\ntwo\n"
+    lines.write(b"three\n")
+    lines.defer_on(None)
+    assert read(reading) == b"three\n"
+    await asyncio.sleep(DELAY_S)
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_warning_does_not_wait_and_takes_what_came_before_along(pipe: Pipe) -> None:
+    loop = asyncio.new_event_loop()
+    lines = LineWriter(pipe[1])
+    lines.defer_on(loop)
+    handler = LoggedLines(lines)
+    handler.setFormatter(JsonFormatter())
+    handler.handle(logging.makeLogRecord({"levelno": logging.INFO, "levelname": "INFO", "msg": "one"}))
+    assert read(pipe[0]) == b""
+    handler.handle(logging.makeLogRecord({"levelno": logging.WARNING, "levelname": "WARNING", "msg": "two"}))
+    loop.close()
+    assert [json.loads(line)["message"] for line in read(pipe[0]).splitlines()] == ["one", "two"]
+
+
+def test_a_reader_that_stands_still_neither_blocks_nor_costs_more_than_the_bound(pipe: Pipe) -> None:
+    lines = LineWriter(pipe[1], max_pending_bytes=1000)
+    for number in range(20_000):
+        lines.write(b"%08d\n" % number)
+    written = read(pipe[0]).splitlines()
+    lines.flush()
+    lines.flush()
+    later = read(pipe[0]).splitlines()
+    assert written == [b"%08d" % number for number in range(len(written))]
+    (told,) = [json.loads(line) for line in later if line.startswith(b"{")]
+    kept = len(written) + len(later) - 1
+    assert told["dropped_lines"] == 20_000 - kept
+    assert kept * 9 <= (64 << 10) + 1000
+
+
+def test_a_reader_that_is_gone_does_not_end_the_service() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    lines = LineWriter(writing)
+    lines.write(b"to nobody\n")
+    os.close(writing)
+
+
+def test_a_message_with_a_newline_stays_one_line_of_json() -> None:
+    record = logging.makeLogRecord({"levelname": "INFO", "name": "x", "msg": "a\nfake line\x1b[31m", "size": 3})
+    line = JsonFormatter().format(record)
+    assert line.isprintable()
+    assert json.loads(line) | {"ts": 0} == {
+        "ts": 0,
+        "event": "log",
+        "level": "info",
+        "logger": "x",
+        "message": "a\nfake line\x1b[31m",
+        "size": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.0.2.1", False),
+        ("no.such.host.invalid", False),
+    ],
+)
+def test_loopback_is_what_only_this_machine_reaches(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+
+
+class Transport(asyncio.Transport):
+    """Keeps what is written and whether it was closed."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
+        self.written = b""
+        self.closed = False
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def set_protocol(self, protocol: Any) -> None:
+        raise AssertionError("no request here asks for another protocol")
+
+
+async def answer_nothing(scope: Any, receive: Any, send: Any) -> None:
+    """An application for requests that never reach it."""
+    raise AssertionError("no request here is complete")
+
+
+def connected() -> tuple[BoundedProtocol, Transport]:
+    server = build_server(answer_nothing, 1)
+    server.config.load()
+    protocol = BoundedProtocol(server.config, server.server_state, {}, asyncio.get_running_loop())
+    transport = Transport()
+    protocol.connection_made(transport)
+    return protocol, transport
+
+
+@in_virtual_time
+async def test_a_head_is_answered_431_once_it_is_too_large() -> None:
+    protocol, transport = connected()
+    protocol.data_received(b"GET / HTTP/1.1\r\nhost: x\r\nx-long: ")
+    protocol.data_received(b"a" * MAX_HEAD_BYTES)
+    assert not transport.closed
+    protocol.data_received(b"a")
+    assert transport.closed
+    head, _, body = transport.written.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 431 ")
+    assert f"content-length: {len(body)}".encode() in head
+    assert json.loads(body) == {"error": "request header is too large."}
+
+
+@in_virtual_time
+async def test_a_connection_that_sends_no_whole_head_in_time_is_closed() -> None:
+    for sent in (b"", b"GET / HTTP/1.1\r\nhost:"):
+        protocol, transport = connected()
+        if sent:
+            protocol.data_received(sent)
+        protocol.close_if_slow(protocol.waiting_since + HEAD_S)
+        assert not transport.closed
+        protocol.close_if_slow(protocol.waiting_since + HEAD_S + 0.1)
+        assert transport.closed
+
+
+@pytest.mark.parametrize(
+    ("states", "fatal"),
+    [
+        ({"tier": [State.HELD], "template": [State.HELD, State.MISSING], "language": [State.MISSING]}, False),
+        ({"tier": [State.ACCEPTED], "template": [State.HELD], "primitive": [State.ACCEPTED]}, False),
+        ({"tier": [State.MISSING], "primitive": [State.MISSING]}, True),
+        ({"tier": [State.HELD], "template": [State.MISSING, State.MISSING]}, True),
+    ],
+)
+def test_the_doctor_says_whether_the_service_would_start(states: dict[str, list[State]], fatal: bool) -> None:
+    checks = [Check(area, str(number), state) for area, each in states.items() for number, state in enumerate(each)]
+    assert is_fatal(checks) is fatal
