@@ -20,7 +20,7 @@ STRUCTS = {
     "event": (m.EVENT, ("op", "id", "status", "step", "err", "flags", "utime_us", "stime_us", "maxrss_kb", "inblock",
                         "oublock")),
     "profile": (m.PROFILE, ("landlock_fs", "landlock_net", "landlock_scoped", "bpf_len", "drop_bounding", "flags",
-                            "pad")),
+                            "seal_len")),
     "frame": (m.FRAME, ("type", "len")),
     "field": (m.FRAME, ("tag", "len")),
     "end_frame": (m.END, ("exit_code", "pad", "ready_ns", "done_ns")),

@@ -61,6 +61,7 @@ class ProcessSandbox:
         self._cpu_timer: asyncio.TimerHandle | None = None
         self._sending = False
         self._started_ns = 0
+        self._exec_failed = False
         self._sent_ns = 0
         self._cpu_s = 0.0
         self._loop.add_reader(self._ctl_fd, self._ctl_readable)
@@ -86,10 +87,17 @@ class ProcessSandbox:
             self._state = _OVER
             self._stop_watching()
             self._ended.set_exception(GuestLost("the sandbox's init died"))
+        elif self._state in (_PARKED, _STARTING):
+            self._state = _OVER
+            self._hang_up()
 
     # --- ctl ---
 
     def _ctl_readable(self) -> None:
+        if self._state == _OVER:
+            # Nothing it can say matters any more, and it may have much to say.
+            self._loop.remove_reader(self._ctl_fd)
+            return
         try:
             data = self._ctl.recv(4096)
         except BlockingIOError:
@@ -119,10 +127,10 @@ class ProcessSandbox:
             self._exited(code & 0xFF, ready_ns, done_ns)
         elif kind == m.STARTED and self._state == _RUNNING and not self._started_ns and len(body) == 8:
             (self._started_ns,) = m.NUMBER.unpack(body)
-        elif kind == m.FAILED and len(body) == m.FAIL.size:
-            step, error = m.FAIL.unpack(body)
-            if self._state == _FORKING:
-                self.fork_failed(step, error)
+        elif kind == m.FAILED and self._state == _FORKING and len(body) == m.FAIL.size:
+            self.fork_failed(*m.FAIL.unpack(body))
+        elif kind == m.FAILED and self._state == _RUNNING and not self._exec_failed:
+            self._exec_failed = True  # the exit status, which follows, says it to the caller
         elif self._state != _OVER:
             self._forged()
 

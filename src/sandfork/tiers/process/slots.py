@@ -173,6 +173,7 @@ class Slots:
         for slot in self._slots:
             if slot.sandbox is not None:
                 slot.sandbox.fork_failed(m.STEPS.index("none"), errno.ECHILD)
+                slot.sandbox.release()
             slot.freed(None)
         self._free = list(self._slots)
 
@@ -183,9 +184,6 @@ class Slots:
 
     async def close(self) -> None:
         """Give up what is still open of every sandbox, and the files of all slots."""
-        for slot in self._slots:
-            if slot.sandbox is not None:
-                slot.sandbox.release()
         self.lost()
         await self.tasks.close()
         for slot in self._slots:

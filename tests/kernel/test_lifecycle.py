@@ -1,0 +1,360 @@
+"""From the first fork to the last close: what dies, dies whole; what is lost, is told; and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from sandfork.errors import ForkFailed, GuestLost, TemplateFailed, TierError, TierUnavailable
+from sandfork.model import Limits, Outcome
+from sandfork.tiers.base import BEFORE_START
+from sandfork.tiers.process import Launched, ProcessTier
+from sandfork.tiers.process import tier as tier_module
+from sandfork.tiers.process.template import ProcessTemplate
+from tests.support.process import STUCK_S, Tape, Workbench, make_step, process_tier, start_native
+from tests.support.remains import (
+    descriptors,
+    is_alive,
+    mounts,
+    processes_in_slots,
+    processes_of,
+    settles,
+    zygotes_of,
+)
+
+FOREVER = "import time\nprint('begun', flush=True)\ntime.sleep(3600)"
+
+
+@pytest.fixture(autouse=True)
+def _root(as_root: None) -> None:
+    """Every test here starts processes as root."""
+
+
+def with_tier(test: Callable[[Launched, ProcessTier, Workbench], Awaitable[None]], **settings: object) -> None:
+    """Run `test` over a tier of its own, whose native side it may kill."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        launched = start_native()
+
+        async def run() -> None:
+            tier = process_tier(launched, **settings)
+            try:
+                async with asyncio.timeout(STUCK_S):
+                    await tier.start()
+                    await test(launched, tier, Workbench(runner, tier))
+            finally:
+                await tier.close()
+
+        runner.run(run())
+
+
+def the_warden(launched: Launched) -> int:
+    """Return the pid of the warden: the janitor's only child."""
+    janitor = launched.janitor.pid
+    (pid,) = Path(f"/proc/{janitor}/task/{janitor}/children").read_text().split()
+    return int(pid)
+
+
+async def death_of(template: ProcessTemplate) -> None:
+    """Wait until the template knows that its zygote is dead."""
+    for _ in range(1_000_000):
+        if not template.health().ready:
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("the death of a zygote was never told")
+
+
+# --- one sandbox ---
+
+
+LEAVE_BEHIND = """
+import os, signal, subprocess, time
+def stay():
+    for number in range(1, 32):
+        if number not in (9, 19): signal.signal(number, signal.SIG_IGN)
+    print(end='x', flush=True)
+    while True: time.sleep(3600)
+if os.fork() == 0: stay()                     # a child
+if os.fork() == 0:
+    if os.fork() == 0: os.setsid(); stay()    # a daemon
+    os._exit(0)
+stopped = subprocess.Popen(['sleep', '3600'])
+os.kill(stopped.pid, signal.SIGSTOP)          # stopped
+subprocess.Popen(['sh', '-c', 'trap "" TERM HUP; echo x; sleep 3600'], start_new_session=True)
+while len(os.listdir('/proc/self/task')) < 1: pass
+"""
+
+
+def test_every_process_a_program_leaves_dies_with_its_sandbox(workbench: Workbench) -> None:
+    launched = workbench.tier._launched
+
+    async def run() -> None:
+        sandbox, tape = await workbench.fork(), Tape()
+        end = await sandbox.exec(make_step(LEAVE_BEHIND), Limits(), tape)
+        assert end.outcome is Outcome.EXITED
+        left = processes_in_slots(launched)
+        assert len(left) >= 3
+        await sandbox.close()
+        assert not any(is_alive(pid) for pid in left)
+        assert not processes_in_slots(launched)
+
+    workbench.wait(run())
+
+
+def test_a_sandbox_that_was_closed_leaves_no_descriptor(workbench: Workbench) -> None:
+    workbench.run("print(1)")
+    before = descriptors()
+    for code in ("print(1)", "import os; os.abort()", "while True: pass"):
+        workbench.run(code, limits=Limits(cpu_s=0.05))
+    assert descriptors() == before
+
+
+def test_a_closed_sandbox_frees_its_slot_for_the_next(workbench: Workbench) -> None:
+    async def run() -> None:
+        used = set()
+        for _ in range(5):
+            sandbox = await workbench.fork()
+            used.add(sandbox._slot.number)
+            await sandbox.close()
+        assert len(used) == 1
+
+    workbench.wait(run())
+
+
+def test_a_parked_sandbox_found_dead_says_that_nothing_began(workbench: Workbench) -> None:
+    launched = workbench.tier._launched
+
+    async def run() -> None:
+        before = processes_in_slots(launched)
+        sandbox = await workbench.fork()
+        (parked,) = processes_in_slots(launched) - before
+        os.kill(parked, signal.SIGKILL)
+        await asyncio.to_thread(settles, lambda: not is_alive(parked))
+        with pytest.raises(GuestLost) as caught:
+            await sandbox.exec(make_step("print(1)"), Limits(), Tape())
+        assert caught.value.step == BEFORE_START
+        await sandbox.close()
+
+    workbench.wait(run())
+
+
+def test_a_program_killed_from_outside_is_told_by_its_signal(workbench: Workbench) -> None:
+    launched = workbench.tier._launched
+
+    async def run() -> None:
+        sandbox, _, task = await workbench.begin(FOREVER)
+        for pid in processes_in_slots(launched):
+            os.kill(pid, signal.SIGKILL)
+        end = await task
+        assert (end.outcome, end.signal) == (Outcome.SIGNALLED, signal.SIGKILL)
+        await sandbox.close()
+
+    workbench.wait(run())
+
+
+def test_more_sandboxes_than_there_are_slots_are_refused_and_later_taken(as_root: None) -> None:
+    async def test(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
+        first, second = await bench.fork(), await bench.fork()
+        with pytest.raises(ForkFailed, match="slots are taken"):
+            await bench.fork()
+        await first.close()
+        third = await bench.fork()
+        await second.close()
+        await third.close()
+
+    with_tier(test, most_sandboxes=2)
+
+
+# --- templates ---
+
+
+def test_a_zygote_that_was_killed_is_replaced_at_the_next_fork() -> None:
+    async def test(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
+        template = await tier.template("python")
+        running, _, task = await bench.begin(FOREVER)
+        (first,) = zygotes_of(launched)
+        os.kill(first, signal.SIGKILL)
+        await death_of(template)
+        assert (await bench.exec("print(2)")).stdout == b"2\n"
+        (second,) = zygotes_of(launched)
+        assert second != first
+        assert template.health().generation == 2
+        assert not task.done()
+        await running.close()
+
+    with_tier(test)
+
+
+def test_forks_asked_of_a_dying_zygote_fail_as_forks_and_can_be_repeated() -> None:
+    async def test(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
+        await tier.template("python")
+        for _ in range(5):
+            for zygote in zygotes_of(launched):
+                os.kill(zygote, signal.SIGKILL)
+            forks = await asyncio.gather(*(bench.fork() for _ in range(8)), return_exceptions=True)
+            for fork in forks:
+                if isinstance(fork, BaseException):
+                    assert isinstance(fork, ForkFailed)
+                else:
+                    await fork.close()
+        assert (await bench.exec("print(1)")).stdout == b"1\n"
+        assert tier.live == 0
+
+    with_tier(test)
+
+
+def test_a_template_is_renewed_after_so_many_forks_while_its_sandboxes_run_on() -> None:
+    async def test(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
+        template = await tier.template("python")
+        (first,) = zygotes_of(launched)
+        slow, slow_tape, slow_task = await bench.begin(FOREVER)
+        for _ in range(6):
+            await bench.exec("print(1)")
+        while template.health().generation < 2 or zygotes_of(launched) == {first}:
+            await bench.exec("print(1)")
+        assert settles(lambda: not is_alive(first))
+        assert not slow_task.done()
+        slow.kill(Outcome.TIMED_OUT)
+        assert (await slow_task).outcome is Outcome.TIMED_OUT
+        assert bytes(slow_tape.stdout) == b"begun\n"
+        await slow.close()
+
+    with_tier(test, recycle_forks=4)
+
+
+def test_two_generations_differ_in_layout_and_hash_seed() -> None:
+    async def test(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
+        async def look() -> bytes:
+            where = "next(line for line in open('/proc/self/maps') if 'libc.so' in line).split()[0]"
+            return (await bench.exec(f"print(hash('x'), {where})")).stdout
+
+        first = await look()
+        assert await look() == first
+        template = await tier.template("python")
+        (zygote,) = zygotes_of(launched)
+        os.kill(zygote, signal.SIGKILL)
+        await death_of(template)
+        second = await look()
+        assert first.split()[0] != second.split()[0]
+        assert first.split()[1] != second.split()[1]
+
+    with_tier(test)
+
+
+def test_a_zygote_that_cannot_start_is_told_with_its_last_words() -> None:
+    async def test(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
+        template = await tier.template("python")
+        template._spec = replace(template._spec, argv=(*template._spec.argv, "no_such_module"))
+        (zygote,) = zygotes_of(launched)
+        os.kill(zygote, signal.SIGKILL)
+        await death_of(template)
+        with pytest.raises(TemplateFailed, match="No module named 'no_such_module'"):
+            await template.fork()
+        assert "no_such_module" in template.health().reason
+
+    with_tier(test)
+
+
+# --- the whole ---
+
+
+def test_closing_a_tier_leaves_no_process_cgroup_mount_or_descriptor() -> None:
+    before = descriptors(), mounts()
+    seen: set[int] = set()
+    directories = []
+
+    async def test(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
+        directories.extend(launched.cgroups.values())
+        await bench.fork()
+        await bench.fork("node")
+        await bench.begin(FOREVER)
+        await bench.begin(LEAVE_BEHIND + FOREVER)
+        forking = [asyncio.get_running_loop().create_task(bench.fork()) for _ in range(4)]
+        await asyncio.sleep(0)
+        seen.update(processes_of(launched))
+        await tier.close()
+        assert all(isinstance(each, Exception) for each in await asyncio.gather(*forking, return_exceptions=True))
+
+    with_tier(test)
+    assert len(seen) > 8
+    assert not [pid for pid in seen if is_alive(pid)]
+    assert not [directory for directory in directories if directory.exists()]
+    assert (descriptors(), mounts()) == before
+
+
+def test_the_loss_of_the_warden_is_told_and_leaves_nothing() -> None:
+    before = descriptors()
+    seen: set[int] = set()
+    directories = []
+
+    async def test(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
+        directories.extend(launched.cgroups.values())
+        parked = await bench.fork()
+        running, _, task = await bench.begin(FOREVER)
+        seen.update(processes_of(launched))
+        os.kill(the_warden(launched), signal.SIGKILL)
+        await tier.lost()
+        with pytest.raises(GuestLost):
+            await task
+        with pytest.raises(TierError):
+            await parked.exec(make_step("print(1)"), Limits(), Tape())
+        with pytest.raises(TierError):
+            await bench.fork()
+        await running.close()
+        await parked.close()
+
+    with_tier(test)
+    assert not [pid for pid in seen if is_alive(pid)]
+    assert not [directory for directory in directories if directory.exists()]
+    assert descriptors() == before
+
+
+def test_the_loss_of_the_janitor_ends_everything_and_the_next_start_sweeps() -> None:
+    seen: set[int] = set()
+    directories = []
+
+    async def test(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
+        directories.extend(launched.cgroups.values())
+        _, _, task = await bench.begin(FOREVER)
+        seen.update(processes_of(launched))
+        launched.janitor.kill()
+        await tier.lost()
+        await asyncio.gather(task, return_exceptions=True)
+
+    with_tier(test)
+    assert settles(lambda: not any(is_alive(pid) for pid in seen))
+    assert [directory for directory in directories if directory.exists()] == directories
+
+    async def nothing(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
+        """Start and end."""
+
+    with_tier(nothing)
+    assert not [directory for directory in directories if directory.exists()]
+
+
+def test_two_instances_live_side_by_side(workbench: Workbench) -> None:
+    async def test(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
+        assert launched.instance != workbench.tier._launched.instance
+        assert (await bench.exec("print(1)")).stdout == b"1\n"
+
+    with_tier(test)
+    assert workbench.run("print(2)").stdout == b"2\n"
+
+
+def test_a_primitive_that_does_not_hold_refuses_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tier_module, "broken", lambda results: {"seccomp": "unshare gave 0"})
+    with pytest.raises(TierUnavailable, match="seccomp: unshare gave 0"):
+        with_tier(None)  # type: ignore[arg-type]
+    called = []
+
+    async def test(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
+        called.append(tier.unenforced)
+
+    with_tier(test, allow_missing=frozenset({"seccomp"}))
+    assert called == [("seccomp",)]
