@@ -71,7 +71,11 @@ process.on('exit', function ending(code) {
   end.writeInt32LE(status, 0);
   end.writeBigUInt64LE(ready, 8);
   end.writeBigUInt64LE(process.hrtime.bigint(), 16);
-  send('E'.charCodeAt(0), end);
+  try {
+    send('E'.charCodeAt(0), end);
+  } catch {
+    // Closed by the program: the exit status, which follows, tells the server.
+  }
   process.reallyExit(status);
 });
 Module.runMain();

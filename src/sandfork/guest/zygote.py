@@ -195,8 +195,8 @@ def run(fd: int) -> NoReturn:
     sys.orig_argv[:] = [sys.executable, *sys.argv]
     sys.path[0] = WORK_DIR
     main = new_main(path)
-    own_pid = os.getpid()
-    clock, write, leave, getpid = time.clock_gettime_ns, os.write, os._exit, os.getpid
+    own_pid, own_socket = os.getpid(), os.fstat(fd)
+    clock, write, leave, getpid, fstat = time.clock_gettime_ns, os.write, os._exit, os.getpid, os.fstat
     ready = clock(time.CLOCK_MONOTONIC)
     status = run_code(code, path, main)
     done = clock(time.CLOCK_MONOTONIC)
@@ -206,7 +206,12 @@ def run(fd: int) -> NoReturn:
         os.kill(getpid(), signal.SIGINT)
     status = shut_down(main, status)
     if getpid() == own_pid:  # a child that the program forked may come back here too
-        write(fd, FRAME.pack(69, END.size) + END.pack(status, 0, ready, done))
+        try:
+            # A program that closes all it did not open may have a file of its own under our number by now.
+            if fstat(fd)[:3] == own_socket[:3]:
+                write(fd, FRAME.pack(69, END.size) + END.pack(status, 0, ready, done))
+        except OSError:
+            pass  # without END the exit status, which follows, tells the server
     leave(status)
 
 

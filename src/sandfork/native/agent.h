@@ -75,10 +75,12 @@ static long open_parent(int work, char *path, char **name, bool make)
     return dir;
 }
 
-static bool is_regular(int fd)
+/* The size of a regular file, -errno for anything else. */
+static int64_t regular_size(int fd)
 {
     struct statx st;
-    return SYS(statx, fd, "", AT_EMPTY_PATH, STATX_TYPE, &st) >= 0 && (st.stx_mode & 0170000) == 0100000;
+    long r = SYS(statx, fd, "", AT_EMPTY_PATH, STATX_TYPE | STATX_SIZE, &st);
+    return r < 0 ? r : (st.stx_mode & 0170000) == 0100000 ? (int64_t)st.stx_size : -EINVAL;
 }
 
 /* Read `left` bytes of the request and, while `fd` is good, write them; the stream stays in step either way. */
@@ -105,7 +107,7 @@ static void agent_put(int sock, int work, char *path, uint32_t mode, size_t cont
         fd = open_beneath((int)dir, name, O_WRONLY | O_CREAT, mode & 0777);
         SYS(close, dir);
     }
-    if (fd >= 0 && !is_regular((int)fd)) {
+    if (fd >= 0 && regular_size((int)fd) < 0) {
         SYS(close, fd);
         fd = -EISDIR;
     }
@@ -131,9 +133,10 @@ static void agent_get(int sock, int work, const char *path, uint64_t max)
 {
     long fd = open_beneath(work, path, O_RDONLY, 0);
     uint64_t sent = 0;
-    if (fd >= 0 && !is_regular((int)fd)) {
+    int64_t size = fd >= 0 ? regular_size((int)fd) : 0;
+    if (size < 0 || (uint64_t)size > max) {
         SYS(close, fd);
-        fd = -EINVAL;
+        fd = size < 0 ? size : -EFBIG;
     }
     /* A file may grow while it is read: what is sent is bounded by `max`, not by its size. */
     while (fd >= 0 && sent < max) {

@@ -22,6 +22,8 @@ _DIRECTORY, _REGULAR = 4, 8  # d_type of getdents64
 _ENTRIES_MAX = 10_000
 _DEPTH_MAX = 32
 _FILES_MAX = 1_000
+_LISTINGS_MAX = 1_000  # directories read, and names seen in them, for all patterns of one collect: a program can make
+_NAMES_MAX = 50_000  # any number of them, and looking costs the server, not the program
 
 
 # The absolute directories of a sandbox that files can be in, and where these are below its work directory.
@@ -143,43 +145,65 @@ class AgentClient:
         return sorted(entries)
 
     async def collect(self, patterns: Sequence[str], max_bytes: int) -> Collected:
-        """Read what matches paths or globs (`*`, `?`, `[...]`, `**` for any depth), at most `max_bytes` in all."""
-        files: list[OutputFile] = []
-        skipped: list[str] = []
+        """Read what matches paths or globs (`*`, `?`, `[...]`, `**` for any depth), at most `max_bytes` in all.
+
+        A pattern whose search had to be given up is named among the skipped, beside what it found.
+        """
+        files: dict[str, OutputFile] = {}
+        search = _Search(self)
         left = max_bytes
         for pattern in patterns:
-            for path in await self._matches(pattern, skipped):
-                if len(files) >= _FILES_MAX or any(f.path == path for f in files):
+            for path in await search.matches(pattern):
+                if path in files:
                     continue
                 try:
+                    if len(files) == _FILES_MAX:
+                        raise FileNotInSandbox(f"{path}: more than {_FILES_MAX} files")
                     content = await self.get(path, left)
                 except FileNotInSandbox:
-                    skipped.append(path)
+                    search.skipped.append(path)
                     continue
                 left -= len(content)
-                files.append(OutputFile(path, content))
-        return Collected(tuple(files), tuple(skipped))
+                files[path] = OutputFile(path, content)
+        return Collected(tuple(files.values()), tuple(search.skipped))
 
-    async def _matches(self, pattern: str, skipped: list[str]) -> list[str]:
+
+class _Search:
+    """Looks for what patterns match, and gives up when there is too much to look at."""
+
+    def __init__(self, agent: AgentClient) -> None:
+        self.skipped: list[str] = []
+        self._agent = agent
+        self._listings = 0
+        self._names = 0
+        self._seen: set[tuple[str, int]] = set()
+
+    async def matches(self, pattern: str) -> list[str]:
+        """Return the regular files that `pattern` matches, spelt as it spells them."""
         if not any(c in pattern for c in "*?["):
             return [pattern]
-        found: list[str] = []
+        found: dict[str, None] = {}
         passed_over: list[str] = []
+        self._seen.clear()
         await self._walk("", inside_path(pattern).split("/"), found, passed_over, 0)
-        skipped += (_as_asked(pattern, path) for path in passed_over)
+        self.skipped += (_as_asked(pattern, path) for path in passed_over)
+        if self._spent:
+            self.skipped.append(pattern)
         return [_as_asked(pattern, path) for path in found]
 
-    async def _walk(self, base: str, parts: list[str], found: list[str], skipped: list[str], depth: int) -> None:
-        if not parts or depth > _DEPTH_MAX or len(found) >= _FILES_MAX:
+    @property
+    def _spent(self) -> bool:
+        return self._listings >= _LISTINGS_MAX or self._names >= _NAMES_MAX
+
+    async def _walk(self, base: str, parts: list[str], found: dict[str, None], skipped: list[str], depth: int) -> None:
+        # Of two ways to the same directory with the same rest of the pattern, the second finds nothing new.
+        if not parts or depth > _DEPTH_MAX or len(found) >= _FILES_MAX or (base, len(parts)) in self._seen:
             return
+        self._seen.add((base, len(parts)))
         head, rest = parts[0], parts[1:]
         if head == "**":
             await self._walk(base, rest, found, skipped, depth)
-        try:
-            entries = await self.listing(base or ".")
-        except FileNotInSandbox:
-            return
-        for name, kind, _ in entries:
+        for name, kind in await self._names_in(base):
             path = f"{base}/{name}" if base else name
             if name.startswith(".") and not head.startswith("."):
                 continue
@@ -190,10 +214,21 @@ class AgentClient:
             if rest and kind == _DIRECTORY:
                 await self._walk(path, rest, found, skipped, depth + 1)
             elif not rest and kind == _REGULAR:
-                if path not in found:
-                    found.append(path)
+                found[path] = None
             elif not rest and kind != _DIRECTORY:
                 skipped.append(path)
+
+    async def _names_in(self, directory: str) -> list[tuple[str, int]]:
+        """Return (name, d_type) of a directory's entries; nothing of one that cannot be read, or when given up."""
+        if self._spent:
+            return []
+        self._listings += 1
+        try:
+            entries = await self._agent.listing(directory or ".")
+        except FileNotInSandbox:
+            return []
+        self._names += len(entries)
+        return [(name, kind) for name, kind, _ in entries]
 
 
 def _as_asked(pattern: str, path: str) -> str:
