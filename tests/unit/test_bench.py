@@ -455,6 +455,16 @@ def test_the_time_to_park_is_scaled_from_what_was_seen() -> None:
     assert row.judged == pytest.approx(100)
 
 
+def test_latency_in_a_crowd_is_read_against_the_mean_of_before_and_after() -> None:
+    def pace(ours: float, theirs: float) -> crowd.Pace:
+        return crowd.Pace(summary(ours), summary(theirs), wrong=1)
+
+    row = crowd.latency_row(pace(1.0, 10.0), pace(3.0, 20.0), pace(2.0, 10.0), parked=1000)
+    assert row.judged == pytest.approx(2.0)
+    assert row.note.endswith("in bare starts 1.00×")
+    assert row.wrong == 3
+
+
 def test_stolen_time_is_its_share_of_all_that_passed() -> None:
     assert steal_share((0, 0, 0, 0, 0, 0, 0, 0, 0, 0), (50, 0, 0, 40, 0, 0, 0, 10, 50, 0)) == 0.1
     assert steal_share((1,) * 10, (1,) * 10) == 0

@@ -50,14 +50,14 @@ QUICK = Sizes(
     numpy_pairs=12,
     node_pairs=25,
     idle_samples=2,
-    on_demand_pairs=80,
+    on_demand_pairs=60,
     short_idle_samples=10,
-    load_requests=600,
-    loop_s=1.0,
+    load_requests=500,
+    loop_s=0.7,
     burst_rounds=3,
     parked=200,
     turns_s=6.0,
-    load_s=3.0,
+    load_s=2.0,
 )
 
 
