@@ -45,6 +45,8 @@ def announce(service: Service) -> None:
     host, port = service.address
     host = ANY_ADDRESS.get(host, host)
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    if service.unenforced:
+        out.print(f"This host cannot enforce: {', '.join(service.unenforced)}.", markup=False)
     out.print(f"sandfork {__version__} answers at {url}, isolation: {service.tier.isolation}. Try:\n", markup=False)
     out.print(f"  {example(url, service.config.server.dialect, with_key=bool(service.keys))}\n", markup=False)
 

@@ -29,9 +29,9 @@ import uvloop
 
 from sandfork import __version__
 from sandfork.access import Access, AccessSettings, KeyEntry, MalformedKeys, load_keys
-from sandfork.config import Config, Loaded
+from sandfork.config import ALL_DIALECTS, Config, Loaded
 from sandfork.dialects import load_dialects
-from sandfork.dialects.base import Bounds
+from sandfork.dialects.base import Bounds, Dialect
 from sandfork.engine.engine import Engine
 from sandfork.errors import TierUnavailable
 from sandfork.http.app import App, build_app
@@ -65,6 +65,7 @@ class Service:
     keys: tuple[KeyEntry, ...]
     catalogue: Catalogue
     tier: Tier
+    dialects: tuple[Dialect, ...]
     socket: socket.socket
     lines: LineWriter
 
@@ -73,6 +74,11 @@ class Service:
         """The address and the port that it really listens on."""
         host, port = self.socket.getsockname()[:2]
         return str(host), int(port)
+
+    @property
+    def unenforced(self) -> tuple[str, ...]:
+        """What the started tier cannot enforce on this host, by the configuration's leave."""
+        return unenforced(self.tier)
 
 
 Announce = Callable[[Service], None]
@@ -85,10 +91,11 @@ def serve(loaded: Loaded, *, tier: str, announce: Announce) -> None:
     refuse_exposure(config, keys)
     catalogue = choose_languages(config)
     pool_targets(config, catalogue)
+    dialects = choose_dialects(config)
     lines = set_up_logging(config.server.log_level)
     raise_open_files()
     sock = listen(config.server.host, config.port)
-    service = Service(config, keys, catalogue, open_tier(config, catalogue, tier), sock, lines)
+    service = Service(config, keys, catalogue, open_tier(config, catalogue, tier), dialects, sock, lines)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, suppress(asyncio.CancelledError):
         runner.run(_run(service, announce))
 
@@ -118,6 +125,16 @@ def refuse_exposure(config: Config, keys: Sequence[KeyEntry]) -> None:
         )
 
 
+def choose_dialects(config: Config) -> tuple[Dialect, ...]:
+    """Return every dialect there is. *Raises* Refused when the one for the root path is none of them."""
+    dialects = load_dialects()
+    names = [dialect.name for dialect in dialects]
+    wanted = config.server.dialect
+    if wanted not in (ALL_DIALECTS, *names):
+        raise Refused(f"server.dialect: there is no dialect {wanted!r}, only {', '.join([ALL_DIALECTS, *names])}")
+    return dialects
+
+
 def raise_open_files() -> None:
     """Allow as many open files as this process may: a parked sandbox holds several."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -130,7 +147,7 @@ def http_settings(config: Config, isolation: str, unenforced: Sequence[str]) -> 
     """Return the settings of the HTTP side."""
     server = config.server
     return HttpSettings(
-        dialect=None if server.dialect == "all" else server.dialect,
+        dialect=None if server.dialect == ALL_DIALECTS else server.dialect,
         bounds=Bounds(config.limits.maximum.wall_s, server.max_code_bytes, server.max_batch),
         max_body_bytes=server.max_body_bytes,
         batch_parallel=min(MOST_PARALLEL, config.admission.max_running),
@@ -165,8 +182,8 @@ async def _run(service: Service, announce: Announce) -> None:
         try:
             await engine.start()
             _tell_templates(engine)
-            settings = http_settings(service.config, service.tier.isolation, unenforced(service.tier))
-            app = build_app(settings, engine, build_access(service), metrics, load_dialects(), execution_log)
+            settings = http_settings(service.config, service.tier.isolation, service.unenforced)
+            app = build_app(settings, engine, build_access(service), metrics, service.dialects, execution_log)
             await _serve(service, app, engine, announce)
         finally:
             await engine.close()

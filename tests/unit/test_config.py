@@ -112,7 +112,7 @@ def test_the_variable_of_another_system_names_the_keys_file_and_ours_wins() -> N
         ("[server]\nport = 70000", "server.port: expected a value between 0 and 65535, got 70000"),
         ("[server]\nhost = 1", "server.host: expected a text, got 1"),
         ('[server]\nhost = "a\\u0000"', "server.host: expected a text without NUL"),
-        ("[server]\ndialect = 'perl'", "server.dialect: expected one of all, zeroboot"),
+        ("[server]\nlog_level = 'loud'", 'server.log_level: expected one of debug, info, warning, error, got "loud"'),
         (
             "[server]\nmax_body_bytes = '5x'",
             'server.max_body_bytes: expected a size such as 1048576 or "512m", got "5x"',

@@ -6,10 +6,11 @@ ones, `reference` writes them down.
 
 from sandfork.config.loading import ConfigError, Loaded, client_environment, load
 from sandfork.config.reference import document, effective
-from sandfork.config.schema import Config
+from sandfork.config.schema import ALL_DIALECTS, Config
 from sandfork.config.sizing import Machine, size
 
 __all__ = [
+    "ALL_DIALECTS",
     "Config",
     "ConfigError",
     "Loaded",

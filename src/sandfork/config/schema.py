@@ -15,7 +15,7 @@ GIB = 1 << 30
 MIB = 1 << 20
 KIB = 1 << 10
 
-DIALECTS = ("all", "zeroboot", "isol8", "runner", "instavm", "faber")
+ALL_DIALECTS = "all"
 DIALECT_PORTS = {"isol8": 3000}
 DEFAULT_PORT = 8080
 
@@ -49,9 +49,8 @@ class Server:
     )
     port: int = setting(0, "Port to listen on; 0 is the dialect's own: 3000 for isol8, else 8080.", low=0, high=65535)
     dialect: str = setting(
-        "all",
-        "What the root path speaks: `all` is our own API with every seed path that is unambiguous.",
-        choices=DIALECTS,
+        ALL_DIALECTS,
+        "What the root path speaks: `all` is our own API, with every dialect below its prefix; else the name of one.",
     )
     max_body_bytes: int = setting(10 * MIB, "Largest request body; a larger one is answered 413.", low=KIB, high=GIB)
     max_code_bytes: int = setting(MIB, "Largest source text of one execution.", low=1, high=GIB)
