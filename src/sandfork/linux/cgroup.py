@@ -7,6 +7,7 @@ warden. Kernel 4.5 (v2), 5.7 (CLONE_INTO_CGROUP), 5.19 (memory.peak).
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from pathlib import Path
 
 V1_CONTROLLERS = ("memory", "pids", "cpuacct", "cpu")
 V2_CONTROLLERS = ("memory", "pids", "cpu")
+ASIDE = "outside"  # where processes go that were in the parent: beside the instances, outside of every sandbox
+_MOVE_ROUNDS = 50
 
 # What is read of a slot: the hierarchy and the file. pids.peak is of Linux 6.11; where it is missing, no peak is told.
 _V1_FILES = {
@@ -102,19 +105,38 @@ def host_cgroups() -> CgroupHost:
 def make_instance(hierarchy: Hierarchy, parent: str, name: str, owner: int) -> Path:
     """Make the directory of one instance in a hierarchy and hand it to the host uid `owner`.
 
-    *Raises* OSError when the parent is not ours to write.
+    `parent` is a path below the hierarchy's mount. Where v2 demands it, processes in it move into a cgroup of their own
+    below it. *Raises* OSError, with nothing left, when the parent is not ours to write or lacks a controller.
     """
     directory = hierarchy.mount / parent.strip("/") / name
     directory.mkdir()
-    (directory / "keep").mkdir()
-    if hierarchy.name == "unified":
-        _enable(directory.parent, hierarchy.controllers)
-        _enable(directory, hierarchy.controllers)
-        for file in ("cgroup.procs", "cgroup.threads", "cgroup.subtree_control"):
-            os.chown(directory / file, owner, owner)
-        os.chown(directory / "keep" / "cgroup.procs", owner, owner)
-    os.chown(directory, owner, owner)
+    try:
+        (directory / "keep").mkdir()
+        if hierarchy.name == "unified":
+            _enable_down_to(directory, hierarchy)
+            for file in ("cgroup.procs", "cgroup.threads", "cgroup.subtree_control"):
+                os.chown(directory / file, owner, owner)
+            os.chown(directory / "keep" / "cgroup.procs", owner, owner)
+        os.chown(directory, owner, owner)
+    except OSError:
+        remove_tree(directory)
+        raise
     return directory
+
+
+def _enable_down_to(directory: Path, hierarchy: Hierarchy) -> None:
+    """Have the controllers in the children of `directory`: a cgroup can pass on only what it has been given."""
+    path = hierarchy.mount
+    for part in directory.relative_to(hierarchy.mount).parts:
+        try:
+            _enable(path, hierarchy.controllers)
+        except OSError as error:
+            if error.errno != errno.EBUSY or path != directory.parent:
+                raise
+            _move_processes_aside(path)
+            _enable(path, hierarchy.controllers)
+        path /= part
+    _enable(directory, hierarchy.controllers)
 
 
 def _enable(directory: Path, controllers: tuple[str, ...]) -> None:
@@ -122,7 +144,37 @@ def _enable(directory: Path, controllers: tuple[str, ...]) -> None:
     enabled = control.read_text().split()
     wanted = [f"+{c}" for c in controllers if c not in enabled]
     if wanted:
-        control.write_text(" ".join(wanted))
+        _write(control, " ".join(wanted))
+
+
+def _move_processes_aside(directory: Path) -> None:
+    """Empty a cgroup of processes: only the root of all may have both processes and controllers for its children.
+
+    So it is in a container with a cgroup namespace of its own, and in a systemd unit with Delegate=yes.
+    """
+    aside = directory / ASIDE
+    aside.mkdir(exist_ok=True)
+    for _ in range(_MOVE_ROUNDS):
+        pids = (directory / "cgroup.procs").read_text().split()
+        if not pids:
+            return
+        for pid in pids:
+            try:
+                _write(aside / "cgroup.procs", pid)
+            except ProcessLookupError:
+                continue  # it ended
+    raise OSError(errno.EBUSY, "its processes fork faster than they can be moved", str(directory))
+
+
+def _write(path: Path, value: str) -> None:
+    """Write in one call. *Raises* OSError that, unlike that of a buffered file, names the file."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(fd)
 
 
 def remove_tree(directory: Path) -> bool:
@@ -136,13 +188,13 @@ def remove_tree(directory: Path) -> bool:
 
 
 def processes_below(directory: Path) -> Iterator[int]:
-    """Yield the pids in a cgroup and all below it."""
+    """Yield the pids in a cgroup and all below it, but not the 0 that stands for a process of another container."""
     for path in _bottom_up(directory):
         try:
             pids = (path / "cgroup.procs").read_text().split()
         except FileNotFoundError:
             continue
-        yield from map(int, pids)
+        yield from (int(pid) for pid in pids if pid != "0")
 
 
 def _bottom_up(directory: Path) -> Iterator[Path]:

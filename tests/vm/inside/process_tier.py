@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from sandfork.linux.cgroup import host_cgroups, processes_below
+from sandfork.linux.cgroup import host_cgroups, processes_below, remove_tree
 from sandfork.linux.landlock import landlock_abi
 from sandfork.model import Limits, Outcome
 from tests.support.process import Tape, Workbench, make_step, open_workbench
@@ -251,25 +252,44 @@ def test_a_closed_tier_leaves_no_cgroup_and_no_process() -> None:
     assert processes() <= before
 
 
+# --- a server in a process of its own ---
+
 SERVER = """
-import asyncio
+import asyncio, json, sys
 from sandfork.linux.privileges import drop_privileges
-from tests.support.process import process_tier, start_native
-async def main():
-    launched = start_native()
+from sandfork.tiers.process import LaunchSettings, launch
+from tests.support.process import native_dir, process_tier
+async def main(parent):
+    launched = launch(LaunchSettings(warden=native_dir() / "sandfork-warden", cgroup_parent=parent))
     tier = process_tier(launched)
     drop_privileges(launched.server_uid, launched.server_uid)
     await tier.start()
     sandbox = await (await tier.template("python")).fork()
-    print(launched.instance, launched.janitor.pid, launched.cgroups["unified"], flush=True)
+    print(launched.instance, launched.janitor.pid, flush=True)
     await asyncio.get_running_loop().create_future()
-asyncio.run(main())
+asyncio.run(main(sys.argv[1]))
+"""
+ENTER_CGROUP = """
+import os, sys
+with open(sys.argv[2] + "/cgroup.procs", "w") as procs:
+    procs.write("0")
+"""
+OWN_CGROUP_NAMESPACE = """
+import ctypes
+LIBC = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWCGROUP, CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x02000000, 0x00020000, 0x4000, 0x40000
+def done(result):
+    assert result == 0, os.strerror(ctypes.get_errno())
+done(LIBC.unshare(CLONE_NEWCGROUP | CLONE_NEWNS))
+done(LIBC.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
+done(LIBC.umount2(b"/sys/fs/cgroup", 0))
+done(LIBC.mount(b"cgroup2", b"/sys/fs/cgroup", b"cgroup2", 0, None))
 """
 
 
 @dataclass(frozen=True)
 class Server:
-    """An unprivileged server with one parked sandbox, in a process of its own."""
+    """An unprivileged server with one parked sandbox; `place` is its instance's cgroup as seen from outside."""
 
     process: subprocess.Popen[str]
     instance: int
@@ -288,14 +308,68 @@ class Server:
         signal.alarm(0)
 
 
+@contextmanager
+def running_server(prelude: str = "", parent: str = "", within: Path = ROOT) -> Iterator[Server]:
+    """Start a server after `prelude`; `within` is the cgroup that it is put in and that its parent is below."""
+    argv = [sys.executable, "-P", "-c", prelude + SERVER, parent, str(within)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        words = process.stdout.readline().split()
+        assert words, process.stderr.read()
+        instance, janitor = map(int, words)
+        server = Server(process, instance, janitor, within / f"sandfork-{instance}")
+        try:
+            yield server
+        finally:
+            server.kill()
+            server.until_native_side_is_gone()
+
+
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with subprocess.Popen([sys.executable, "-P", "-c", SERVER], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        words = process.stdout.readline().split()
-        assert words, "the server did not start"
-        yield Server(process, int(words[0]), int(words[1]), Path(words[2]))
-        process.kill()
+    with running_server() as started:
+        yield started
+
+
+@pytest.fixture
+def delegated() -> Iterator[Path]:
+    """A cgroup two levels down, as a systemd unit's or a container's is; nothing may be left in it."""
+    path = ROOT / "some.slice" / "some.service"
+    path.mkdir(parents=True)
+    yield path
+    assert {p.name for p in path.iterdir() if p.is_dir()} <= {"outside"}
+    assert remove_tree(path.parent)
+
+
+def test_a_server_in_the_cgroup_it_was_given_makes_room_for_its_sandboxes(delegated: Path) -> None:
+    """As in a systemd unit with Delegate=yes: v2 lets no cgroup have both processes and controllers for children."""
+    with running_server(ENTER_CGROUP, "some.slice/some.service", delegated) as server:
+        assert (delegated / "cgroup.procs").read_text() == ""
+        assert str(server.process.pid) in (delegated / "outside/cgroup.procs").read_text().split()
+        assert {"memory", "pids", "cpu"} <= set((server.place / "keep/cgroup.controllers").read_text().split())
+    assert not server.place.exists()
+
+
+def test_a_server_in_a_cgroup_namespace_of_its_own_makes_room_for_its_sandboxes(delegated: Path) -> None:
+    """As in a container with --cgroupns=private: what it sees as the root of all cgroups is none."""
+    for path in (ROOT, delegated.parent):
+        (path / "cgroup.subtree_control").write_text("+memory +pids +cpu")
+    with running_server(ENTER_CGROUP + OWN_CGROUP_NAMESPACE, "", delegated) as server:
+        assert str(server.process.pid) in (delegated / "outside/cgroup.procs").read_text().split()
+        assert len(list(processes_below(server.place))) >= 3
+    assert not server.place.exists()
+
+
+def test_a_start_where_v2_lacks_a_controller_is_refused_and_leaves_nothing(delegated: Path) -> None:
+    prelude = ENTER_CGROUP + OWN_CGROUP_NAMESPACE  # and nobody gave some.service any controller
+    refused = pytest.raises(AssertionError, match="cannot enforce: cgroup memory, cgroup pids, cgroup cpu")
+    with refused, running_server(prelude, "", delegated):
+        pass
+    assert [path for path in delegated.iterdir() if path.is_dir()] == []
+
+
+# --- what a killed server leaves ---
 
 
 def test_a_killed_server_leaves_nothing(server: Server) -> None:
