@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 from sandfork.config import Config
 from sandfork.languages.catalogue import Catalogue
 from sandfork.linux.privileges import drop_privileges
+from sandfork.model import Limits
 from sandfork.serve_engine import default_limits, pool_targets
 from sandfork.serve_refusal import Refused
 from sandfork.tiers.base import Tier
@@ -18,6 +20,8 @@ from sandfork.tiers.process import LaunchSettings, ProcessSettings, ProcessTier,
 log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent
+#: What a host without cgroups lacks, as `process.allow_missing` names it.
+CGROUP_PRIMITIVES = {"cgroup memory", "cgroup pids", "cgroup cpu"}
 
 
 def open_tier(config: Config, catalogue: Catalogue, name: str) -> Tier:
@@ -29,7 +33,11 @@ def open_tier(config: Config, catalogue: Catalogue, name: str) -> Tier:
         raise Refused(f"there is no tier {name!r}")
     process = config.process
     settings = LaunchSettings(
-        warden=PACKAGE / "native/bin/sandfork-warden", uid_base=process.uid_base, cgroup_parent=process.cgroup_parent
+        warden=PACKAGE / "native/bin/sandfork-warden",
+        uid_base=process.uid_base,
+        cgroup_parent=process.cgroup_parent,
+        accept_no_cgroups=set(process.allow_missing) >= CGROUP_PRIMITIVES,
+        reduced=process.reduced,
     )
     if not settings.warden.exists():
         raise Refused(f"{settings.warden} was not built: start through ./dev, or install the package")
@@ -50,6 +58,7 @@ def process_settings(config: Config, catalogue: Catalogue) -> ProcessSettings:
         guest=PACKAGE / "guest",
         guest_packages=guest_packages(config),
         limits=default_limits(config),
+        most=Limits(**asdict(config.limits.maximum)),
         most_sandboxes=most_sandboxes(config, catalogue),
         cores=len(os.sched_getaffinity(0)),
         shared_netns=process.network_namespace == "shared",

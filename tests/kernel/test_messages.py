@@ -16,11 +16,12 @@ HEADER = PACKAGE / "native/messages.h"
 #: C struct, its fields in order, and the struct.Struct of the Python side.
 STRUCTS = {
     "request": (m.REQUEST, ("op", "id", "root", "zygote", "profile", "kind", "limits.memory_bytes", "limits.disk_bytes",
-                            "limits.inodes", "limits.pids", "limits.open_files", "payload_len", "flags")),
+                            "limits.inodes", "limits.pids", "limits.open_files", "limits.cpu_s", "limits.pad",
+                            "payload_len", "flags")),
     "event": (m.EVENT, ("op", "id", "status", "step", "err", "flags", "utime_us", "stime_us", "maxrss_kb", "inblock",
                         "oublock")),
     "profile": (m.PROFILE, ("landlock_fs", "landlock_net", "landlock_scoped", "bpf_len", "drop_bounding", "flags",
-                            "seal_len")),
+                            "seal_len", "paths_len", "pad")),
     "frame": (m.FRAME, ("type", "len")),
     "field": (m.FRAME, ("tag", "len")),
     "end_frame": (m.END, ("exit_code", "pad", "ready_ns", "done_ns")),

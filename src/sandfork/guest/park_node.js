@@ -40,7 +40,7 @@ function readRun() {
 }
 
 function rehearse() {
-  const path = '/sandbox/.rehearsal.js';
+  const path = process.cwd() + '/.rehearsal.js';
   fs.writeFileSync(path, 'exports.sum = [1, 2].map((n) => n * 2).join();\n');
   require(path);
   delete require.cache[path];
@@ -57,7 +57,7 @@ for (const pair of run.env) {
   const cut = pair.indexOf('=');
   process.env[pair.slice(0, cut)] = pair.slice(cut + 1);
 }
-const path = run.file.startsWith('/') ? run.file : '/sandbox/' + run.file;
+const path = run.file.startsWith('/') ? run.file : process.cwd() + '/' + run.file;
 fs.writeFileSync(path, run.code);
 process.argv = [process.execPath, path, ...run.argv.slice(2)];
 const ready = process.hrtime.bigint();

@@ -1,8 +1,9 @@
 """Try to break out of a sandbox, from inside, with what a plain program has; print one JSON object.
 
 argv: a JSON object with `namespaces` (name to the host's own namespace links), `canary` (a host file), `port` (a
-listener on the host's loopback), `pids`, `disk_bytes` (limits in force). Each attempt yields "" when the sandbox held,
-else what went wrong.
+listener on the host's loopback), `server` (a process of another user), `pids`, `disk_bytes` (limits in force), and
+`reduced`: whether there are no namespaces, so that files and processes of others are in sight. Each attempt yields ""
+when the sandbox held, else what went wrong.
 """
 
 from __future__ import annotations
@@ -116,6 +117,37 @@ def network(port: int) -> str:
     return f"host loopback: {here}" if here else f"outside: {there}" if there else ""
 
 
+def shared_files(canary: str) -> str:
+    """What anybody may read or write by its mode must not be to us, when it lies outside the work directory."""
+    for path in (canary, "/etc/passwd", "/proc/1/status"):
+        if problem := refused(lambda path=path: os.open(path, os.O_RDONLY), errno.EACCES):  # type: ignore[misc]
+            return f"reading {path}: {problem}"
+    if problem := refused(lambda: os.listdir("/"), errno.EACCES):
+        return f"listing /: {problem}"
+    for directory in ("/tmp", "/var/tmp", "/dev/shm"):
+        path = directory + "/sandfork-probe"
+        if problem := refused(lambda path=path: os.open(path, os.O_CREAT | os.O_WRONLY), errno.EACCES, errno.ENOENT):  # type: ignore[misc]
+            return f"writing in {directory}: {problem}"
+    return ""
+
+
+def shared_processes(server: int) -> str:
+    """Processes of others must be out of reach of our signals."""
+    os.kill(os.getpid(), 0)
+    return refused(lambda: os.kill(server, 0), errno.EPERM)
+
+
+def sockets() -> str:
+    """Without a network of our own there must be no socket but a pair."""
+    for pair in socket.socketpair():
+        pair.close()
+    for family, kind in ((socket.AF_INET, socket.SOCK_STREAM), (socket.AF_UNIX, socket.SOCK_DGRAM)):
+        if problem := refused(lambda family=family, kind=kind: socket.socket(family, kind), errno.EPERM):  # type: ignore[misc]
+            return f"{family.name}: {problem}"
+    datagrams = refused(lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM), errno.EPERM)
+    return f"a pair of datagram sockets: {datagrams}" if datagrams else ""
+
+
 def pids(limit: int) -> str:
     """Forking ends at the limit."""
     children: list[int] = []
@@ -139,12 +171,12 @@ def disk(limit: int) -> str:
     """The work directory has an end."""
 
     def fill() -> None:
-        with open("/sandbox/fill", "wb") as out:
+        with open("fill", "wb") as out:
             for _ in range(limit // (1 << 16) + 2):
                 out.write(b"\0" * (1 << 16))
 
     result = refused(fill, errno.ENOSPC, errno.EFBIG)
-    os.unlink("/sandbox/fill")
+    os.unlink("fill")
     return result
 
 
@@ -156,20 +188,30 @@ def main() -> None:
         "capabilities": capabilities,
         "no_new_privs": lambda: "" if status("NoNewPrivs") == "1" else "not set",
         "uid": unprivileged_uid,
-        "mounts": lambda: mounts(facts["canary"]),
         "landlock": landlock,
-        "own processes": own_processes,
-        "network": lambda: network(facts["port"]),
         "disk limit": lambda: disk(facts["disk_bytes"]),
         "pids limit": lambda: pids(facts["pids"]),
     }
+    if facts["reduced"]:
+        attempts |= {
+            "shared files": lambda: shared_files(facts["canary"]),
+            "shared processes": lambda: shared_processes(facts["server"]),
+            "network": sockets,
+        }
+    else:
+        attempts |= {
+            "mounts": lambda: mounts(facts["canary"]),
+            "own processes": own_processes,
+            "network": lambda: network(facts["port"]),
+        }
     results = {}
     for name, attempt in attempts.items():
         try:
             results[name] = attempt()
         except Exception as error:
             results[name] = f"{type(error).__name__}: {error}"
-    results.update(namespaces(facts["namespaces"]))
+    if not facts["reduced"]:
+        results.update(namespaces(facts["namespaces"]))
     print(json.dumps(results))
 
 

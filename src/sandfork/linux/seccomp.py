@@ -32,18 +32,36 @@ class CompiledPolicy:
     seal: bytes
 
 
-def compile_policy(name: str = "default") -> CompiledPolicy:
-    """Compile a shipped policy, at most 4096 instructions.
+def compile_policy(*, reduced: bool = False) -> CompiledPolicy:
+    """Compile the shipped policy, at most 4096 instructions; `reduced` refuses also what policy/reduced.toml names.
 
     Calls that this libseccomp does not know are left out, which refuses them. *Raises* PolicyError.
     """
-    text = (
-        files("sandfork.policy").joinpath("seccomp.toml" if name == "default" else f"seccomp-{name}.toml").read_text()
-    )
-    policy = tomllib.loads(text)
+    policy = _read("seccomp.toml")
+    if reduced:
+        policy = _narrowed(policy, _read("reduced.toml")["seccomp"])
     refusals = {call: getattr(errno, word) for word, calls in policy.get("refuse", {}).items() for call in calls}
     setup = policy["setup"]["calls"]
     return CompiledPolicy(_allow_list(policy, refusals, setup), _seal(refusals, setup))
+
+
+def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads(files("sandfork.policy").joinpath(name).read_text())
+
+
+def _narrowed(policy: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """Return `policy` without the groups and calls that `change` takes away, and with its rules."""
+    gone = set(change["without_calls"])
+    unknown = set(change["without_groups"]) - set(policy["allow"])
+    if unknown:
+        raise PolicyError(f"the seccomp policy has no group {', '.join(sorted(unknown))} to go without")
+    groups = {
+        group: [call for call in calls if call not in gone]
+        for group, calls in policy["allow"].items()
+        if group not in change["without_groups"]
+    }
+    rules = [rule for rule in policy["rule"] if rule.get("call") not in gone]
+    return policy | {"allow": groups, "rule": rules + change["rule"]}
 
 
 def _allow_list(policy: dict[str, Any], refusals: dict[str, int], setup: list[str]) -> bytes:

@@ -13,6 +13,7 @@
 
 #include "agent.h"
 #include "confine.h"
+#include "rlimits.h"
 #include "root.h"
 #include "slot.h"
 
@@ -74,7 +75,9 @@ static long cell_order(const struct cell_birth *b, uint32_t *step)
         return self;
     int fds[FDS_MAX] = {(int)self, b->fds[0], b->fds[1], b->fds[2], b->fds[3]};
     struct fork_order order = {b->slot, b->open_files, (uint32_t)host.hierarchy_count,
-                               b->order_flags | (host.unified ? ORDER_INTO_CGROUP : 0)};
+                               b->order_flags | (host.unified ? ORDER_INTO_CGROUP : 0), 0, 0, 0};
+    if (!host.hierarchy_count)
+        limit_by_rlimits(&order, &host.slots[b->slot].limits);
     for (int i = 0; i < host.hierarchy_count; i++)
         fds[ORDER_CGROUPS + i] = b->cgroup_fds[i];
     long r = send_fds(b->orders, &order, sizeof order, fds, ORDER_CGROUPS + host.hierarchy_count);

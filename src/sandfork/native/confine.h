@@ -28,11 +28,12 @@ struct confinement {
     struct profile profile;
     struct sock_filter bpf[BPF_MAX];
     struct sock_filter seal[SEAL_MAX];
+    char paths[PATHS_MAX];
 };
 
 static bool profile_fits(const struct profile *p)
 {
-    return p->bpf_len <= BPF_MAX && p->seal_len <= SEAL_MAX;
+    return p->bpf_len <= BPF_MAX && p->seal_len <= SEAL_MAX && p->paths_len <= PATHS_MAX;
 }
 
 static long load_filter(const struct sock_filter *code, uint32_t len)
@@ -96,14 +97,25 @@ static long confine_landlock(const struct profile *profile, const char *work_dir
     return r;
 }
 
-static long confine_rlimits(uint32_t open_files)
+/* Never above what the host gave us: raising a hard limit needs CAP_SYS_RESOURCE. */
+static long set_rlimit(int resource, uint64_t value)
+{
+    struct rlimit64 old, new;
+    long r = SYS(prlimit64, 0, resource, NULL, &old);
+    if (r < 0)
+        return r;
+    new.rlim_cur = new.rlim_max = value < old.rlim_max ? value : old.rlim_max;
+    return SYS(prlimit64, 0, resource, &new, NULL);
+}
+
+static long confine_rlimits(const struct fork_order *order)
 {
     const struct {
         int resource;
         uint64_t value;
     } table[] = {
         {RLIMIT_CORE, 1}, /* see the janitor: 0 would not keep the host's core handler from being started */
-        {RLIMIT_NOFILE, open_files},
+        {RLIMIT_NOFILE, order->open_files},
         {RLIMIT_MEMLOCK, 64 << 10},
         {RLIMIT_MSGQUEUE, 64 << 10}, /* message queues are kernel memory */
         {RLIMIT_SIGPENDING, 256},
@@ -111,18 +123,15 @@ static long confine_rlimits(uint32_t open_files)
         {RLIMIT_RTPRIO, 0},
         {RLIMIT_STACK, 8 << 20},
     };
-    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
-        struct rlimit64 old, new;
-        long r = SYS(prlimit64, 0, table[i].resource, NULL, &old);
-        if (r < 0)
-            return r;
-        /* Never above what the host gave us: raising a hard limit needs CAP_SYS_RESOURCE. */
-        new.rlim_cur = new.rlim_max = table[i].value < old.rlim_max ? table[i].value : old.rlim_max;
-        r = SYS(prlimit64, 0, table[i].resource, &new, NULL);
-        if (r < 0)
-            return r;
-    }
-    return 0;
+    long r = 0;
+    for (size_t i = 0; i < sizeof table / sizeof *table && r >= 0; i++)
+        r = set_rlimit(table[i].resource, table[i].value);
+    /* Where there is no cgroup. The kernel counts processes per uid and user namespace (Linux 5.14): per sandbox. */
+    if (r >= 0 && order->pids)
+        r = set_rlimit(RLIMIT_NPROC, order->pids);
+    if (r >= 0 && order->memory_bytes)
+        r = set_rlimit(RLIMIT_DATA, order->memory_bytes);
+    return r;
 }
 
 static long confine_uid(uint32_t uid, bool keep_groups)
@@ -152,10 +161,10 @@ static long drop_bounding_set(uint32_t count)
     return 0;
 }
 
-/* Everything from rlimits on: what does not depend on how the child got into its namespaces. */
-static void confine_self(const struct confinement *c, int ctl, uint32_t open_files, uint32_t uid, const char *work_dir)
+/* From rlimits to no_new_privs: what does not depend on how the child got where it is. */
+static void confine_privileges(const struct confinement *c, int ctl, const struct fork_order *order, uint32_t uid)
 {
-    long r = confine_rlimits(open_files);
+    long r = confine_rlimits(order);
     if (r < 0)
         child_fail(ctl, STEP_RLIMIT, r);
     if ((r = drop_bounding_set(c->profile.drop_bounding)) < 0)
@@ -168,9 +177,12 @@ static void confine_self(const struct confinement *c, int ctl, uint32_t open_fil
     SYS(prctl, PR_SET_DUMPABLE, 1, 0, 0, 0);
     if ((r = SYS(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) < 0)
         child_fail(ctl, STEP_NNP, r);
-    if ((r = confine_landlock(&c->profile, work_dir)) < 0)
-        child_fail(ctl, STEP_LANDLOCK, r);
-    if ((r = load_filter(c->seal, c->profile.seal_len)) < 0)
+}
+
+static void confine_seal(const struct confinement *c, int ctl)
+{
+    long r = load_filter(c->seal, c->profile.seal_len);
+    if (r < 0)
         child_fail(ctl, STEP_SECCOMP, r);
 }
 
@@ -209,7 +221,10 @@ static void confine_child(const struct confinement *c, const struct fork_order *
     SYS(setsid);
     SYS(umask, 022);
     keep_stdio_and_ctl(fds, ctl);
-    confine_self(c, CTL_FD, order->open_files, SANDBOX_UID, "/sandbox");
+    confine_privileges(c, CTL_FD, order, SANDBOX_UID);
+    if ((r = confine_landlock(&c->profile, "/sandbox")) < 0)
+        child_fail(CTL_FD, STEP_LANDLOCK, r);
+    confine_seal(c, CTL_FD);
 }
 
 #endif

@@ -20,7 +20,7 @@
 #define ZYGOTES_MAX 256
 #define PROFILES_MAX 16
 #define HIERARCHIES_MAX 8
-#define MESSAGE_MAX 65536
+#define MESSAGE_MAX 131072
 
 enum request_op {
     REQ_PROFILE = 1, /* id; payload: struct profile + BPF instructions */
@@ -38,6 +38,8 @@ struct limits {
     uint64_t inodes;
     uint32_t pids;
     uint32_t open_files;
+    uint32_t cpu_s; /* for REQ_LIMITS where there is no cgroup: a process' own limit, 0: as it is */
+    uint32_t pad;
 };
 
 struct request {
@@ -88,18 +90,26 @@ struct event {
 
 #define CLOSED_NEW_NETNS 1u /* the slot's network namespace had carried packets or sockets and was replaced */
 
-/* cell -> zygote; fds: cell pidfd, ctl, stdin, stdout, stderr, then one per cgroup hierarchy. */
+/*
+ * cell -> zygote; fds: cell pidfd (reduced: the work directory), ctl, stdin, stdout, stderr, then one per cgroup hierarchy.
+ * Where there is no cgroup, `pids` and `memory_bytes` are limits of each process instead (0: none). `uid` is for
+ * ORDER_REDUCED only.
+ */
 struct fork_order {
     uint32_t slot;
     uint32_t open_files;
     uint32_t cgroup_fds;
     uint32_t flags;
+    uint32_t pids;
+    uint32_t uid;
+    uint64_t memory_bytes;
 };
 
 enum { ORDER_CELL, ORDER_CTL, ORDER_STDIN, ORDER_STDOUT, ORDER_STDERR, ORDER_CGROUPS };
 
 #define ORDER_INTO_CGROUP 1u /* the one cgroup fd is a v2 directory: be born in it */
 #define ORDER_URGENT 2u
+#define ORDER_REDUCED 4u /* no namespaces: see reduced.h */
 
 #define REPORT_READY 0xffffffffu /* slot of a zygote's first report; pid is its own, step its resident memory in KB */
 #define REPORT_GARBLED 0xfffffffeu
@@ -163,6 +173,8 @@ struct field {
 #define FIELD_OPEN_FILES 'n' /* u64 */
 #define FIELD_CPU 'p'        /* u64 seconds */
 #define FIELD_FSIZE 's'      /* u64 bytes */
+#define FIELD_PIDS 'k'       /* u64, where there is no cgroup */
+#define FIELD_MEMORY 'm'     /* u64 bytes of one process' own, where there is no cgroup */
 
 /* Fields of a mount plan: NUL-terminated strings in this order; the last one is also ended by a NUL. */
 #define PLAN_DIR 'D'     /* path */
@@ -207,6 +219,7 @@ enum step {
     STEP_PLAN,
     STEP_REMOUNT,
     STEP_LEFTOVER,
+    STEP_WORK_DIR,
 };
 
 /*
@@ -223,7 +236,13 @@ struct profile {
     uint32_t drop_bounding; /* highest capability number + 1 */
     uint32_t flags;
     uint32_t seal_len;
+    uint32_t paths_len;
+    uint32_t pad;
 };
+
+/* In a profile for ORDER_REDUCED, bytes after the programs: what may be opened, each one of these and a path with its NUL. */
+#define PATH_READ 'R'   /* a file or a tree: read and execute */
+#define PATH_DEVICE 'W' /* a device: read and write */
 
 #define PROFILE_KEEP_GROUPS 1u /* an unprivileged start may not call setgroups: the kernel forbids it to single-uid maps */
 
@@ -231,5 +250,6 @@ struct profile {
 #define SANDBOX_UID 1000
 #define BPF_MAX 2048
 #define SEAL_MAX 64
+#define PATHS_MAX 4096
 
 #endif

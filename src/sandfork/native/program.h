@@ -39,6 +39,10 @@ static void run_field(uint8_t tag, char *value, size_t len, const char **file, c
         lower_rlimit(RLIMIT_CPU, n, n + 1);
     else if (tag == FIELD_FSIZE)
         lower_rlimit(RLIMIT_FSIZE, n, n);
+    else if (tag == FIELD_PIDS)
+        lower_rlimit(RLIMIT_NPROC, n, n);
+    else if (tag == FIELD_MEMORY)
+        lower_rlimit(RLIMIT_DATA, n, n);
 }
 
 static void write_code(int ctl, const char *file, const char *code, size_t len)

@@ -36,6 +36,7 @@ struct host {
     int hierarchy_count;
     bool unified;
     bool single_uid; /* an unprivileged start: only our own uid is mapped */
+    bool reduced;    /* no namespaces: see reduced_warden.h */
     int own_net_ns;
     int shared_net_ns;
     char pristine[8192]; /* what /proc/self/net says in a namespace never used */

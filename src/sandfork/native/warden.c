@@ -8,14 +8,22 @@
  *            ends when the server's socket closes.
  *
  * usage: sandfork-warden SOCKET UID_BASE UID_COUNT NAME=DIRECTORY...
+ *        sandfork-warden --reduced DIRECTORY SOCKET UID_BASE UID_COUNT
+ *        sandfork-warden --sweep DIRECTORY
+ *        sandfork-warden --probe
  *   SOCKET      descriptor of the SEQPACKET socket to the server
  *   UID_BASE    first host uid and gid of the range that the warden's user namespace maps; UID_COUNT 1: our own only
  *   NAME=DIR    a cgroup v1 controller, or "unified", and the directory made for this instance, which holds "keep"
  *
+ * --reduced makes sandboxes without namespaces, with their work directories in DIRECTORY (reduced_warden.h); --sweep
+ * removes what an instance that was killed left in one; --probe tells what this host refuses (probe.h).
+ *
  * The event loop never waits for a process: every step ends in a message or a signal.
  */
 #include "cell.h"
+#include "probe.h"
 #include "program.h"
+#include "reduced_warden.h"
 #include "zygote.h"
 
 #include <linux/memfd.h>
@@ -58,7 +66,20 @@ static uint8_t slot_pending[SLOTS_MAX]; /* the zygote has not answered yet */
 static uint8_t slot_marker[SLOTS_MAX];  /* a marker order is on its way */
 static uint32_t slots_used;
 static int server = -1, reports_in = -1, reports_out = -1;
+static int janitor_end = -1; /* reduced: at its end when the janitor dies */
 static char message[MESSAGE_MAX];
+
+/* The end of the warden. With namespaces the kernel kills all that it made; without, it must do so itself. */
+static __attribute__((noreturn)) void leave(int status)
+{
+    for (uint32_t i = 0; i < ZYGOTES_MAX && host.reduced; i++)
+        if (zygotes[i].pid)
+            SYS(kill, zygotes[i].pid, SF_SIGKILL);
+    if (host.reduced)
+        reduced_sweep(false);
+    for (;;)
+        SYS(exit_group, status);
+}
 
 static __attribute__((noreturn)) void die(const char *what, long err)
 {
@@ -77,7 +98,7 @@ static void tell(const struct event *ev)
 {
     long r = send_fds(server, ev, sizeof *ev, NULL, 0);
     if (r == -EPIPE || r == -ECONNRESET)
-        SYS(exit_group, 0); /* the server is gone, so must all be */
+        leave(0); /* the server is gone, so must all be */
 }
 
 static void tell_failure(uint32_t op, uint32_t id, uint32_t step, long err)
@@ -157,6 +178,8 @@ static long profile_file(const struct confinement *c)
     if (r >= 0)
         r = write_all((int)fd, c->seal, c->profile.seal_len * sizeof *c->seal);
     if (r >= 0)
+        r = write_all((int)fd, c->paths, c->profile.paths_len);
+    if (r >= 0)
         r = SYS(lseek, fd, 0, 0);
     return r < 0 ? r : fd;
 }
@@ -198,6 +221,15 @@ static __attribute__((noreturn)) void native_zygote(const struct confinement *c,
     child_fail(CTL_FD, STEP_EXEC, r);
 }
 
+static long enter_root(int mnt)
+{
+    /* Without a cgroup nothing but the whole machine's memory ends a program's: then the kernel shall take it first. */
+    if (!host.hierarchy_count)
+        write_file_at(AT_FDCWD, "/proc/self/oom_score_adj", "1000");
+    long r = SYS(setns, mnt, CLONE_NEWNS);
+    return r < 0 ? r : SYS(unshare, CLONE_NEWNS);
+}
+
 static __attribute__((noreturn)) void zygote_child(const struct request *req, char *payload, int orders, int *fds,
                                                    int nfds)
 {
@@ -212,9 +244,7 @@ static __attribute__((noreturn)) void zygote_child(const struct request *req, ch
     int kept = 3;
     for (int i = 1; i < nfds; i++)
         keep[kept++] = fds[i];
-    long r = SYS(setns, roots[req->root].mnt, CLONE_NEWNS);
-    if (r >= 0)
-        r = SYS(unshare, CLONE_NEWNS);
+    long r = host.reduced ? enter_reduced_zygote() : enter_root(roots[req->root].mnt);
     if (r >= 0)
         r = arrange_fds(keep, kept, fds[0], req->kind == KIND_FORK);
     if (r < 0)
@@ -233,8 +263,8 @@ static __attribute__((noreturn)) void zygote_child(const struct request *req, ch
 static void handle_zygote(const struct request *req, char *payload, int *fds, int nfds)
 {
     int pair[2];
-    if (req->id >= ZYGOTES_MAX || zygotes[req->id].pid || req->root >= ROOTS_MAX || !roots[req->root].mnt ||
-        req->profile >= PROFILES_MAX || nfds < 1 || nfds > 8)
+    if (req->id >= ZYGOTES_MAX || zygotes[req->id].pid || req->root >= ROOTS_MAX ||
+        !(roots[req->root].mnt || host.reduced) || req->profile >= PROFILES_MAX || nfds < 1 || nfds > 8)
         return tell_failure(EV_ZYGOTE_END, req->id, STEP_SLOT, -EINVAL);
     long r = SYS(socketpair, SF_AF_UNIX, SF_SOCK_SEQPACKET | SF_SOCK_CLOEXEC, 0, pair);
     if (r >= 0)
@@ -267,6 +297,31 @@ static void spawn_failed(uint32_t id, uint32_t step, long err)
     s->failed = 1;
 }
 
+/* Make what the slot lacks and the cell's init in it; its pid, or -errno and `*step`. */
+static long spawn_cell(struct cell_birth *birth, const struct request *req, uint32_t *step)
+{
+    uint32_t id = req->id;
+    long r = slot_prepare(id, req->flags & REQUEST_SHARED_NETNS, step);
+    if (r >= 0) {
+        *step = STEP_CGROUP;
+        r = slot_limits(id, &req->limits);
+    }
+    host.slots[id].limits.disk_bytes = req->limits.disk_bytes;
+    host.slots[id].limits.inodes = req->limits.inodes;
+    if (r >= 0)
+        r = slot_open_cgroups(id, birth->cgroup_fds);
+    if (r < 0)
+        return r;
+    birth->root_mnt = roots[zygotes[req->zygote].root].mnt;
+    *step = STEP_CLONE;
+    r = fork_with(CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS, SF_SIGCHLD, NULL);
+    if (r == 0)
+        cell_main(birth);
+    for (int i = 0; i < host.hierarchy_count; i++)
+        SYS(close, birth->cgroup_fds[i]);
+    return r;
+}
+
 static void handle_spawn(const struct request *req, const int *fds, int nfds)
 {
     uint32_t id = req->id, step = STEP_SLOT;
@@ -276,27 +331,11 @@ static void handle_spawn(const struct request *req, const int *fds, int nfds)
     struct slot *s = &host.slots[id];
     struct cell_birth birth = {.slot = id, .open_files = req->limits.open_files, .reports = reports_out};
     birth.order_flags = req->flags & REQUEST_URGENT ? ORDER_URGENT : 0;
-    long r = slot_prepare(id, req->flags & REQUEST_SHARED_NETNS, &step);
-    if (r >= 0) {
-        step = STEP_CGROUP;
-        r = slot_limits(id, &req->limits);
-    }
-    s->limits.disk_bytes = req->limits.disk_bytes;
-    s->limits.inodes = req->limits.inodes;
-    if (r >= 0)
-        r = slot_open_cgroups(id, birth.cgroup_fds);
-    if (r < 0)
-        return tell_failure(EV_SPAWN_FAILED, id, step, r);
-    birth.root_mnt = roots[zygotes[req->zygote].root].mnt;
     birth.orders = zygotes[req->zygote].orders;
     memcpy(birth.fds, fds, sizeof birth.fds);
-    r = fork_with(CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS, SF_SIGCHLD, NULL);
-    if (r == 0)
-        cell_main(&birth);
-    for (int i = 0; i < host.hierarchy_count; i++)
-        SYS(close, birth.cgroup_fds[i]);
+    long r = host.reduced ? reduced_spawn(&birth, &req->limits, &step) : spawn_cell(&birth, req, &step);
     if (r < 0)
-        return tell_failure(EV_SPAWN_FAILED, id, STEP_CLONE, r);
+        return tell_failure(EV_SPAWN_FAILED, id, step, r);
     s->cell = (int32_t)r;
     s->user = 0;
     s->failed = 0;
@@ -311,10 +350,14 @@ static void handle_spawn(const struct request *req, const int *fds, int nfds)
 static void slot_settle(uint32_t id)
 {
     struct slot *s = &host.slots[id];
-    if (s->state != SLOT_CLOSING || s->cell || s->user || slot_pending[id] || slot_marker[id])
+    if (s->state != SLOT_CLOSING || slot_pending[id] || slot_marker[id])
         return;
     struct event ev = {.op = EV_CLOSED, .id = id};
-    long r = slot_reset_cgroups(id);
+    long r = 0;
+    if (host.reduced ? !reduced_is_empty(id, &r) : s->cell || s->user)
+        return;
+    if (!host.reduced)
+        r = slot_reset_cgroups(id);
     if (r < 0) {
         ev.step = STEP_LEFTOVER;
         ev.err = (uint32_t)-r;
@@ -330,8 +373,13 @@ static void slot_settle(uint32_t id)
 
 static void handle_close(uint32_t id)
 {
-    if (id >= SLOTS_MAX || host.slots[id].state == SLOT_FREE || host.slots[id].state == SLOT_CLOSING)
+    if (id >= SLOTS_MAX || host.slots[id].state == SLOT_CLOSING)
         return;
+    if (host.slots[id].state == SLOT_FREE) {
+        /* Its birth failed before there was anything to close. */
+        struct event ev = {.op = EV_CLOSED, .id = id};
+        return tell(&ev);
+    }
     struct slot *s = &host.slots[id];
     s->state = SLOT_CLOSING;
     /* While the zygote has not answered, a child may still be on its way into this cell: it goes first. */
@@ -361,6 +409,18 @@ static long remount_work(uint32_t id, const struct limits *want)
     return r < 0 ? r : -(long)((status >> 8) & 0xff);
 }
 
+/* The wanted limits of a process that has no cgroup and cannot lower them itself; `cpu_s` is never 0 in them. */
+static struct limits slot_wanted[SLOTS_MAX];
+
+static void limit_from_outside(uint32_t id)
+{
+    const struct slot *s = &host.slots[id];
+    const struct limits want = slot_wanted[id];
+    slot_wanted[id].cpu_s = 0;
+    long r = s->user == 0 ? -ESRCH : host.reduced ? reduced_limit(id, s->user, &want) : lower_rlimits_of(s->user, &want);
+    tell_failure(EV_LIMITS, id, r < 0 ? STEP_RLIMIT : STEP_NONE, r < 0 ? r : 0);
+}
+
 static void handle_limits(const struct request *req)
 {
     uint32_t id = req->id;
@@ -370,11 +430,17 @@ static void handle_limits(const struct request *req)
     struct slot *s = &host.slots[id];
     uint32_t step = STEP_CGROUP;
     long r = slot_limits(id, &req->limits);
-    if (r >= 0 && (req->limits.disk_bytes != s->limits.disk_bytes || req->limits.inodes != s->limits.inodes)) {
+    if (r >= 0 && !host.reduced && (req->limits.disk_bytes != s->limits.disk_bytes || req->limits.inodes != s->limits.inodes)) {
         step = STEP_REMOUNT;
         r = remount_work(id, &req->limits);
         s->limits.disk_bytes = req->limits.disk_bytes;
         s->limits.inodes = req->limits.inodes;
+    }
+    if (r >= 0 && !host.hierarchy_count && req->limits.cpu_s) {
+        slot_wanted[id] = req->limits;
+        if (slot_pending[id])
+            return; /* its pid is not told yet */
+        return limit_from_outside(id);
     }
     tell_failure(EV_LIMITS, id, r < 0 ? step : STEP_NONE, r < 0 ? r : 0);
 }
@@ -386,11 +452,12 @@ static void handle_profile(const struct request *req, const char *payload)
         die("profile", -EINVAL);
     memcpy(&head, payload, sizeof head);
     size_t bpf = head.bpf_len * sizeof(struct sock_filter), seal = head.seal_len * sizeof(struct sock_filter);
-    if (!profile_fits(&head) || req->payload_len != sizeof head + bpf + seal)
+    if (!profile_fits(&head) || req->payload_len != sizeof head + bpf + seal + head.paths_len)
         die("profile length", -EINVAL);
     profiles[req->id].profile = head;
     memcpy(profiles[req->id].bpf, payload + sizeof head, bpf);
     memcpy(profiles[req->id].seal, payload + sizeof head + bpf, seal);
+    memcpy(profiles[req->id].paths, payload + sizeof head + bpf + seal, head.paths_len);
 }
 
 static void handle_request(void)
@@ -399,7 +466,7 @@ static void handle_request(void)
     struct request req;
     long n = recv_fds(server, message, sizeof message, fds, &nfds, 0);
     if (n == 0 || n == -ECONNRESET)
-        SYS(exit_group, 0);
+        leave(0);
     if (n < (long)sizeof req)
         die("request", n < 0 ? n : -EPROTO);
     memcpy(&req, message, sizeof req);
@@ -461,6 +528,8 @@ static void handle_report(const struct fork_report *rep)
             s->state = SLOT_LIVE;
         if (rep->pid > 0)
             claim_early_death(id);
+        if (slot_wanted[id].cpu_s)
+            limit_from_outside(id);
         if (s->state == SLOT_CLOSING && s->cell)
             SYS(kill, s->cell, SF_SIGKILL);
     }
@@ -552,6 +621,9 @@ static void claim_early_death(uint32_t id)
     for (int i = 0; i < 256; i++)
         if (early_deaths[i].pid == host.slots[id].user) {
             early_deaths[i].pid = 0;
+            /* Without a pid namespace we reap daemons, too, and one of them may have had this number before. */
+            if (SYS(kill, host.slots[id].user, 0) != -ESRCH)
+                continue;
             return user_died(id, early_deaths[i].status, &early_deaths[i].ru);
         }
 }
@@ -570,6 +642,9 @@ static void reaped(int32_t pid, int status, const struct rusage *ru)
     for (uint32_t i = 0; i < ROOTS_MAX; i++)
         if (roots[i].pid == pid)
             return root_finished(i);
+    uint32_t id = host.reduced ? reduced_killer_ended(pid, status, slots_used) : SLOTS_MAX;
+    if (id < SLOTS_MAX)
+        return slot_settle(id);
     keep_early_death(pid, status, ru);
 }
 
@@ -594,7 +669,14 @@ struct sf_pollfd {
 
 static __attribute__((noreturn)) void warden_loop(void)
 {
+    int pair[2];
     uint64_t mask = 1ull << (SF_SIGCHLD - 1);
+    long r = SYS(socketpair, SF_AF_UNIX, SF_SOCK_SEQPACKET | SF_SOCK_CLOEXEC, 0, pair);
+    if (r < 0)
+        die("socketpair", r);
+    reports_in = pair[0];
+    reports_out = pair[1];
+    SYS(prctl, PR_SET_NAME, "sandfork-warden", 0, 0, 0);
     SYS(rt_sigprocmask, SF_SIG_BLOCK, &mask, NULL, 8);
     long signals = SYS(signalfd4, -1, &mask, 8, SF_SOCK_CLOEXEC | SF_SOCK_NONBLOCK);
     if (signals < 0)
@@ -602,8 +684,8 @@ static __attribute__((noreturn)) void warden_loop(void)
     struct event up = {.op = EV_WARDEN};
     tell(&up);
     for (;;) {
-        struct sf_pollfd polled[] = {{server, 1, 0}, {reports_in, 1, 0}, {(int)signals, 1, 0}};
-        long r = SYS(ppoll, polled, 3, NULL, NULL, 0);
+        struct sf_pollfd polled[] = {{server, 1, 0}, {reports_in, 1, 0}, {(int)signals, 1, 0}, {janitor_end, 1, 0}};
+        r = SYS(ppoll, polled, host.reduced ? 4 : 3, NULL, NULL, 0);
         if (r < 0 && r != -EINTR)
             die("poll", r);
         if (polled[1].revents)
@@ -615,6 +697,8 @@ static __attribute__((noreturn)) void warden_loop(void)
         }
         if (polled[0].revents)
             handle_request();
+        if (polled[3].revents)
+            leave(0);
     }
 }
 
@@ -623,7 +707,6 @@ static __attribute__((noreturn)) void warden_loop(void)
 static void warden_main(int go)
 {
     char byte;
-    int pair[2];
     long r = read_all(go, &byte, 1); /* the janitor has mapped our ids */
     SYS(close, go);
     if (r < 0)
@@ -635,7 +718,6 @@ static void warden_main(int go)
     /* The change of ids made us undumpable, and our children's /proc files the host root's; we must write their maps. */
     SYS(prctl, PR_SET_DUMPABLE, 1, 0, 0, 0);
     SYS(prctl, PR_SET_PDEATHSIG, SF_SIGKILL, 0, 0, 0);
-    SYS(prctl, PR_SET_NAME, "sandfork-warden", 0, 0, 0);
     if ((r = SYS(mount, NULL, "/", NULL, SF_MS_REC | SF_MS_PRIVATE, NULL)) < 0)
         die("making mounts private", r);
     if ((r = SYS(mount, "proc", "/proc", "proc", SF_MS_NOSUID | SF_MS_NODEV | SF_MS_NOEXEC, NULL)) < 0)
@@ -646,10 +728,15 @@ static void warden_main(int go)
     if ((r = make_net_ns(false)) < 0)
         die("network namespace", r);
     host.shared_net_ns = (int)r;
-    if ((r = SYS(socketpair, SF_AF_UNIX, SF_SOCK_SEQPACKET | SF_SOCK_CLOEXEC, 0, pair)) < 0)
-        die("socketpair", r);
-    reports_in = pair[0];
-    reports_out = pair[1];
+    warden_loop();
+}
+
+static void reduced_main(int go)
+{
+    janitor_end = go;
+    long r = SYS(prctl, PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+    if (r < 0)
+        die("becoming a subreaper", r);
     warden_loop();
 }
 
@@ -763,16 +850,8 @@ static long fork_warden(int64_t base)
     return pid;
 }
 
-static int janitor(int argc, char **argv)
+static void outlive_signals(void)
 {
-    int go[2];
-    if (argc < 4)
-        die("usage: sandfork-warden SOCKET UID_BASE UID_COUNT NAME=DIRECTORY...", -EINVAL);
-    server = (int)parse_number(argv[1]);
-    int64_t base = parse_number(argv[2]), count = parse_number(argv[3]);
-    for (int i = 4; i < argc; i++)
-        parse_hierarchy(argv[i]);
-    host.single_uid = count == 1;
     SYS(setsid);
     SYS(umask, 022);
     signal_disposition(SF_SIGINT, true);
@@ -783,6 +862,19 @@ static int janitor(int argc, char **argv)
     /* One byte is no core file, and the one value for which the kernel starts no core handler: it would run as root. */
     const struct rlimit64 core = {1, 1};
     SYS(prlimit64, 0, RLIMIT_CORE, &core, NULL);
+}
+
+static int janitor(int argc, char **argv)
+{
+    int go[2];
+    if (argc < 4)
+        die("usage: sandfork-warden SOCKET UID_BASE UID_COUNT NAME=DIRECTORY...", -EINVAL);
+    server = (int)parse_number(argv[1]);
+    int64_t base = parse_number(argv[2]), count = parse_number(argv[3]);
+    for (int i = 4; i < argc; i++)
+        parse_hierarchy(argv[i]);
+    host.single_uid = count == 1;
+    outlive_signals();
     long r = SYS(pipe2, go, O_CLOEXEC);
     if (r < 0)
         die("pipe", r);
@@ -811,10 +903,66 @@ static int janitor(int argc, char **argv)
     return (status >> 8) & 0xff;
 }
 
+static int sweep_and_remove(const char *path, bool strangers)
+{
+    long r = reduced_sweep(strangers);
+    long gone = SYS(unlinkat, AT_FDCWD, path, AT_REMOVEDIR);
+    if (r < 0 || gone < 0)
+        die(path, r < 0 ? r : gone);
+    return 0;
+}
+
+static void open_work(const char *path)
+{
+    host.reduced = true;
+    reduced.work = (int)SYS(openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+    if (reduced.work < 0)
+        die(path, reduced.work);
+}
+
+static int reduced_janitor(char **argv)
+{
+    int go[2], status = 0;
+    open_work(argv[0]);
+    server = (int)parse_number(argv[1]);
+    reduced.uid_base = (uint32_t)parse_number(argv[2]);
+    reduced.uid_count = (uint32_t)parse_number(argv[3]);
+    outlive_signals();
+    long r = keep_few_capabilities(false);
+    if (r < 0)
+        die("keeping CAP_CHOWN, CAP_KILL, CAP_SETGID, CAP_SETUID and CAP_SETPCAP", r);
+    if ((r = SYS(prctl, PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)) < 0 || (r = SYS(pipe2, go, O_CLOEXEC)) < 0)
+        die("janitor", r);
+    long pid = fork_with(0, SF_SIGCHLD, NULL);
+    if (pid == 0) {
+        SYS(close, go[1]);
+        reduced_main(go[0]);
+    }
+    if (pid < 0)
+        die("fork", pid);
+    SYS(close, server);
+    SYS(close, go[0]);
+    while (SYS(wait4, pid, &status, 0, NULL) == -EINTR)
+        ;
+    sweep_and_remove(argv[0], false);
+    return (status >> 8) & 0xff;
+}
+
 /* The kernel starts us with argc and argv on the stack. */
 __attribute__((used, noreturn)) static void start(long *stack)
 {
-    SYS(exit_group, janitor((int)stack[0], (char **)(stack + 1)));
+    int argc = (int)stack[0], status;
+    char **argv = (char **)(stack + 1);
+    if (argc == 6 && str_eq(argv[1], "--reduced"))
+        status = reduced_janitor(argv + 2);
+    else if (argc == 3 && str_eq(argv[1], "--sweep")) {
+        open_work(argv[2]);
+        status = sweep_and_remove(argv[2], true);
+    } else if (argc == 2 && str_eq(argv[1], "--probe"))
+        status = probe();
+    else
+        status = janitor(argc, argv);
+    SYS(exit_group, status);
     for (;;)
         ;
 }

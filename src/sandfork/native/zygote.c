@@ -33,7 +33,9 @@ __attribute__((visibility("default"))) long sandfork_configure(int fd)
     if (!profile_fits(&confinement.profile))
         return -EINVAL;
     r = read_all(fd, confinement.bpf, confinement.profile.bpf_len * sizeof *confinement.bpf);
-    return r < 0 ? r : read_all(fd, confinement.seal, confinement.profile.seal_len * sizeof *confinement.seal);
+    if (r >= 0)
+        r = read_all(fd, confinement.seal, confinement.profile.seal_len * sizeof *confinement.seal);
+    return r < 0 ? r : read_all(fd, confinement.paths, confinement.profile.paths_len);
 }
 
 /* Load the allow list, tell the warden that warm-up is over, then serve. Returns as zygote_fork does. */

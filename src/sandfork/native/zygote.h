@@ -8,7 +8,7 @@
 #ifndef SANDFORK_ZYGOTE_H
 #define SANDFORK_ZYGOTE_H
 
-#include "confine.h"
+#include "reduced.h"
 
 #define ZYGOTE_SOCK_LOW 64
 
@@ -44,15 +44,13 @@ static void report_ready(int reports)
 /* CLONE_PARENT makes the warden the parent, so that it alone reaps; it demands exit_signal 0 and inherits ours. */
 static long clone_child(const struct fork_order *order, const int *fds, void *tid_address)
 {
-    struct clone_args args = {.flags = CLONE_PARENT};
-    if (tid_address) {
-        args.flags |= CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID;
-        args.child_tid = (uintptr_t)tid_address;
-    }
-    if (order->flags & ORDER_INTO_CGROUP) {
-        args.flags |= CLONE_INTO_CGROUP;
-        args.cgroup = (uint64_t)fds[ORDER_CGROUPS];
-    }
+    uint64_t flags = CLONE_PARENT | (tid_address ? CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID : 0);
+    if (!(order->flags & ORDER_INTO_CGROUP))
+        /* The child's tid is the fourth argument or the fifth; the other, unused one is that of CLONE_SETTLS. */
+        return SYS(clone, flags, 0, NULL, tid_address, tid_address);
+    struct clone_args args = {.flags = flags | CLONE_INTO_CGROUP,
+                              .child_tid = (uintptr_t)tid_address,
+                              .cgroup = (uint64_t)fds[ORDER_CGROUPS]};
     return SYS(clone3, &args, sizeof args);
 }
 
@@ -87,7 +85,7 @@ static long zygote_fork(const struct confinement *c, int orders, int reports, vo
                 if ((r = raise_fd(fds[i], ZYGOTE_SOCK_LOW)) >= 0)
                     fds[i] = (int)r;
             uint32_t step = STEP_FDS;
-            if (r >= 0) {
+            if (r >= 0 && !(order.flags & ORDER_REDUCED)) {
                 step = STEP_SETNS_PID;
                 r = SYS(setns, fds[ORDER_CELL], CLONE_NEWPID);
             }
@@ -96,7 +94,10 @@ static long zygote_fork(const struct confinement *c, int orders, int reports, vo
                 r = clone_child(&order, fds, tid_address);
             }
             if (r == 0) {
-                confine_child(c, &order, fds);
+                if (order.flags & ORDER_REDUCED)
+                    confine_reduced(c, &order, fds);
+                else
+                    confine_child(c, &order, fds);
                 return order.flags & ORDER_URGENT ? 1 : 0;
             }
             report(reports, order.slot, r, step);

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 SLOTS_MAX = 8192
-MESSAGE_MAX = 65536
+MESSAGE_MAX = 131072
 SHARED_NETNS = 1
 URGENT = 2
 CLOSED_NEW_NETNS = 1
@@ -85,11 +85,12 @@ STEPS = [
     "plan",
     "remount",
     "leftover",
+    "work_dir",
 ]
 
-REQUEST = struct.Struct("=6I3Q4I")
+REQUEST = struct.Struct("=6I3Q6I")
 EVENT = struct.Struct("=IIiIII5Q")
-PROFILE = struct.Struct("=3Q4I")
+PROFILE = struct.Struct("=3Q6I")
 FRAME = struct.Struct("=B3xI")
 END = struct.Struct("=iIQQ")
 FAIL = struct.Struct("=II")
@@ -106,13 +107,14 @@ def step_name(step: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SlotLimits:
-    """The limits the warden applies to a slot."""
+    """The limits the warden applies to a slot; `cpu_s` only where it must limit a process from outside."""
 
     memory_bytes: int
     disk_bytes: int
     inodes: int
     pids: int
     open_files: int
+    cpu_s: int = 0
 
 
 NO_LIMITS = SlotLimits(0, 0, 0, 0, 0)
@@ -133,7 +135,7 @@ def request(
     """Pack a request; *Raises* ValueError when it would not fit one message."""
     head = REQUEST.pack(
         op, ident, root, zygote, profile, kind, limits.memory_bytes, limits.disk_bytes, limits.inodes, limits.pids,
-        limits.open_files, len(payload), flags,
+        limits.open_files, limits.cpu_s, 0, len(payload), flags,
     )  # fmt: skip
     if len(head) + len(payload) > MESSAGE_MAX:
         raise ValueError(f"a request of {len(payload)} bytes does not fit a message of {MESSAGE_MAX}")

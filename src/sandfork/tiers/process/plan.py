@@ -69,6 +69,15 @@ def host_root(guest_packages: Path | None, extra: Mapping[str, bytes]) -> RootPo
     return RootPolicy(b"".join(plan.fields), tuple(plan.paths), tuple(policy["environment"].items()))
 
 
+def shared_root(guest_packages: Path | None) -> RootPolicy:
+    """Return what programs start with that see the container's own `/`: no plan, and packages by PYTHONPATH."""
+    policy = tomllib.loads(resource_files("sandfork.policy").joinpath("root.toml").read_text())
+    environment = dict(policy["environment"])
+    if guest_packages is not None:
+        environment["PYTHONPATH"] = str(guest_packages)
+    return RootPolicy(b"", (), tuple(environment.items()))
+
+
 def _follow(plan: _Plan, name: str) -> None:
     if os.path.islink(name):
         plan.add(b"L", name, os.readlink(name))

@@ -24,6 +24,7 @@ from sandfork.model import InputFile, Limits, Outcome, Step, Usage
 from sandfork.tiers.base import BEFORE_START, Collected, OutputSink, StepEnd
 from sandfork.tiers.process import messages as m
 from sandfork.tiers.process.agent import AgentClient
+from sandfork.tiers.process.run import run_frame
 from sandfork.tiers.process.streams import Streams
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class ProcessSandbox:
         self._cpu_timer: asyncio.TimerHandle | None = None
         self._sending = False
         self._started_ns = 0
+        self._claimed_ns: tuple[int, int] | None = None
+        self._reaped: m.WardenEvent | None = None
         self._exec_failed = False
         self._sent_ns = 0
         self._cpu_s = 0.0
@@ -124,7 +127,10 @@ class ProcessSandbox:
             self._parked.set_result(None)
         elif kind == m.ENDED and self._state == _RUNNING and len(body) == m.END.size:
             code, _, ready_ns, done_ns = m.END.unpack(body)
-            self._exited(code & 0xFF, ready_ns, done_ns)
+            if self._slot.means.rlimits:
+                self._claimed_ns = ready_ns, done_ns  # what it used is told by wait4 only, in a moment
+            else:
+                self._exited(code & 0xFF, ready_ns, done_ns)
         elif kind == m.STARTED and self._state == _RUNNING and not self._started_ns and len(body) == 8:
             (self._started_ns,) = m.NUMBER.unpack(body)
         elif kind == m.FAILED and self._state == _FORKING and len(body) == m.FAIL.size:
@@ -174,7 +180,7 @@ class ProcessSandbox:
         """Send RUN: in one write where it fits, which is nearly always; the child is woken by it."""
         if self._state != _STARTING:
             raise GuestLost("the parked sandbox had died")
-        frame = _run_frame(step, limits, self._base_env)
+        frame = run_frame(step, limits, self._base_env, self._slot.means, self._slot.work_dir)
         self._cpu_s = limits.cpu_s
         self._streams.begin(step.stdin, sink)
         self._timer = self._loop.call_later(_WATCH_AFTER_S, self._watch)
@@ -244,11 +250,12 @@ class ProcessSandbox:
             self._hang_up()
         if self._state != _RUNNING:
             return
-        now = time.monotonic_ns()
+        self._reaped = event
+        ready_ns, done_ns = self._claimed_ns or (self._started_ns, time.monotonic_ns())
         if os.WIFSIGNALED(event.status):
-            self._signalled(os.WTERMSIG(event.status), now)
+            self._signalled(os.WTERMSIG(event.status), done_ns)
         else:
-            self._exited(os.WEXITSTATUS(event.status), self._started_ns, now)
+            self._exited(os.WEXITSTATUS(event.status), ready_ns, done_ns)
 
     def _exited(self, code: int, ready_ns: int, done_ns: int) -> None:
         outcome = Outcome.EXITED
@@ -302,7 +309,7 @@ class ProcessSandbox:
         now = time.monotonic_ns()
         ready_ns = min(max(ready_ns, self._sent_ns), now)
         done_ns = min(max(done_ns, ready_ns), now)
-        figures = self._slot.meter.figures()
+        figures = self._slot.figures(self._reaped)
         usage = Usage(
             cpu_user_s=figures.cpu_user_ns / 1e9,
             cpu_system_s=figures.cpu_system_ns / 1e9,
@@ -382,16 +389,3 @@ class ProcessSandbox:
         """Destroy everything in the sandbox and wait until the slot is free."""
         self.release()
         await self._slot.closed()
-
-
-def _run_frame(step: Step, limits: Limits, base_env: bytes) -> bytes:
-    parts = [base_env, *(m.text(b"a", a) for a in step.argv)]
-    parts += [m.text(b"e", f"{name}={value}") for name, value in step.env]
-    if step.code is not None and step.file_name is not None:
-        parts.append(m.text(b"f", step.file_name))
-        parts.append(m.field(b"c", step.code))
-    # Whole seconds: the kernel's own limit is the second line behind the cgroup's figure.
-    parts.append(m.number(b"p", max(1, int(limits.cpu_s + 1.999))))
-    parts.append(m.number(b"n", limits.open_files))
-    parts.append(m.number(b"s", limits.disk_bytes))
-    return m.frame(m.RUN, b"".join(parts))

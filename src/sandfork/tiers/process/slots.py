@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from sandfork.errors import ForkFailed, TierError
-from sandfork.linux.cgroup import SlotMeter
+from sandfork.linux.cgroup import Figures, SlotMeter
 from sandfork.model import Limits
 from sandfork.tiers.process import messages as m
+from sandfork.tiers.process.run import Means, cpu_seconds
 from sandfork.tiers.process.sandbox import ProcessSandbox
 from sandfork.tiers.process.warden import Warden
 
@@ -59,25 +60,32 @@ class Slot:
         self.meter = SlotMeter(slots.directories, number, slots.unified)
         self.tasks = slots.tasks
         self.cores = slots.cores
+        self.means = slots.means
+        self.work_dir = slots.means.work_dir(number)
         self.limits = m.NO_LIMITS
+        self._from_outside = False
         self.sandbox: ProcessSandbox | None = None
         self._loop = asyncio.get_running_loop()
         self._closing = False
         self._freed: asyncio.Future[None] | None = None
         self._overdue: asyncio.TimerHandle | None = None
 
-    def opened(self, limits: m.SlotLimits) -> None:
-        """A sandbox is being forked into the slot."""
+    def opened(self, limits: m.SlotLimits, *, limits_itself: bool = True) -> None:
+        """A sandbox is being forked into the slot; its process can lower its own rlimits, or cannot."""
         self.limits = limits
+        self._from_outside = self.means.rlimits and not limits_itself
         self._closing = False
         self._freed = self._loop.create_future()
 
     async def apply(self, limits: Limits) -> None:
         """Put limits in force that differ from those the sandbox was forked with. *Raises* TierError."""
-        now = self.limits
-        if (limits.memory_bytes, limits.disk_bytes, limits.pids) == (now.memory_bytes, now.disk_bytes, now.pids):
+        now, outside = self.limits, self._from_outside
+        same = (limits.memory_bytes, limits.disk_bytes, limits.pids) == (now.memory_bytes, now.disk_bytes, now.pids)
+        if not outside and (same or (self.means.rlimits and self._disk_is_in_force(limits))):
             return
         want = replace(slot_limits(limits), open_files=now.open_files)
+        if outside:
+            want = replace(want, open_files=limits.open_files, cpu_s=cpu_seconds(limits))
         data = m.request(m.Request.LIMITS, self.number, limits=want)
         event = await self._slots.warden.ask(data, m.Event.LIMITS, self.number)
         if event.err:
@@ -87,6 +95,17 @@ class Slot:
                 errno=event.err,
             )
         self.limits = want
+
+    def _disk_is_in_force(self, limits: Limits) -> bool:
+        """Say whether the warden has nothing to do where rlimits, which RUN carries, do all else."""
+        return bool(self.means.work_root) or limits.disk_bytes == self.limits.disk_bytes
+
+    def figures(self, reaped: m.WardenEvent | None) -> Figures:
+        """Return what was used: the cgroups' figures, or, without any, what wait4 told of the reaped program."""
+        if not self.means.rlimits or reaped is None:
+            return self.meter.figures()
+        user_ns, system_ns = reaped.utime_us * 1000, reaped.stime_us * 1000
+        return Figures(user_ns, system_ns, memory_peak_bytes=reaped.maxrss_kb << 10, memory_bytes=0, processes=0)
 
     def close(self) -> None:
         """Have the warden kill everything in the slot; once."""
@@ -129,8 +148,17 @@ class Slot:
 class Slots:
     """All slots of one warden. Freed ones are used again first, so that few cgroups and namespaces are ever made."""
 
-    def __init__(self, warden: Warden, directories: dict[str, Path], unified: bool, most: int, cores: int) -> None:
+    def __init__(
+        self,
+        warden: Warden,
+        directories: dict[str, Path],
+        unified: bool,
+        most: int,
+        cores: int,
+        means: Means | None = None,
+    ) -> None:
         self.warden = warden
+        self.means = means or Means()
         self.directories = directories
         self.unified = unified
         self.cores = cores

@@ -199,7 +199,7 @@ class ProcessTemplate:
         stdin_child, stdin, stdout, stdout_child, stderr, stderr_child = pipes
         sandbox = ProcessSandbox(slot, ctl, Streams(stdin, stdout, stderr), AgentClient(agent), self._base_env())
         limits = slot_limits(self._spec.limits)
-        slot.opened(limits)
+        slot.opened(limits, limits_itself=self._spec.kind is not m.Kind.PARK)
         slot.sandbox = sandbox
         zygote.forks += 1
 

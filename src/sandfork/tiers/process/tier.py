@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sandfork.errors import TemplateFailed, TierError, TierUnavailable
@@ -21,12 +22,15 @@ from sandfork.linux.seccomp import compile_policy
 from sandfork.model import Limits
 from sandfork.tiers.process import messages as m
 from sandfork.tiers.process.launch import Launched
-from sandfork.tiers.process.plan import RootPolicy, host_root
+from sandfork.tiers.process.plan import RootPolicy, host_root, shared_root
+from sandfork.tiers.process.reduced import BY_RLIMITS, WITHOUT_NAMESPACES, readable_paths
+from sandfork.tiers.process.run import Means
 from sandfork.tiers.process.selftest import broken, self_test
 from sandfork.tiers.process.slots import Slots
 from sandfork.tiers.process.template import ProcessTemplate, TemplateSpec
 from sandfork.tiers.process.warden import Warden
 
+_LOG = logging.getLogger("sandfork.tier")
 _KINDS = {TemplateKind.FORK: m.Kind.FORK, TemplateKind.PARK: m.Kind.PARK, TemplateKind.NONE: m.Kind.NONE}
 _PARK_SCRIPT = "/run/sandfork/park_node.js"
 
@@ -36,14 +40,16 @@ class ProcessSettings:
     """How sandboxes of this tier are made.
 
     `guest_packages` is a directory of Python packages for the sandboxes, `native` holds zygote.so and `guest` the
-    files that run inside. `limits` are those a parked sandbox is forked with. `allow_missing` names primitives whose
-    absence is accepted.
+    files that run inside. `limits` are those a parked sandbox is forked with; `most` is what any program may ask for,
+    which matters where there is no cgroup, for a process' own limits can only be lowered. `allow_missing` names
+    primitives whose absence is accepted.
     """
 
     native: Path
     guest: Path
     guest_packages: Path | None = None
     limits: Limits = field(default_factory=Limits)
+    most: Limits = field(default_factory=Limits)
     most_sandboxes: int = 4096
     cores: int = 1
     shared_netns: bool = False
@@ -71,7 +77,7 @@ class ProcessTier:
     @property
     def isolation(self) -> str:
         """The name replies and health use."""
-        return "process"
+        return "reduced" if self._launched.reduced else "process"
 
     async def start(self) -> None:
         """Make ready. *Raises* TierUnavailable with what is missing and what would give it."""
@@ -79,7 +85,9 @@ class ProcessTier:
         missing = [f"cgroup {name}" for name in launched.missing_controllers]
         self._refuse_missing(missing)
         self._warden = Warden(launched.warden, self._slot_event, self._warden_lost)
-        self._slots = Slots(self._warden, launched.cgroups, launched.unified, settings.most_sandboxes, settings.cores)
+        self._slots = Slots(
+            self._warden, launched.cgroups, launched.unified, settings.most_sandboxes, settings.cores, self._means()
+        )
         try:
             await self._warden.up()
             self._warden.send(m.request(m.Request.PROFILE, 0, payload=self._profile()))
@@ -91,21 +99,46 @@ class ProcessTier:
             raise TierUnavailable(
                 f"the process tier cannot start: {error.message}", step=error.step, errno=error.errno
             ) from error
+        if self.unenforced:
+            _LOG.warning("cannot be enforced here: %s", "; ".join(self.unenforced))
+
+    def _means(self) -> Means:
+        launched = self._launched
+        return Means(
+            rlimits=not launched.cgroups, extra_pids=int(launched.single_uid), work_root=str(launched.work_root or "")
+        )
+
+    @property
+    def _accepted(self) -> frozenset[str]:
+        """What may be missing: what the configuration names, and cgroups for a plain user or a reduced service.
+
+        Such a start is the acceptance of having no cgroups, and of nothing else.
+        """
+        launched = self._launched
+        cgroups = {f"cgroup {name}" for name in launched.missing_controllers}
+        by_start = cgroups if launched.single_uid or launched.reduced else set()
+        return self._settings.allow_missing | by_start
 
     def _refuse_missing(self, missing: list[str]) -> None:
-        refused = [name for name in missing if name not in self._settings.allow_missing]
+        refused = [name for name in missing if name not in self._accepted]
         if refused:
             raise TierUnavailable(
                 f"this host cannot enforce: {', '.join(refused)}; provide it, or accept its absence in [process] "
                 "allow_missing"
             )
         self.unenforced = tuple(missing)
+        if not self._launched.cgroups:
+            self.unenforced = (*BY_RLIMITS, *(name for name in missing if not name.startswith("cgroup ")))
+        if self._launched.reduced:
+            self.unenforced += WITHOUT_NAMESPACES
 
     async def _self_test(self) -> None:
         """Try to break every primitive. *Raises* TierUnavailable for what does not hold and is not accepted by name."""
         template = await self.template(COMMAND.key)
         program = self._settings.guest / "self_test.py"
-        self.primitives = await self_test(template.fork, program, bool(self._launched.cgroups))
+        self.primitives = await self_test(
+            template.fork, program, cgroups=bool(self._launched.cgroups), reduced=self._launched.reduced
+        )
         faults = {name: problem for name, problem in broken(self.primitives).items() if name not in self.unenforced}
         refused = {n: p for n, p in faults.items() if n not in self._settings.allow_missing}
         if refused:
@@ -117,19 +150,32 @@ class ProcessTier:
         self.unenforced = (*self.unenforced, *faults)
 
     def _profile(self) -> bytes:
-        abi = landlock_abi()
+        reduced, abi = self._launched.reduced, landlock_abi()
+        if not abi.version and reduced:
+            raise TierUnavailable("this kernel has no Landlock, without which a reduced service would confine no files")
         if not abi.version:
             self._refuse_missing([*self.unenforced, "landlock"])
-        policy = compile_policy()
+        policy = compile_policy(reduced=reduced)
         last_capability = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
         flags = m.PROFILE_KEEP_GROUPS if self._launched.single_uid else 0
+        paths = readable_paths(self._readable()) if reduced else b""
+        net_rights = abi.net_rights if reduced else 0  # elsewhere a network namespace
         head = m.PROFILE.pack(
-            abi.fs_rights, 0, abi.scoped, len(policy.allow) // 8, last_capability + 1, flags, len(policy.seal) // 8
-        )
-        return head + policy.allow + policy.seal
+            abi.fs_rights, net_rights, abi.scoped, len(policy.allow) // 8, last_capability + 1, flags,
+            len(policy.seal) // 8, len(paths), 0,
+        )  # fmt: skip
+        return head + policy.allow + policy.seal + paths
+
+    def _readable(self) -> list[Path]:
+        """Return what of ours a reduced sandbox must be able to read."""
+        packages = self._settings.guest_packages
+        return [self._settings.guest / "park_node.js", *([packages] if packages is not None else [])]
 
     async def _build_root(self) -> None:
         assert self._warden is not None
+        if self._launched.reduced:
+            self._root = shared_root(self._settings.guest_packages)
+            return
         park = (self._settings.guest / "park_node.js").read_bytes()
         self._root = host_root(self._settings.guest_packages, {_PARK_SCRIPT: park})
         event = await self._warden.ask(m.request(m.Request.ROOT, 0, payload=self._root.plan), m.Event.ROOT, 0)
@@ -169,7 +215,8 @@ class ProcessTier:
             argv = (language.interpreter, "/proc/self/fd/6", *language.preload)
             files = (settings.guest / "zygote.py", settings.native / "zygote.so")
         elif kind is m.Kind.PARK:
-            argv = (language.interpreter, _PARK_SCRIPT)
+            script = settings.guest / "park_node.js" if self._launched.reduced else _PARK_SCRIPT
+            argv = (language.interpreter, str(script))
         return TemplateSpec(
             key=language.key,
             kind=kind,
@@ -178,7 +225,7 @@ class ProcessTier:
             files=files,
             root=0,
             profile=0,
-            limits=settings.limits,
+            limits=settings.limits if self._launched.cgroups else _at_most(settings),
             shared_netns=settings.shared_netns,
             recycle_forks=settings.recycle_forks,
             recycle_s=settings.recycle_s,
@@ -212,3 +259,14 @@ class ProcessTier:
             await self._slots.close()
         self._launched.warden.close()
         await asyncio.to_thread(self._launched.wait)
+
+
+def _at_most(settings: ProcessSettings) -> Limits:
+    """Return what a process is born with where only its own limits bound it: RUN lowers them, nothing raises them."""
+    usual, most = settings.limits, settings.most
+    return replace(
+        usual,
+        memory_bytes=max(usual.memory_bytes, most.memory_bytes),
+        pids=max(usual.pids, most.pids),
+        open_files=max(usual.open_files, most.open_files),
+    )
