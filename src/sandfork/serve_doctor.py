@@ -105,7 +105,7 @@ async def _examine_tier(tier: Tier, catalogue: Catalogue, config: Config, name: 
         except SandforkError as error:
             refusal = error.message
         checks = [
-            Check("primitive", each, _judge(problem, each, config), problem)
+            Check("primitive", each, _judge(problem, each, config, tier), problem)
             for each, problem in _primitives(tier).items()
         ]
         if refusal is not None:
@@ -123,10 +123,10 @@ def _primitives(tier: Tier) -> dict[str, str]:
     return dict(sorted(tier.primitives.items())) if isinstance(tier, ProcessTier) else {}
 
 
-def _judge(problem: str, name: str, config: Config) -> State:
+def _judge(problem: str, name: str, config: Config, tier: Tier) -> State:
     if not problem:
         return State.HELD
-    return State.ACCEPTED if name in config.process.allow_missing else State.MISSING
+    return State.ACCEPTED if name in (*config.process.allow_missing, *unenforced(tier)) else State.MISSING
 
 
 async def _check_template(tier: Tier, key: str) -> Check:
