@@ -109,7 +109,7 @@ static void tell_failure(uint32_t op, uint32_t id, uint32_t step, long err)
 
 /* --- roots --- */
 
-static __attribute__((noreturn)) void root_builder(int result, char *plan, size_t len)
+static __attribute__((noreturn)) void root_builder(int result, int plan)
 {
     struct event ev = {.op = EV_ROOT};
     int mnt = -1;
@@ -117,8 +117,10 @@ static __attribute__((noreturn)) void root_builder(int result, char *plan, size_
     if (r >= 0)
         r = mnt = (int)SYS(openat, AT_FDCWD, "/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC, 0);
     ev.step = STEP_UNSHARE;
+    long len = SYS(lseek, plan, 0, 2 /* SEEK_END */);
+    long at = SYS(mmap, NULL, len, 3 /* READ|WRITE */, 2 /* PRIVATE */, plan, 0);
     if (r >= 0)
-        r = build_root(plan, len, &ev.step, &ev.flags);
+        r = len < 0 ? len : at < 0 ? at : build_root((char *)at, (size_t)len, &ev.step, &ev.flags);
     ev.err = r < 0 ? (uint32_t)-r : 0;
     send_fds(result, &ev, sizeof ev, &mnt, mnt >= 0 ? 1 : 0);
     SYS(exit_group, 0);
@@ -126,16 +128,16 @@ static __attribute__((noreturn)) void root_builder(int result, char *plan, size_
         ;
 }
 
-static void handle_root(const struct request *req, char *plan)
+static void handle_root(const struct request *req, const int *fds, int nfds)
 {
     int pair[2];
-    if (req->id >= ROOTS_MAX || roots[req->id].mnt || roots[req->id].pid)
+    if (req->id >= ROOTS_MAX || roots[req->id].mnt || roots[req->id].pid || nfds != 1)
         return tell_failure(EV_ROOT, req->id, STEP_SLOT, -EINVAL);
     long r = SYS(socketpair, SF_AF_UNIX, SF_SOCK_SEQPACKET | SF_SOCK_CLOEXEC, 0, pair);
     if (r >= 0)
         r = fork_with(0, SF_SIGCHLD, NULL);
     if (r == 0)
-        root_builder(pair[1], plan, req->payload_len);
+        root_builder(pair[1], fds[0]);
     if (r < 0)
         return tell_failure(EV_ROOT, req->id, STEP_CLONE, r);
     SYS(close, pair[1]);
@@ -409,7 +411,7 @@ static long remount_work(uint32_t id, const struct limits *want)
     return r < 0 ? r : -(long)((status >> 8) & 0xff);
 }
 
-/* The wanted limits of a process that has no cgroup and cannot lower them itself; `cpu_s` is never 0 in them. */
+/* The wanted limits of a process that cannot lower its own rlimits; `cpu_s` is never 0 in them. */
 static struct limits slot_wanted[SLOTS_MAX];
 
 static void limit_from_outside(uint32_t id)
@@ -436,7 +438,7 @@ static void handle_limits(const struct request *req)
         s->limits.disk_bytes = req->limits.disk_bytes;
         s->limits.inodes = req->limits.inodes;
     }
-    if (r >= 0 && !host.hierarchy_count && req->limits.cpu_s) {
+    if (r >= 0 && req->limits.cpu_s) {
         slot_wanted[id] = req->limits;
         if (slot_pending[id])
             return; /* its pid is not told yet */
@@ -482,7 +484,7 @@ static void handle_request(void)
     else if (req.op == REQ_PROFILE)
         handle_profile(&req, payload);
     else if (req.op == REQ_ROOT)
-        handle_root(&req, payload);
+        handle_root(&req, fds, nfds);
     else if (req.op == REQ_ZYGOTE)
         handle_zygote(&req, payload, fds, nfds);
     else if (req.op == REQ_RETIRE)
@@ -834,7 +836,7 @@ static void sweep_hierarchy(const struct hierarchy *h, const char *path)
  * The owner of a user namespace pays for what is counted inside it per user (message queues, pending signals, inotify).
  * That must be the warden's own uid, not root's: sandboxes could use up what the host's services are allowed.
  */
-static long fork_warden(int64_t base)
+static long fork_warden(int64_t base, int64_t count)
 {
     if (!host.single_uid) {
         long r = SYS(prctl, PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0); /* a change of uid keeps capabilities */
@@ -843,10 +845,14 @@ static long fork_warden(int64_t base)
     }
     long pid = fork_with(CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET,
                          SF_SIGCHLD, NULL);
+    /* Still as the owner: anybody else would need CAP_SYS_ADMIN for it, which root of a container lacks. */
+    long r = pid > 0 ? map_ids(pid, base, count) : 0;
     if (pid > 0 && !host.single_uid) {
         SYS(setresuid, -1, 0, -1);
         SYS(prctl, PR_SET_SECUREBITS, 0, 0, 0, 0);
     }
+    if (r < 0)
+        die("uid_map", r);
     return pid;
 }
 
@@ -878,7 +884,7 @@ static int janitor(int argc, char **argv)
     long r = SYS(pipe2, go, O_CLOEXEC);
     if (r < 0)
         die("pipe", r);
-    long pid = fork_warden(base);
+    long pid = fork_warden(base, count);
     if (pid == 0) {
         SYS(close, go[1]);
         warden_main(go[0]);
@@ -887,8 +893,6 @@ static int janitor(int argc, char **argv)
         die("clone with namespaces", pid);
     SYS(close, server);
     enter_keep(pid);
-    if ((r = map_ids(pid, base, count)) < 0)
-        die("uid_map", r);
     SYS(write, go[1], "g", 1);
     SYS(close, go[1]);
     int status = 0;
