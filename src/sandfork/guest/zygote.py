@@ -13,7 +13,6 @@ import builtins
 import ctypes
 import gc
 import importlib.machinery
-import io
 import linecache
 import os
 import resource
@@ -51,46 +50,66 @@ def read_exactly(fd: int, size: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def read_run(fd: int) -> tuple[list[str], list[list[str]], str, bytes, dict[int, int]]:
-    """Wait for RUN; return its fields as (argv, env, file, code, numbers)."""
-    kind, length = FRAME.unpack(read_exactly(fd, FRAME.size))
-    body = read_exactly(fd, length)
+class Job:
+    """What RUN asks for."""
+
+    __slots__ = ("argv", "code", "env", "limits", "name")
+
+    def __init__(self, body: bytes) -> None:
+        """Take RUN's fields."""
+        self.argv: list[str] = []
+        self.env: list[tuple[str, str]] = []
+        self.limits: list[tuple[int, int]] = []
+        self.name = "main.py"
+        self.code = b""
+        at, end = 0, len(body)
+        while at < end:
+            tag, size = FRAME.unpack_from(body, at)
+            start = at + 8
+            at = start + size
+            if tag == 99:
+                self.code = body[start:at]
+            elif tag == 97:
+                self.argv.append(body[start : at - 1].decode("utf-8", "surrogateescape"))
+            elif tag == 101:
+                name, _, value = body[start : at - 1].decode("utf-8", "surrogateescape").partition("=")
+                self.env.append((name, value))
+            elif tag == 102:
+                self.name = body[start : at - 1].decode("utf-8", "surrogateescape")
+            else:
+                self.limits.append((tag, int.from_bytes(body[start:at], sys.byteorder)))
+
+
+def read_run(fd: int) -> bytes:
+    """Wait for RUN and return its body; one read brings it whole unless it is large."""
+    data = os.read(fd, 65536)
+    if len(data) < FRAME.size:
+        data += read_exactly(fd, FRAME.size - len(data))
+    kind, length = FRAME.unpack_from(data)
     if kind != 82:  # "R"
         os._exit(125)
-    argv: list[str] = []
-    env: list[list[str]] = []
-    numbers: dict[int, int] = {}
-    name, code = "main.py", b""
-    at = 0
-    while at < length:
-        tag, size = FRAME.unpack_from(body, at)
-        at += 8
-        value = body[at : at + size]
-        at += size
-        if tag == 97:
-            argv.append(os.fsdecode(value[:-1]))
-        elif tag == 101:
-            env.append(os.fsdecode(value[:-1]).split("=", 1))
-        elif tag == 102:
-            name = os.fsdecode(value[:-1])
-        elif tag == 99:
-            code = value
-        else:
-            numbers[tag] = int.from_bytes(value, sys.byteorder)
-    return argv, env, name, code, numbers
+    missing = FRAME.size + length - len(data)
+    return data[FRAME.size :] + read_exactly(fd, missing) if missing else data[FRAME.size :]
 
 
-def apply_limits(numbers: dict[int, int]) -> None:
-    """Lower the rlimits RUN names: n open files, p processor seconds, s file size."""
-    for tag, which, grace in (
-        (110, resource.RLIMIT_NOFILE, 0),
-        (112, resource.RLIMIT_CPU, 1),
-        (115, resource.RLIMIT_FSIZE, 0),
-    ):
-        if tag in numbers:
-            hard = resource.getrlimit(which)[1]
-            most = numbers[tag] + grace if hard == resource.RLIM_INFINITY else min(numbers[tag] + grace, hard)
-            resource.setrlimit(which, (min(numbers[tag], most), most))
+# The rlimits RUN may name by tag, and how far the hard limit is above the soft one.
+LIMITS = {
+    110: (resource.RLIMIT_NOFILE, 0),
+    112: (resource.RLIMIT_CPU, 1),
+    115: (resource.RLIMIT_FSIZE, 0),
+    107: (resource.RLIMIT_NPROC, 0),
+    109: (resource.RLIMIT_DATA, 0),
+}
+
+
+def apply_limit(tag: int, value: int) -> None:
+    """Lower one rlimit; what is lower already, by the host's own limits, stays."""
+    which, grace = LIMITS[tag]
+    try:
+        resource.setrlimit(which, (value, value + grace))
+    except ValueError:
+        hard = resource.getrlimit(which)[1]
+        resource.setrlimit(which, (min(value, hard), hard))
 
 
 def write_file(path: str, content: bytes) -> None:
@@ -162,12 +181,18 @@ def run_code(source: bytes, path: str, main: types.ModuleType) -> int:
 
 
 def shut_down(main: types.ModuleType, status: int) -> int:
-    """What the interpreter does at its end: join threads, run atexit, drop globals, flush. Returns the status."""
-    try:
-        threading._shutdown()  # type: ignore[attr-defined]
-    except BaseException as error:
-        show_exception(error)
+    """What the interpreter does at its end: join threads, run exit handlers, let go. Returns the status."""
+    if len(threading._active) > 1 or threading._threading_atexits:  # type: ignore[attr-defined]
+        try:
+            threading._shutdown()  # type: ignore[attr-defined]
+        except BaseException as error:
+            show_exception(error)
     atexit._run_exitfuncs()
+    return let_go(main, status)
+
+
+def let_go(main: types.ModuleType, status: int) -> int:
+    """Drop the program's globals and flush. Returns the status."""
     names = main.__dict__
     for name in [n for n in names if n[:1] == "_" and n[1:2] != "_"] + [n for n in names if n[:1] != "_"]:
         names[name] = None
@@ -183,23 +208,29 @@ def shut_down(main: types.ModuleType, status: int) -> int:
     return status
 
 
-def run(fd: int) -> NoReturn:
-    """Wait for RUN on `fd`, be the program, and never return."""
-    argv, env, name, code, numbers = read_run(fd)
-    apply_limits(numbers)
-    for key, value in env:
-        os.environ[key] = value
-    path = name if name.startswith("/") else WORK_DIR + "/" + name
-    write_file(path, code)
-    sys.argv[:] = [path, *argv[1:]] if argv else [path]
+def perform(job: Job) -> tuple[types.ModuleType, int, int, int]:
+    """Become the program and run it; return its __main__, its status, and when it was ready and done in ns."""
+    for tag, value in job.limits:
+        apply_limit(tag, value)
+    for key, text in job.env:
+        os.environ[key] = text
+    path = job.name if job.name.startswith("/") else WORK_DIR + "/" + job.name
+    write_file(path, job.code)
+    sys.argv[:] = [path, *job.argv[1:]]
     sys.orig_argv[:] = [sys.executable, *sys.argv]
     sys.path[0] = WORK_DIR
     main = new_main(path)
-    own_pid, own_socket = os.getpid(), os.fstat(fd)
-    clock, write, leave, getpid, fstat = time.clock_gettime_ns, os.write, os._exit, os.getpid, os.fstat
+    clock = time.clock_gettime_ns
     ready = clock(time.CLOCK_MONOTONIC)
-    status = run_code(code, path, main)
-    done = clock(time.CLOCK_MONOTONIC)
+    status = run_code(job.code, path, main)
+    return main, status, ready, clock(time.CLOCK_MONOTONIC)
+
+
+def run(fd: int) -> NoReturn:
+    """Wait for RUN on `fd`, be the program, and never return."""
+    own_pid, own_socket = os.getpid(), os.fstat(fd)[:3]
+    write, leave, getpid, fstat = os.write, os._exit, os.getpid, os.fstat
+    main, status, ready, done = perform(Job(read_run(fd)))
     if status == -signal.SIGINT:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         shut_down(main, 0)
@@ -208,11 +239,16 @@ def run(fd: int) -> NoReturn:
     if getpid() == own_pid:  # a child that the program forked may come back here too
         try:
             # A program that closes all it did not open may have a file of its own under our number by now.
-            if fstat(fd)[:3] == own_socket[:3]:
-                write(fd, FRAME.pack(69, END.size) + END.pack(status, 0, ready, done))
+            if fstat(fd)[:3] == own_socket:
+                write(fd, end_frame(status, ready, done))
         except OSError:
             pass  # without END the exit status, which follows, tells the server
     leave(status)
+
+
+def end_frame(status: int, ready: int, done: int) -> bytes:
+    """Pack END."""
+    return FRAME.pack(69, END.size) + END.pack(status, 0, ready, done)
 
 
 REHEARSAL = """
@@ -222,35 +258,35 @@ class Thing:
         self.n = n
     def double(self):
         return [i * 2 for i in range(self.n)]
-def show(*args, **kwargs):
-    out = " ".join(f"{a!s}" for a in args)
-    return out.encode().decode()
-show(Thing(3).double(), {"a": 1, "b": (1.5, None)}, "%d" % 7, "x".join(["a", "b"]), sorted([3, 1, 2], key=lambda v: -v))
+print(Thing(3).double(), {"a": 1, "b": (1.5, None)}, "%d" % 7, "x".join(["a", "b"]))
+print(sorted([3, 1, 2], key=lambda v: -v))
 try:
     raise ValueError("rehearsal")
 except ValueError as error:
-    show(error)
+    print(error)
 """
 
 
-def rehearse() -> None:
-    """Run a made-up program through the same code, so that its pages are private and its caches warm beforehand."""
-    path = WORK_DIR + "/.rehearsal"
-    main = new_main(path)
-    code = REHEARSAL.encode()
+def rehearse(path: str) -> None:
+    """Run a made-up program through the same code, so that its pages are private and its caches warm beforehand.
+
+    It is written to `path`; its output goes nowhere. Exit handlers are not run: they belong to preloaded modules.
+    """
+    code, name = REHEARSAL.encode(), path.encode() + b"\0"
+    same = resource.getrlimit(resource.RLIMIT_NOFILE)[1].to_bytes(8, sys.byteorder)
+    fields = ((97, b"main.py\0"), (101, b"SANDFORK_REHEARSAL=1\0"), (102, name), (99, code), (110, same))
+    output, null = os.dup(1), os.open("/dev/null", os.O_WRONLY)
+    os.dup2(null, 1)
     try:
-        write_file(path, code)
-        os.unlink(path)
-    except OSError:
-        if os.path.ismount(WORK_DIR):
-            raise
-    run_code(code, path, main)
-    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    print(1 + 1, file=out)
-    out.flush()
-    sys.stdout.flush()
-    os.environ["SANDFORK_REHEARSAL"] = "1"
+        main, status, ready, done = perform(Job(b"".join(FRAME.pack(tag, len(v)) + v for tag, v in fields)))
+        let_go(main, status)
+    finally:
+        os.dup2(output, 1)
+        os.close(output)
+        os.close(null)
     del os.environ["SANDFORK_REHEARSAL"]
+    end_frame(status, ready, done)
+    os.fstat(1)
     array = sys.modules.get("numpy")
     if array is not None:
         str(array.random.rand(3))
@@ -304,8 +340,10 @@ def serve(names: list[str]) -> bool:
     for fd in (PROFILE, SELF, CORE):
         os.close(fd)
     sys.argv[:] = [""]
+    scratch = os.memfd_create("rehearsal")
+    rehearse(f"/proc/self/fd/{scratch}")
+    os.close(scratch)
     linecache.clearcache()
-    rehearse()
     for _ in range(3):
         gc.collect()
     if len(os.listdir("/proc/self/task")) != 1:
@@ -323,9 +361,12 @@ def serve(names: list[str]) -> bool:
 
 def child(urgent: bool) -> NoReturn:
     """Be the program, from a fresh fork on. An urgent one does not rehearse: its request already waits."""
+    global WORK_DIR
+    WORK_DIR = os.getcwd()  # /sandbox, unless there are no namespaces
     reseed()
     if not urgent:
-        rehearse()
+        rehearse(WORK_DIR + "/.rehearsal")
+        os.unlink(WORK_DIR + "/.rehearsal")
     os.write(CTL, FRAME.pack(33, 0))
     run(CTL)
 

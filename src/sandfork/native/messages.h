@@ -24,7 +24,7 @@
 
 enum request_op {
     REQ_PROFILE = 1, /* id; payload: struct profile + BPF instructions */
-    REQ_ROOT = 2,    /* id; payload: mount plan */
+    REQ_ROOT = 2,    /* id; fd: a file with the mount plan */
     REQ_ZYGOTE = 3,  /* id, root, profile; payload: fields argv/env; fds: log, then those named by the payload */
     REQ_SPAWN = 4,   /* slot, zygote; limits; fds: ctl, stdin, stdout, stderr, agent */
     REQ_LIMITS = 5,  /* slot; limits */
@@ -38,7 +38,7 @@ struct limits {
     uint64_t inodes;
     uint32_t pids;
     uint32_t open_files;
-    uint32_t cpu_s; /* for REQ_LIMITS where there is no cgroup: a process' own limit, 0: as it is */
+    uint32_t cpu_s; /* for REQ_LIMITS, of a process that cannot lower its own rlimits; 0: it can */
     uint32_t pad;
 };
 

@@ -1,7 +1,8 @@
 /*
- * Limits where there is no cgroup: each process' own. They are set at the child's birth to the most that may be asked
- * for and lowered before the program begins: by the interpreter or the launcher itself (RUN), or, for a process that
- * cannot, from outside by the warden (REQ_LIMITS).
+ * Limits that are each process' own: open files, file size and processor time everywhere, and memory and processes
+ * where there is no cgroup. They are set at the child's birth to the most that may be asked for and lowered before the
+ * program begins: by the interpreter or the launcher itself (RUN), or, for a process that cannot, from outside by the
+ * warden (REQ_LIMITS).
  */
 #ifndef SANDFORK_RLIMITS_H
 #define SANDFORK_RLIMITS_H
@@ -29,11 +30,11 @@ static long lower_rlimit_of(int32_t pid, int resource, uint64_t soft, uint64_t h
 static long lower_rlimits_of(int32_t pid, const struct limits *want)
 {
     uint64_t pids = want->pids + (host.single_uid ? 1u : 0u);
-    long r = lower_rlimit_of(pid, RLIMIT_NPROC, pids, pids);
-    if (r >= 0)
+    long r = lower_rlimit_of(pid, RLIMIT_NOFILE, want->open_files, want->open_files);
+    if (r >= 0 && !host.hierarchy_count)
+        r = lower_rlimit_of(pid, RLIMIT_NPROC, pids, pids);
+    if (r >= 0 && !host.hierarchy_count)
         r = lower_rlimit_of(pid, RLIMIT_DATA, want->memory_bytes, want->memory_bytes);
-    if (r >= 0)
-        r = lower_rlimit_of(pid, RLIMIT_NOFILE, want->open_files, want->open_files);
     if (r >= 0)
         r = lower_rlimit_of(pid, RLIMIT_FSIZE, want->disk_bytes, want->disk_bytes);
     if (r >= 0 && want->cpu_s)

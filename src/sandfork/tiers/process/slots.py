@@ -73,7 +73,7 @@ class Slot:
     def opened(self, limits: m.SlotLimits, *, limits_itself: bool = True) -> None:
         """A sandbox is being forked into the slot; its process can lower its own rlimits, or cannot."""
         self.limits = limits
-        self._from_outside = self.means.rlimits and not limits_itself
+        self._from_outside = not limits_itself
         self._closing = False
         self._freed = self._loop.create_future()
 

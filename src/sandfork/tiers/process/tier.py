@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import logging
 import os
+import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -178,7 +179,10 @@ class ProcessTier:
             return
         park = (self._settings.guest / "park_node.js").read_bytes()
         self._root = host_root(self._settings.guest_packages, {_PARK_SCRIPT: park})
-        event = await self._warden.ask(m.request(m.Request.ROOT, 0, payload=self._root.plan), m.Event.ROOT, 0)
+        with tempfile.TemporaryFile() as plan:
+            plan.write(self._root.plan)
+            plan.flush()
+            event = await self._warden.ask(m.request(m.Request.ROOT, 0), m.Event.ROOT, 0, (plan.fileno(),))
         if event.err:
             step = m.step_name(event.step)
             where = f" of {self._root.entries[event.flags]}" if step == "plan" else ""
@@ -225,7 +229,7 @@ class ProcessTier:
             files=files,
             root=0,
             profile=0,
-            limits=settings.limits if self._launched.cgroups else _at_most(settings),
+            limits=_at_birth(settings, rlimits_only=not self._launched.cgroups),
             shared_netns=settings.shared_netns,
             recycle_forks=settings.recycle_forks,
             recycle_s=settings.recycle_s,
@@ -261,12 +265,10 @@ class ProcessTier:
         await asyncio.to_thread(self._launched.wait)
 
 
-def _at_most(settings: ProcessSettings) -> Limits:
-    """Return what a process is born with where only its own limits bound it: RUN lowers them, nothing raises them."""
+def _at_birth(settings: ProcessSettings, *, rlimits_only: bool) -> Limits:
+    """Return what a process is born with: of what its own rlimits bound, the most, for they can only be lowered."""
     usual, most = settings.limits, settings.most
-    return replace(
-        usual,
-        memory_bytes=max(usual.memory_bytes, most.memory_bytes),
-        pids=max(usual.pids, most.pids),
-        open_files=max(usual.open_files, most.open_files),
-    )
+    usual = replace(usual, open_files=max(usual.open_files, most.open_files))
+    if not rlimits_only:
+        return usual
+    return replace(usual, memory_bytes=max(usual.memory_bytes, most.memory_bytes), pids=max(usual.pids, most.pids))
