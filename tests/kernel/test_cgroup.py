@@ -206,12 +206,22 @@ def test_the_figures_of_a_v2_slot_are_of_the_cgroup_that_is_there_now(tmp_path: 
 def test_v1_counts_from_the_baseline_for_its_cgroups_outlive_their_tenants(tmp_path: Path) -> None:
     meter = v1_slot(tmp_path)
     meter.baseline()
-    write(tmp_path / "cpuacct/s4", cpuacct__usage="9900\n", cpuacct__usage_user="130\n", cpuacct__usage_sys="260\n")
+    usage = str(9000 + 9_000_000)
+    write(tmp_path / "cpuacct/s4", cpuacct__usage=usage, cpuacct__usage_user="130\n", cpuacct__usage_sys="260\n")
     write(tmp_path / "memory/s4", memory__oom_control="oom_kill_disable 0\nunder_oom 0\noom_kill 7\n")
     figures = meter.figures()
-    assert meter.cpu_ns() == 900
-    assert (figures.cpu_user_ns, figures.cpu_system_ns) == (300, 600)
+    assert meter.cpu_ns() == 9_000_000
+    assert (figures.cpu_user_ns, figures.cpu_system_ns) == (3_000_000, 6_000_000)
     assert meter.events() == (1, 3)
+    meter.close()
+
+
+def test_v1_calls_user_what_is_too_short_for_the_ticks_to_split(tmp_path: Path) -> None:
+    meter = v1_slot(tmp_path)
+    meter.baseline()
+    write(tmp_path / "cpuacct/s4", cpuacct__usage="9900\n", cpuacct__usage_user="100\n", cpuacct__usage_sys="900\n")
+    figures = meter.figures()
+    assert (figures.cpu_user_ns, figures.cpu_system_ns) == (900, 0)
     meter.close()
 
 

@@ -37,6 +37,7 @@ _V2_FILES = {
     "pids": ("unified", "pids.events"),
     "pids_peak": ("unified", "pids.peak"),
 }
+_TICK_NS = 4_000_000
 _OPTIONAL = frozenset({"pids_peak", "peak"})
 
 
@@ -216,35 +217,43 @@ class Figures:
 class SlotMeter:
     """Reads the figures of one slot's cgroups.
 
-    Files of a cgroup that outlives its tenants (v1 memory and cpuacct) stay open, so that a read is one pread; their
-    counters are taken as differences to `baseline`. The others are opened when they are asked for.
+    What every execution is told is read from files kept open, one pread each: those of a cgroup that outlives its
+    tenants (v1 memory and cpuacct) for good, with counters taken as differences to `baseline`; those of a tenant's own
+    cgroup from its baseline on. The rest is opened when it is asked for.
     """
 
-    __slots__ = ("_cpu_base", "_files", "_lasting", "_oom_base", "_paths", "_unified")
+    __slots__ = ("_cpu_base", "_files", "_lasting", "_oom_base", "_paths", "_split_base", "_tenant", "_unified")
 
     def __init__(self, directories: dict[str, Path], slot: int, unified: bool) -> None:
         self._unified = unified
         self._files: dict[str, int] = {}
-        self._cpu_base = (0, 0, 0)
+        self._cpu_base = 0
+        self._split_base = (0, 0)
         self._oom_base = 0
         name = f"s{slot}"
         table = _V2_FILES if unified else _V1_FILES
         self._paths = {key: str(directories[c] / name / file) for key, (c, file) in table.items() if c in directories}
+        self._tenant = ("cpu", "peak", "memory", "pids_peak") if unified else ("pids_peak",)
         self._lasting = frozenset() if unified else frozenset(k for k in self._paths if not k.startswith("pids"))
+
+    def _open(self, key: str) -> int | None:
+        path = self._paths.get(key)
+        if path is None:
+            return None
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if key not in _OPTIONAL:
+                raise
+            del self._paths[key]
+            return None
 
     def _read(self, key: str) -> bytes:
         fd = self._files.get(key)
         if fd is not None:
             return os.pread(fd, 512, 0)
-        path = self._paths.get(key)
-        if path is None:
-            return b""
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            if key not in _OPTIONAL:
-                raise
-            del self._paths[key]
+        fd = self._open(key)
+        if fd is None:
             return b""
         if key in self._lasting:
             self._files[key] = fd
@@ -259,27 +268,34 @@ class SlotMeter:
             return _value(self._read("cpu").split(), b"usage_usec") * 1000
         return int(self._read("cpu") or 0)
 
-    def _cpu(self) -> tuple[int, int, int]:
-        """Return total, user and system ns. On v1 user and system are ticks, and only their ratio is used."""
+    def _split(self) -> tuple[int, int]:
+        """Return user and system ns; on v1 they are sampled by the tick, and only their ratio is used."""
         if self._unified:
             words = self._read("cpu").split()
-            return tuple(_value(words, key) * 1000 for key in (b"usage_usec", b"user_usec", b"system_usec"))  # type: ignore[return-value]
-        return int(self._read("cpu") or 0), int(self._read("user") or 0), int(self._read("system") or 0)
+            return _value(words, b"user_usec") * 1000, _value(words, b"system_usec") * 1000
+        return int(self._read("user") or 0), int(self._read("system") or 0)
 
     def baseline(self) -> None:
-        """Count from now on."""
-        self._cpu_base = self._cpu()
+        """Count from now on, for the slot's new tenant."""
+        for key in self._tenant:
+            if (old := self._files.pop(key, None)) is not None:
+                os.close(old)
+            if (fd := self._open(key)) is not None:
+                self._files[key] = fd
+        self._cpu_base = self._cpu_total()
+        self._split_base = self._split()
         self._oom_base = 0 if self._unified else self._oom_kills()
 
     def cpu_ns(self) -> int:
         """Processor time used since the baseline, user and system."""
-        return self._cpu_total() - self._cpu_base[0]
+        return self._cpu_total() - self._cpu_base
 
     def figures(self) -> Figures:
-        """Return what was used since the baseline."""
-        total, user, system = (now - base for now, base in zip(self._cpu(), self._cpu_base, strict=True))
-        ticks = user + system
-        system_ns = total * system // ticks if ticks else 0
+        """Return what was used since the baseline. On v1 what is less than a tick cannot be split: it is called user."""
+        total, system_ns = self.cpu_ns(), 0
+        if self._unified or total >= _TICK_NS:
+            user, system = (now - base for now, base in zip(self._split(), self._split_base, strict=True))
+            system_ns = total * system // (user + system) if user + system else 0
         return Figures(
             cpu_user_ns=total - system_ns,
             cpu_system_ns=system_ns,
