@@ -49,11 +49,13 @@ class Cap:
         self.started = True
         size = self._sizes[stream]
         room = self._cap - size
-        if len(data) > room:
+        over = len(data) > room
+        if over:
             data = data[:room]
-            if not self.exceeded:
-                self.exceeded = True
-                if self.overflow is not None:
-                    self.overflow()
+        # Counted first: stopping the program brings what else it wrote, before `overflow` returns.
         self._sizes[stream] = size + len(data)
+        if over and not self.exceeded:
+            self.exceeded = True
+            if self.overflow is not None:
+                self.overflow()
         return self._sink.output(stream, data) if data else True
