@@ -9,12 +9,19 @@ import pytest
 
 from tests.vm.machine import GuestRun, boot, parse
 
-INSIDE = Path(__file__).parent / "inside/process_tier.py"
-NAMES = [
-    node.name
-    for node in ast.parse(INSIDE.read_text()).body
-    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-]
+TESTS = Path(__file__).parents[1]
+INSIDE = ("vm/inside/process_tier.py", "kernel/test_limits.py")
+
+
+def names_inside() -> list[str]:
+    """Return the tests that must run inside, by file and name. Those of the whole service run on the host only."""
+    return [
+        f"tests/{file}::{node.name}"
+        for file in INSIDE
+        for node in ast.parse((TESTS / file).read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+        if "service" not in {argument.arg for argument in node.args.args}
+    ]
 
 
 def tail(guest: GuestRun) -> str:
@@ -22,7 +29,7 @@ def tail(guest: GuestRun) -> str:
     return guest.console[-4000:]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", names_inside())
 def test_inside_the_guest(name: str, guest: GuestRun) -> None:
     verdicts = guest.verdicts.get(name, [])
     assert verdicts, f"the guest never ran it:\n{tail(guest)}"
@@ -33,7 +40,7 @@ def test_inside_the_guest(name: str, guest: GuestRun) -> None:
 def test_the_guest_ran_to_its_end_and_powered_itself_off(guest: GuestRun) -> None:
     assert guest.in_time, tail(guest)
     assert guest.ended is not None, tail(guest)
-    assert guest.verdicts.keys() == set(NAMES)
+    assert guest.verdicts.keys() == set(names_inside())
     assert "Power down" in guest.console
 
 

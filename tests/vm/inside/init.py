@@ -21,8 +21,8 @@ MOUNTS = (
     ("cgroup2", "/sys/fs/cgroup"),
 )
 HERE = "/app/tests/vm/inside"
-TESTS = (f"{HERE}/process_tier.py",)
-ARGV = ["/usr/bin/python3", "-P", "-m", "pytest", "-c", f"{HERE}/pytest.ini", "--rootdir=/app", *TESTS]
+TESTS = (f"{HERE}/process_tier.py", "/app/tests/kernel/test_limits.py")
+ARGV = ["/usr/bin/python3", "-P", "-m", "pytest", "-c", f"{HERE}/pytest.ini", "--rootdir=/", *TESTS]
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin:/usr/sbin:/sbin",
     "HOME": "/root",

@@ -23,8 +23,12 @@ def _say(**verdict: object) -> None:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Tell of the test itself, and of whatever else did not pass."""
     if report.when == "call" or not report.passed:
-        name = report.nodeid.rpartition("::")[2]
-        _say(test=name, outcome=report.outcome, seconds=report.duration, text=report.longreprtext)
+        _say(
+            test=report.nodeid.removeprefix("app/"),
+            outcome=report.outcome,
+            seconds=report.duration,
+            text=report.longreprtext,
+        )
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
