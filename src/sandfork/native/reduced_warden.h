@@ -26,7 +26,8 @@
 #define KILLERS_AT_ONCE 16
 
 static struct {
-    int work; /* the instance's directory */
+    const char *path; /* the instance's directory */
+    int work;
     uint32_t uid_base;
     uint32_t uid_count;
 } reduced;
@@ -59,28 +60,18 @@ static long become_guard(uint32_t uid)
 
 /* --- emptying a work directory: depth and width are the program's choice, so nothing here grows with them --- */
 
-struct emptying {
-    int top;
-    unsigned serial; /* names for what is lifted */
-    char entries[8192];
-    char below[8192];
-};
+#define LEVELS_MAX 32
 
-static struct emptying emptying;
+/* The directories from the top to where we are. `name` is the entry that the next level is. */
+static struct {
+    int fd;
+    bool seen; /* an entry, in this pass: removing some may have hidden others, so there must be another */
+    char name[256];
+} levels[LEVELS_MAX];
 
-/* Move a directory that is not empty up to the top, whose turn it is later: so the tree never has to be descended. */
-static long lift(int dir, const char *name)
+static bool is_dots(const char *name)
 {
-    SYS(fchmodat, dir, name, 0700); /* a move rewrites its "..", which takes permission to write */
-    for (;;) {
-        struct text fresh = {0};
-        text_add(&fresh, ".lifted");
-        text_num(&fresh, emptying.serial++);
-        long r = SYS(renameat2, dir, name, emptying.top, fresh.buf, 0);
-        /* The program may have taken that name; in the place of an empty directory it is as good. */
-        if (r != -EEXIST && r != -ENOTEMPTY && r != -ENOTDIR)
-            return r;
-    }
+    return str_eq(name, ".") || str_eq(name, "..");
 }
 
 static long remove_entry(int dir, const char *name)
@@ -89,67 +80,86 @@ static long remove_entry(int dir, const char *name)
     return r == -EISDIR ? SYS(unlinkat, dir, name, AT_REMOVEDIR) : r;
 }
 
-static bool is_dots(const char *name)
+/* Remove what can be: 0 at the end of the directory, 1 at a directory that is not empty, or -errno. */
+static long clear_level(int at)
 {
-    return str_eq(name, ".") || str_eq(name, "..");
-}
-
-/* Remove what a directory below the top holds, and lift what cannot be removed yet; 0 or -errno. */
-static long hollow_out(int dir)
-{
-    for (bool any = true; any;) {
-        any = false;
-        SYS(lseek, dir, 0, 0);
-        for (long n; (n = SYS(getdents64, dir, emptying.below, sizeof emptying.below)) > 0;)
-            for (long at = 0; at < n;) {
-                struct sf_dirent *d = (struct sf_dirent *)(emptying.below + at);
-                at += d->reclen;
-                if (is_dots(d->name))
-                    continue;
-                any = true;
-                long r = remove_entry(dir, d->name);
-                if (r == -ENOTEMPTY)
-                    r = lift(dir, d->name);
-                if (r < 0)
-                    return r;
+    static char entries[8192];
+    int dir = levels[at].fd;
+    for (long n; (n = SYS(getdents64, dir, entries, sizeof entries)) != 0;) {
+        if (n < 0)
+            return n;
+        for (long offset = 0; offset < n;) {
+            const struct sf_dirent *d = (struct sf_dirent *)(entries + offset);
+            offset += d->reclen;
+            if (is_dots(d->name))
+                continue;
+            levels[at].seen = true;
+            long r = remove_entry(dir, d->name);
+            if (r == -EACCES && (r = SYS(fchmod, dir, 0700)) >= 0)
+                r = remove_entry(dir, d->name);
+            if (r == -ENOTEMPTY) {
+                memcpy(levels[at].name, d->name, str_len(d->name) + 1);
+                r = SYS(lseek, dir, d->off, 0);
+                return r < 0 ? r : 1;
             }
+            if (r < 0)
+                return r;
+        }
     }
     return 0;
 }
 
-static long remove_tree(const char *name)
+static long enter(int dir, const char *name)
 {
-    long r = remove_entry(emptying.top, name);
-    if (r != -ENOTEMPTY)
-        return r;
-    SYS(fchmodat, emptying.top, name, 0700);
-    long dir = SYS(openat, emptying.top, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
-    if (dir < 0)
-        return dir;
-    r = hollow_out((int)dir);
-    SYS(close, dir);
-    return r < 0 ? r : SYS(unlinkat, emptying.top, name, AT_REMOVEDIR);
+    int flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
+    long r = SYS(openat, dir, name, flags, 0);
+    if (r == -EACCES && (r = SYS(fchmodat, dir, name, 0700)) >= 0)
+        r = SYS(openat, dir, name, flags, 0);
+    return r;
+}
+
+/* Move a directory up to the top, whose turn it is later: so no depth takes more levels than there are. */
+static long lift(int dir, const char *name)
+{
+    static unsigned serial;
+    for (;;) {
+        struct text fresh = {0};
+        text_add(&fresh, ".lifted");
+        text_num(&fresh, serial++);
+        long r = SYS(renameat2, dir, name, levels[0].fd, fresh.buf, 0);
+        /* A move rewrites its "..", which takes permission to write. */
+        if (r == -EACCES && (r = SYS(fchmodat, dir, name, 0700)) >= 0)
+            r = SYS(renameat2, dir, name, levels[0].fd, fresh.buf, 0);
+        /* The program may have taken that name; in the place of an empty directory it is as good. */
+        if (r != -EEXIST && r != -ENOTEMPTY && r != -ENOTDIR)
+            return r;
+    }
 }
 
 static long empty_directory(int top)
 {
-    emptying.top = top;
-    for (bool any = true; any;) {
-        any = false;
-        SYS(lseek, top, 0, 0);
-        for (long n; (n = SYS(getdents64, top, emptying.entries, sizeof emptying.entries)) > 0;)
-            for (long at = 0; at < n;) {
-                struct sf_dirent *d = (struct sf_dirent *)(emptying.entries + at);
-                at += d->reclen;
-                if (is_dots(d->name))
-                    continue;
-                any = true;
-                long r = remove_tree(d->name);
-                if (r < 0)
-                    return r;
-            }
+    int at = 0;
+    levels[0].fd = top;
+    levels[0].seen = false;
+    for (;;) {
+        long r = clear_level(at);
+        if (r == 1 && at + 1 == LEVELS_MAX) {
+            r = lift(levels[at].fd, levels[at].name);
+        } else if (r == 1 && (r = enter(levels[at].fd, levels[at].name)) >= 0) {
+            levels[++at].fd = (int)r;
+            levels[at].seen = false;
+        } else if (r == 0 && levels[at].seen) {
+            levels[at].seen = false;
+            r = SYS(lseek, levels[at].fd, 0, 0);
+        } else if (r == 0 && at == 0) {
+            return 0;
+        } else if (r == 0) {
+            SYS(close, levels[at--].fd);
+            r = SYS(unlinkat, levels[at].fd, levels[at].name, AT_REMOVEDIR);
+        }
+        if (r < 0)
+            return r;
     }
-    return 0;
 }
 
 /* --- killing --- */
@@ -181,6 +191,7 @@ static __attribute__((noreturn)) void killer_main(const char *name, uint32_t uid
     if (r >= 0)
         r = kill_all_of(uid, strangers ? KILL_ROUNDS / 10 : KILL_ROUNDS);
     if (r >= 0 || strangers) {
+        SYS(fchmodat, reduced.work, name, 0700); /* the program may have shut us out */
         long dir = SYS(openat, reduced.work, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
         r = dir < 0 ? dir : empty_directory((int)dir);
     }
@@ -240,7 +251,7 @@ static long sweep_pass(bool strangers)
     return r;
 }
 
-/* Kill everything of the slots, wait until no child is left, remove the directories. 0, or -EBUSY when something stays. */
+/* Kill everything of the slots, wait until no child is left, remove the directories. 0, or -errno when something stays. */
 static long reduced_sweep(bool strangers)
 {
     static char entries[8192];
@@ -255,7 +266,10 @@ static long reduced_sweep(bool strangers)
             if (!is_dots(d->name))
                 remove_entry(reduced.work, d->name);
         }
-    return r == -ECHILD ? 0 : -EBUSY;
+    long gone = SYS(unlinkat, AT_FDCWD, reduced.path, AT_REMOVEDIR);
+    if (r != -ECHILD)
+        return -EBUSY;
+    return gone == -ENOENT ? 0 : gone; /* the warden may have been here before the janitor */
 }
 
 /* --- slots --- */

@@ -907,18 +907,17 @@ static int janitor(int argc, char **argv)
     return (status >> 8) & 0xff;
 }
 
-static int sweep_and_remove(const char *path, bool strangers)
+static void sweep_or_die(bool strangers)
 {
     long r = reduced_sweep(strangers);
-    long gone = SYS(unlinkat, AT_FDCWD, path, AT_REMOVEDIR);
-    if (r < 0 || gone < 0)
-        die(path, r < 0 ? r : gone);
-    return 0;
+    if (r < 0)
+        die(reduced.path, r);
 }
 
 static void open_work(const char *path)
 {
     host.reduced = true;
+    reduced.path = path;
     reduced.work = (int)SYS(openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
     if (reduced.work < 0)
         die(path, reduced.work);
@@ -948,7 +947,7 @@ static int reduced_janitor(char **argv)
     SYS(close, go[0]);
     while (SYS(wait4, pid, &status, 0, NULL) == -EINTR)
         ;
-    sweep_and_remove(argv[0], false);
+    sweep_or_die(false);
     return (status >> 8) & 0xff;
 }
 
@@ -961,7 +960,8 @@ __attribute__((used, noreturn)) static void start(long *stack)
         status = reduced_janitor(argv + 2);
     else if (argc == 3 && str_eq(argv[1], "--sweep")) {
         open_work(argv[2]);
-        status = sweep_and_remove(argv[2], true);
+        sweep_or_die(true);
+        status = 0;
     } else if (argc == 2 && str_eq(argv[1], "--probe"))
         status = probe();
     else
