@@ -38,6 +38,7 @@ struct host {
     bool single_uid; /* an unprivileged start: only our own uid is mapped */
     bool reduced;    /* no namespaces: see reduced_warden.h */
     int own_net_ns;
+    int net_dir; /* /proc/self/net */
     int shared_net_ns;
     char pristine[8192]; /* what /proc/self/net says in a namespace never used */
     size_t pristine_len;
@@ -165,7 +166,10 @@ static long renew_pids_cgroup(uint32_t id)
     return r < 0 ? r : SYS(mkdirat, pids->dir, path.buf, 0755);
 }
 
-/* After the last process is reaped: 0, or -EBUSY when something is still in a cgroup. */
+/*
+ * After the last process is reaped: 0, or -EBUSY when something is still in a cgroup. A process of the slot is in all its
+ * cgroups or in none, for it cannot leave one, so one that can be removed shows that all are empty.
+ */
 static long slot_reset_cgroups(uint32_t id)
 {
     struct text path = {0};
@@ -176,16 +180,6 @@ static long slot_reset_cgroups(uint32_t id)
         slot_path(&path, id, NULL);
         s->has_cgroup = 0;
         return SYS(unlinkat, host.hierarchies[0].dir, path.buf, AT_REMOVEDIR);
-    }
-    for (int i = 0; i < host.hierarchy_count; i++) {
-        char byte;
-        slot_path(&path, id, "tasks");
-        long fd = SYS(openat, host.hierarchies[i].dir, path.buf, O_RDONLY | O_CLOEXEC, 0);
-        long n = fd < 0 ? fd : SYS(read, fd, &byte, 1);
-        if (fd >= 0)
-            SYS(close, fd);
-        if (n != 0)
-            return n < 0 ? n : -EBUSY;
     }
     long r = renew_pids_cgroup(id);
     const struct hierarchy *memory = hierarchy_named("memory");
@@ -243,14 +237,14 @@ static long make_user_ns(uint32_t id)
  */
 static size_t read_net(char *to, size_t size)
 {
-    static const char *const files[] = {"/proc/self/net/dev", "/proc/self/net/snmp", "/proc/self/net/snmp6",
-                                        "/proc/self/net/ip6_flowlabel", "/proc/self/net/sockstat"};
+    static const char *const files[] = {"dev", "snmp", "snmp6", "ip6_flowlabel", "sockstat"};
     size_t len = 0, start = 0;
     for (int i = 0; i < 5; i++) {
-        long fd = SYS(openat, AT_FDCWD, files[i], O_RDONLY | O_CLOEXEC, 0);
-        long n = 0;
+        /* Looked up below /proc/self/net, which is whatever namespace we are in; each is short enough for one read. */
+        long fd = SYS(openat, host.net_dir, files[i], O_RDONLY | O_CLOEXEC, 0);
+        long n = fd < 0 ? fd : SYS(read, fd, to + len, size - len);
         start = len;
-        while (fd >= 0 && len < size && (n = SYS(read, fd, to + len, size - len)) > 0)
+        if (n > 0)
             len += (size_t)n;
         if (fd >= 0)
             SYS(close, fd);

@@ -727,6 +727,9 @@ static void warden_main(int go)
     if ((r = SYS(sethostname, "sandbox", 7)) < 0)
         die("sethostname", r);
     host.own_net_ns = (int)SYS(openat, AT_FDCWD, "/proc/self/ns/net", O_RDONLY | O_CLOEXEC, 0);
+    host.net_dir = (int)SYS(openat, AT_FDCWD, "/proc/self/net", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+    if (host.net_dir < 0)
+        die("/proc/self/net", host.net_dir);
     if ((r = make_net_ns(false)) < 0)
         die("network namespace", r);
     host.shared_net_ns = (int)r;
