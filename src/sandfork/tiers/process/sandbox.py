@@ -132,7 +132,7 @@ class ProcessSandbox:
             else:
                 self._exited(code & 0xFF, ready_ns, done_ns)
         elif kind == m.STARTED and self._state == _RUNNING and not self._started_ns and len(body) == 8:
-            (self._started_ns,) = m.NUMBER.unpack(body)
+            self._started_ns = m.NUMBER.unpack(body)[0] or 1  # a forged 0 would leave it open to be sent for ever
         elif kind == m.FAILED and self._state == _FORKING and len(body) == m.FAIL.size:
             self.fork_failed(*m.FAIL.unpack(body))
         elif kind == m.FAILED and self._state == _RUNNING and not self._exec_failed:
