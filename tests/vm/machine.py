@@ -12,11 +12,12 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.vm.rootfs import INTERPRETER
+from tests.vm.rootfs import INTERPRETER, MKFS
 
 KERNEL_VARIABLE = "SANDFORK_VM_KERNEL"
 QEMU = "qemu-system-x86_64"
@@ -52,11 +53,11 @@ def missing() -> str:
     """Return what this host lacks for the guest, "" when nothing."""
     if platform.machine() != "x86_64":
         return f"the guest is x86_64, this machine is {platform.machine()}"
-    if not INTERPRETER.exists():
-        return f"there is no {INTERPRETER}, which the guest is made from"
-    for program in (QEMU, "mkfs.ext4", "ldd"):
+    if INTERPRETER.resolve() != Path(sys.executable).resolve():
+        return f"the guest has {INTERPRETER}, and these tests do not run on it but on {sys.executable}"
+    for program in (QEMU, MKFS, "ldd"):
         if shutil.which(program) is None:
-            return f"there is no {program}; ./dev test vm installs it on Debian, as root"
+            return f"there is no {program}; ./dev test vm installs QEMU on Debian, as root"
     if not Path(os.environ.get(KERNEL_VARIABLE, "")).is_file():
         return f"{KERNEL_VARIABLE} names no kernel image; ./dev test vm downloads one on Debian, as root"
     return ""

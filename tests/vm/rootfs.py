@@ -20,6 +20,7 @@ import sandfork
 from sandfork.native.build import compile_all
 
 INTERPRETER = Path("/usr/bin/python3")
+MKFS = "/sbin/mkfs.ext4"  # in no user's PATH
 #: What programs in the tests call; ctypes finds libraries by ldconfig and its cache.
 PROGRAMS = ("/bin/bash", "/bin/cat", "/usr/bin/head", "/bin/sleep", "/sbin/ldconfig", "/etc/ld.so.cache")
 DISTRIBUTIONS = ("httpx", "pytest", "pyseccomp", "uvloop")
@@ -54,7 +55,7 @@ def make_disk(directory: Path) -> Path:
     _copy_source(root)
     used = sum(path.lstat().st_size for path in root.rglob("*"))
     argv = [
-        "mkfs.ext4",
+        MKFS,
         "-q",
         "-O",
         "^has_journal",
@@ -65,7 +66,7 @@ def make_disk(directory: Path) -> Path:
         disk,
         f"{(used + FREE_BYTES) >> 10}k",
     ]
-    subprocess.run(argv, check=True, timeout=60)
+    subprocess.run(argv, check=True, capture_output=True, timeout=60)
     shutil.rmtree(root)
     return disk
 
