@@ -1,14 +1,16 @@
 """The Python zygote: a warm interpreter that forks on request, and what its children do.
 
 Started by the warden with a clean environment and these descriptors: 3 orders, 4 reports, 5 the confinement profile,
-6 this file, 7 zygote.so. Order: import what programs use -> rehearse -> freeze the heap -> C loop. The parent never
+6 this file, 7 zygote.so, 8 ending.py. Order: import what programs use -> rehearse -> freeze the heap -> C loop. The parent never
 returns from there and never runs user code. A child comes back confined: it takes its own randomness, rehearses once
 (so that the page faults of a first run are behind it), says READY and waits for RUN.
 """
 
 from __future__ import annotations
 
-import atexit
+# What __main__ holds before a program's first line, in the interpreter's own order.
+MAIN_NAMES = {name: value for name, value in globals().items() if name != "annotations"} | {"__doc__": None}
+
 import builtins
 import ctypes
 import gc
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
-ORDERS, REPORTS, PROFILE, SELF, CORE = range(3, 8)
+ORDERS, REPORTS, PROFILE, SELF, CORE, ENDING = range(3, 9)
 CTL = 63
 WORK_DIR = "/sandbox"
 FRAME = struct.Struct("=B3xI")
@@ -36,6 +38,17 @@ END = struct.Struct("=iIQQ")
 
 # Preloaded modules whose global generators a fork would share, and how to give the child its own.
 RESEED: dict[str, Callable[[Any], None]] = {"numpy.random": lambda module: module.seed()}
+
+
+def load(fd: int, name: str) -> Any:
+    """Return a module made of the text in `fd`, under a name that nothing can import."""
+    module = types.ModuleType(name)
+    with open(fd, "rb") as file:
+        exec(compile(file.read(), f"<sandfork {name}>", "exec"), module.__dict__)
+    return module
+
+
+ending = load(ENDING, "ending")
 
 
 def read_exactly(fd: int, size: int) -> bytes:
@@ -124,92 +137,49 @@ def write_file(path: str, content: bytes) -> None:
 def new_main(path: str) -> types.ModuleType:
     """Return a fresh __main__ as `python3 path` makes it."""
     main = types.ModuleType("__main__")
-    main.__dict__.update(
-        __file__=path,
-        __cached__=None,
-        __builtins__=builtins,
-        __loader__=importlib.machinery.SourceFileLoader("__main__", path),
-    )
-    if sys.version_info < (3, 14):
-        main.__annotations__ = {}
+    names = main.__dict__
+    names.update(MAIN_NAMES)
+    names["__file__"] = path
+    names["__loader__"] = importlib.machinery.SourceFileLoader("__main__", path)
+    if "__annotations__" in names:
+        names["__annotations__"] = {}
     sys.modules["__main__"] = main
     return main
 
 
-def show_exception(error: BaseException) -> None:
-    """Print an uncaught exception as the interpreter does, without our frame."""
-    trace = error.__traceback__.tb_next if error.__traceback__ else None
-    error.__traceback__ = trace
-    sys.last_type, sys.last_value, sys.last_traceback = type(error), error, trace
+def run_code(source: bytes, path: str, main: types.ModuleType) -> BaseException | None:
+    """Compile and execute; return what was raised."""
     try:
-        sys.excepthook(type(error), error, trace)
-    except BaseException as hook_error:
-        hook_error.__traceback__ = hook_error.__traceback__ and hook_error.__traceback__.tb_next
-        print("Error in sys.excepthook:", file=sys.stderr)
-        sys.__excepthook__(type(hook_error), hook_error, hook_error.__traceback__)
-        print("\nOriginal exception was:", file=sys.stderr)
-        sys.__excepthook__(type(error), error, trace)
-
-
-def exit_status(error: SystemExit) -> int:
-    """Turn SystemExit's code into a status, printing what is no number, as the interpreter does."""
-    code = error.code
-    if code is None:
-        return 0
-    if isinstance(code, int):
-        return code & 0xFF if -(1 << 31) <= code < 1 << 31 else 255
-    try:
-        print(code, file=sys.stderr)
-    except (OSError, ValueError):
-        return 1
-    return 1
-
-
-def run_code(source: bytes, path: str, main: types.ModuleType) -> int:
-    """Compile and execute; return the exit status."""
-    try:
-        exec(compile(source, path, "exec", dont_inherit=True), main.__dict__)
-    except SystemExit as error:
-        return exit_status(error)
-    except KeyboardInterrupt as error:
-        show_exception(error)
-        return -signal.SIGINT
+        if reads_as_text(source):
+            exec(compile(source, path, "exec", dont_inherit=True), main.__dict__)
+        else:
+            run_file(path, main)
     except BaseException as error:
-        show_exception(error)
-        return 1
-    return 0
+        return error
+    return None
 
 
-def shut_down(main: types.ModuleType, status: int) -> int:
-    """What the interpreter does at its end: join threads, run exit handlers, let go. Returns the status."""
-    if len(threading._active) > 1 or threading._threading_atexits:  # type: ignore[attr-defined]
-        try:
-            threading._shutdown()  # type: ignore[attr-defined]
-        except BaseException as error:
-            show_exception(error)
-    atexit._run_exitfuncs()
-    return let_go(main, status)
+def reads_as_text(source: bytes) -> bool:
+    """Tell whether a source is plain UTF-8 and does not say what it is: such reads the same from memory."""
+    try:
+        source.decode()
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in source and b"coding" not in b"".join(source.split(b"\n", 2)[:2])
 
 
-def let_go(main: types.ModuleType, status: int) -> int:
-    """Drop the program's globals and flush. Returns the status."""
-    names = main.__dict__
-    for name in [n for n in names if n[:1] == "_" and n[1:2] != "_"] + [n for n in names if n[:1] != "_"]:
-        names[name] = None
-    if gc.isenabled():
-        gc.collect()
-    for stream in {
-        id(s): s for s in (sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__) if s is not None
-    }.values():
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            status = status or 120
-    return status
+def run_file(path: str, main: types.ModuleType) -> None:
+    """Have the interpreter read the file itself: how it takes odd encodings and zero bytes, only it knows."""
+    libc = ctypes.CDLL(None)
+    libc.fopen.restype = ctypes.c_void_p
+    run = ctypes.pythonapi.PyRun_FileExFlags
+    run.restype, names = ctypes.py_object, ctypes.py_object(main.__dict__)
+    file = ctypes.c_void_p(libc.fopen(os.fsencode(path), b"rb"))
+    run(file, os.fsencode(path), 257, names, names, 1, None)  # 257: Py_file_input
 
 
-def perform(job: Job) -> tuple[types.ModuleType, int, int, int]:
-    """Become the program and run it; return its __main__, its status, and when it was ready and done in ns."""
+def perform(job: Job) -> tuple[int, int, int]:
+    """Become the program and run it; return its status, and when it was ready and done in ns."""
     for tag, value in job.limits:
         apply_limit(tag, value)
     for key, text in job.env:
@@ -222,20 +192,22 @@ def perform(job: Job) -> tuple[types.ModuleType, int, int, int]:
     main = new_main(path)
     clock = time.clock_gettime_ns
     ready = clock(time.CLOCK_MONOTONIC)
-    status = run_code(job.code, path, main)
-    return main, status, ready, clock(time.CLOCK_MONOTONIC)
+    error = run_code(job.code, path, main)
+    done = clock(time.CLOCK_MONOTONIC)
+    return ending.status_of(error), ready, done
 
 
 def run(fd: int) -> NoReturn:
     """Wait for RUN on `fd`, be the program, and never return."""
     own_pid, own_socket = os.getpid(), os.fstat(fd)[:3]
     write, leave, getpid, fstat = os.write, os._exit, os.getpid, os.fstat
-    main, status, ready, done = perform(Job(read_run(fd)))
+    kill, restore = os.kill, signal.signal
+    status, ready, done = perform(Job(read_run(fd)))
     if status == -signal.SIGINT:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        shut_down(main, 0)
-        os.kill(getpid(), signal.SIGINT)
-    status = shut_down(main, status)
+        ending.shut_down(0)
+        restore(signal.SIGINT, signal.SIG_DFL)
+        kill(getpid(), signal.SIGINT)
+    status = ending.shut_down(status)
     if getpid() == own_pid:  # a child that the program forked may come back here too
         try:
             # A program that closes all it did not open may have a file of its own under our number by now.
@@ -267,19 +239,19 @@ except ValueError as error:
 """
 
 
-def rehearse(path: str) -> None:
+def rehearse(path: str, text: str = REHEARSAL) -> None:
     """Run a made-up program through the same code, so that its pages are private and its caches warm beforehand.
 
     It is written to `path`; its output goes nowhere. Exit handlers are not run: they belong to preloaded modules.
     """
-    code, name = REHEARSAL.encode(), path.encode() + b"\0"
+    code, name = text.encode(), path.encode() + b"\0"
     same = resource.getrlimit(resource.RLIMIT_NOFILE)[1].to_bytes(8, sys.byteorder)
     fields = ((97, b"main.py\0"), (101, b"SANDFORK_REHEARSAL=1\0"), (102, name), (99, code), (110, same))
     output, null = os.dup(1), os.open("/dev/null", os.O_WRONLY)
     os.dup2(null, 1)
     try:
-        main, status, ready, done = perform(Job(b"".join(FRAME.pack(tag, len(v)) + v for tag, v in fields)))
-        let_go(main, status)
+        status, ready, done = perform(Job(b"".join(FRAME.pack(tag, len(v)) + v for tag, v in fields)))
+        ending.rehearse(status)
     finally:
         os.dup2(output, 1)
         os.close(output)
@@ -329,7 +301,7 @@ def import_all(names: list[str]) -> None:
                 raise
 
 
-def serve(names: list[str]) -> bool:
+def serve(names: list[str], depth: tuple[ctypes.Array[ctypes.c_int], int, int]) -> bool:
     """Warm up and enter the C loop; returns in children only: whether somebody already waits for it."""
     preload(names)
     core = ctypes.PyDLL(f"/proc/self/fd/{CORE}")
@@ -340,9 +312,13 @@ def serve(names: list[str]) -> bool:
     for fd in (PROFILE, SELF, CORE):
         os.close(fd)
     sys.argv[:] = [""]
+    ending.LAST_PRELOADED = next(reversed(sys.modules))
     scratch = os.memfd_create("rehearsal")
     rehearse(f"/proc/self/fd/{scratch}")
+    if depth[1] > 0:
+        even_depth(f"/proc/self/fd/{scratch}", *depth)
     os.close(scratch)
+    hide_frames()
     linecache.clearcache()
     for _ in range(3):
         gc.collect()
@@ -359,6 +335,62 @@ def serve(names: list[str]) -> bool:
     return bool(result == 1)
 
 
+def traceable(code: types.CodeType) -> ctypes.c_int:
+    """Return the number of a code's first traceable instruction: the int before `co_extra`, which is last but the code.
+
+    SAFETY: a view of the interpreter's memory; see `hide_frames` for when it is written.
+    """
+    return ctypes.c_int.from_address(id(code) + types.CodeType.__basicsize__ - 16)
+
+
+def hide_frames() -> None:
+    """Have nothing that walks the stack see the frames of our own, which lie below the program's.
+
+    SAFETY: CPython (3.11 to 3.14) passes over frames that have not reached their code's first traceable instruction.
+    That number is set beyond the code's end, and only if it is found at its place in code where its value is known.
+    """
+    for cells in range(4):
+        names = ", ".join(f"n{i}" for i in range(cells))
+        made: dict[str, Any] = {}
+        exec(f"def f({names}):\n return lambda: ({names})", made)
+        if traceable(made["f"].__code__).value != cells:
+            return
+    ours = [each.__code__ for scope in (globals(), vars(ending)) for each in scope.values()
+            if isinstance(each, types.FunctionType)]  # fmt: skip
+    for code in (sys._getframe(2).f_code, *ours):
+        traceable(code).value = 1 << 24
+
+
+def find_depth() -> tuple[ctypes.Array[ctypes.c_int], int]:
+    """Return this thread's state and which of its ints counts how much deeper calls may go; -1 when that is not found.
+
+    SAFETY: a view of the interpreter's memory. The count lies before the limit, which is found by setting one that no
+    other of the state's ints holds.
+    """
+    get_state = ctypes.pythonapi.PyThreadState_Get
+    get_state.restype = ctypes.c_void_p
+    state = (ctypes.c_int * 32).from_address(get_state())
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(7919)
+    places = [at for at, value in enumerate(state) if value == 7919]
+    sys.setrecursionlimit(limit)
+    return state, places[0] - 1 if len(places) == 1 else -1
+
+
+def even_depth(path: str, state: ctypes.Array[ctypes.c_int], place: int, plain: int) -> None:
+    """Give the program back what our frames below it take of its recursion limit; `plain` is left in a plain run.
+
+    SAFETY: writes to what `find_depth` found, and only a small correction.
+    """
+    left: list[int] = []
+    builtins.rehearsed = left, state, place  # type: ignore[attr-defined]
+    rehearse(path, "rehearsed[0].append(rehearsed[1][rehearsed[2]])")
+    del builtins.rehearsed  # type: ignore[attr-defined]
+    excess = plain - left[0] - 1  # this function's own frame will not be there
+    if 0 < excess < 16:
+        state[place] += excess
+
+
 def child(urgent: bool) -> NoReturn:
     """Be the program, from a fresh fork on. An urgent one does not rehearse: its request already waits."""
     global WORK_DIR
@@ -372,4 +404,6 @@ def child(urgent: bool) -> NoReturn:
 
 
 if __name__ == "__main__":
-    child(serve(sys.argv[1:]))
+    STATE, PLACE = find_depth()
+    LEFT = STATE[PLACE]  # read here, in a frame that is where the program's own will be
+    child(serve(sys.argv[1:], (STATE, PLACE, LEFT)))

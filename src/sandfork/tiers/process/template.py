@@ -23,6 +23,8 @@ from sandfork.tiers.process.streams import Streams
 from sandfork.tiers.process.warden import Warden
 
 _LOG = logging.getLogger("sandfork.tier")
+# Symbols are resolved once, in the zygote, which takes the variable away again; lazily, every child would do it.
+_INTERPRETER_ENV = (("LD_BIND_NOW", "1"),)
 _LOG_TAIL = 4096
 
 
@@ -156,7 +158,8 @@ class ProcessTemplate:
         fds = [log_out]
         try:
             fds += [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in spec.files]
-            payload = m.program_fields(spec.argv, (f"{k}={v}" for k, v in spec.environment))
+            environment = (*spec.environment, *(_INTERPRETER_ENV if spec.kind is m.Kind.FORK else ()))
+            payload = m.program_fields(spec.argv, (f"{k}={v}" for k, v in environment))
             data = m.request(
                 m.Request.ZYGOTE, number, root=spec.root, profile=spec.profile, kind=spec.kind, payload=payload
             )
