@@ -58,9 +58,9 @@ def guest_packages() -> Path | None:
     return installed.resolve() if installed.is_dir() else None
 
 
-def start_native() -> Launched:
-    """Start janitor and warden."""
-    return launch(LaunchSettings(warden=native_dir() / "sandfork-warden"))
+def start_native(**change: Any) -> Launched:
+    """Start janitor and warden; `change` is settings of the launch."""
+    return launch(LaunchSettings(warden=native_dir() / "sandfork-warden", **change))
 
 
 def process_tier(launched: Launched, **change: Any) -> ProcessTier:
@@ -181,10 +181,10 @@ class Workbench:
 
 
 @contextmanager
-def open_workbench(**change: Any) -> Iterator[Workbench]:
-    """Start a tier and a loop of its own; close both."""
+def open_workbench(launched: Launched | None = None, **change: Any) -> Iterator[Workbench]:
+    """Start a tier, over `launched` when given, and a loop of its own; close both."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        launched = start_native()
+        launched = launched or start_native()
 
         async def make() -> ProcessTier:
             return process_tier(launched, **change)

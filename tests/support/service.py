@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +30,18 @@ def command(*words: str) -> list[str]:
 
 
 def run_command(
-    *words: str, cwd: Path, stdin: bytes = b"", env: dict[str, str] | None = None
+    *words: str, cwd: Path, stdin: bytes = b"", env: dict[str, str] | None = None, prefix: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run `sandfork` to its end."""
+    """Run `sandfork` to its end; `prefix` is a command that runs it."""
     environ = {"PATH": os.environ["PATH"], "HOME": str(cwd), **(env or {})}
     return subprocess.run(
-        command(*words), cwd=cwd, input=stdin, capture_output=True, env=environ, timeout=STUCK_S, check=False
+        [*prefix, *command(*words)],
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        env=environ,
+        timeout=STUCK_S,
+        check=False,
     )
 
 
@@ -75,9 +81,17 @@ def free_port() -> int:
 
 @contextmanager
 def running_service(
-    directory: Path, *options: str, config: str = "", tier: str = "process", env: dict[str, str] | None = None
+    directory: Path,
+    *options: str,
+    config: str = "",
+    tier: str = "process",
+    env: dict[str, str] | None = None,
+    prefix: Sequence[str] = (),
 ) -> Iterator[Service]:
-    """Start a service with `config` as its settings file; end it at the end of the block, dead or alive."""
+    """Start a service with `config` as its settings file; end it at the end of the block, dead or alive.
+
+    `prefix` is a command that runs the service, as env(1) would.
+    """
     port, log = free_port(), directory / "service.log"
     settings = directory / "settings.toml"
     settings.write_text(config)
@@ -85,7 +99,12 @@ def running_service(
     environ = {"PATH": os.environ["PATH"], "HOME": str(directory), **(env or {})}
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            command(*words), cwd=directory, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+            [*prefix, *command(*words)],
+            cwd=directory,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
         )
     watchdog = threading.Timer(STUCK_S, process.kill)
     watchdog.start()

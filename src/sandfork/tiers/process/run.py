@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -29,9 +30,9 @@ class Means:
         return f"{self.work_root}/s{slot}" if self.work_root else _WORK_DIR
 
 
-def cpu_seconds(limits: Limits) -> int:
-    """Return the processor time in whole seconds, as the kernel's own limit takes it: a second line behind a cgroup."""
-    return max(1, int(limits.cpu_s + 1.999))
+def cpu_seconds(limits: Limits, means: Means) -> int:
+    """Return the processor time in whole seconds, as a process' own limit takes it; behind a cgroup a second line."""
+    return math.ceil(limits.cpu_s) if means.rlimits else int(limits.cpu_s + 1.999)
 
 
 def run_frame(step: Step, limits: Limits, base_env: bytes, means: Means, work_dir: str) -> bytes:
@@ -46,7 +47,7 @@ def run_frame(step: Step, limits: Limits, base_env: bytes, means: Means, work_di
     if step.code is not None and step.file_name is not None:
         parts.append(m.text(b"f", step.file_name))
         parts.append(m.field(b"c", step.code))
-    parts.append(m.number(b"p", cpu_seconds(limits)))
+    parts.append(m.number(b"p", cpu_seconds(limits, means)))
     parts.append(m.number(b"n", limits.open_files))
     parts.append(m.number(b"s", limits.disk_bytes))
     parts += _rlimits(limits, means)

@@ -85,7 +85,7 @@ class Slot:
             return
         want = replace(slot_limits(limits), open_files=now.open_files)
         if outside:
-            want = replace(want, open_files=limits.open_files, cpu_s=cpu_seconds(limits))
+            want = replace(want, open_files=limits.open_files, cpu_s=cpu_seconds(limits, self.means))
         data = m.request(m.Request.LIMITS, self.number, limits=want)
         event = await self._slots.warden.ask(data, m.Event.LIMITS, self.number)
         if event.err:
