@@ -1,15 +1,12 @@
 """The Python zygote: a warm interpreter that forks on request, and what its children do.
 
 Started by the warden with a clean environment and these descriptors: 3 orders, 4 reports, 5 the confinement profile,
-6 this file, 7 zygote.so, 8 ending.py. Order: import what programs use -> rehearse -> freeze the heap -> C loop. The parent never
-returns from there and never runs user code. A child comes back confined: it takes its own randomness, rehearses once
-(so that the page faults of a first run are behind it), says READY and waits for RUN.
+6 this file, 7 zygote.so, 8 plain.py. Order: import what programs use -> rehearse -> freeze the heap -> C loop. The
+parent never returns from there and never runs user code. A child comes back confined: it takes its own randomness,
+rehearses once (so that the page faults of a first run are behind it), says READY and waits for RUN.
 """
 
 from __future__ import annotations
-
-# What __main__ holds before a program's first line, in the interpreter's own order.
-MAIN_NAMES = {name: value for name, value in globals().items() if name != "annotations"} | {"__doc__": None}
 
 import builtins
 import ctypes
@@ -30,11 +27,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
-ORDERS, REPORTS, PROFILE, SELF, CORE, ENDING = range(3, 9)
+ORDERS, REPORTS, PROFILE, SELF, CORE, PLAIN = range(3, 9)
 CTL = 63
 WORK_DIR = "/sandbox"
 FRAME = struct.Struct("=B3xI")
 END = struct.Struct("=iIQQ")
+
+# What __main__ holds before a program's first line, in the interpreter's own order.
+MAIN_NAMES = {name: value for name, value in globals().items() if name[:2] == "__"} | {"__doc__": None}
 
 # Preloaded modules whose global generators a fork would share, and how to give the child its own.
 RESEED: dict[str, Callable[[Any], None]] = {"numpy.random": lambda module: module.seed()}
@@ -48,7 +48,7 @@ def load(fd: int, name: str) -> Any:
     return module
 
 
-ending = load(ENDING, "ending")
+plain = load(PLAIN, "plain")
 
 
 def read_exactly(fd: int, size: int) -> bytes:
@@ -194,7 +194,7 @@ def perform(job: Job) -> tuple[int, int, int]:
     ready = clock(time.CLOCK_MONOTONIC)
     error = run_code(job.code, path, main)
     done = clock(time.CLOCK_MONOTONIC)
-    return ending.status_of(error), ready, done
+    return plain.status_of(error), ready, done
 
 
 def run(fd: int) -> NoReturn:
@@ -204,10 +204,10 @@ def run(fd: int) -> NoReturn:
     kill, restore = os.kill, signal.signal
     status, ready, done = perform(Job(read_run(fd)))
     if status == -signal.SIGINT:
-        ending.shut_down(0)
+        plain.shut_down(0)
         restore(signal.SIGINT, signal.SIG_DFL)
         kill(getpid(), signal.SIGINT)
-    status = ending.shut_down(status)
+    status = plain.shut_down(status)
     if getpid() == own_pid:  # a child that the program forked may come back here too
         try:
             # A program that closes all it did not open may have a file of its own under our number by now.
@@ -223,20 +223,16 @@ def end_frame(status: int, ready: int, done: int) -> bytes:
     return FRAME.pack(69, END.size) + END.pack(status, 0, ready, done)
 
 
+# Every page this touches is four kilobytes of every parked sandbox, so it does what any program does and no more.
 REHEARSAL = """
-import sys
-class Thing:
-    def __init__(self, n):
-        self.n = n
-    def double(self):
-        return [i * 2 for i in range(self.n)]
-print(Thing(3).double(), {"a": 1, "b": (1.5, None)}, "%d" % 7, "x".join(["a", "b"]))
-print(sorted([3, 1, 2], key=lambda v: -v))
-try:
-    raise ValueError("rehearsal")
-except ValueError as error:
-    print(error)
+def greet(name):
+    return f"{name} {1 + 1}"
+print(greet("a"))
 """
+
+# How often the zygote itself rehearses. The interpreter rewrites the code it runs until it has specialised it; what is
+# settled before the fork is not written to, and so stays shared, after it.
+SETTLING = 30
 
 
 def rehearse(path: str, text: str = REHEARSAL) -> None:
@@ -251,7 +247,7 @@ def rehearse(path: str, text: str = REHEARSAL) -> None:
     os.dup2(null, 1)
     try:
         status, ready, done = perform(Job(b"".join(FRAME.pack(tag, len(v)) + v for tag, v in fields)))
-        ending.rehearse(status)
+        plain.rehearse(status)
     finally:
         os.dup2(output, 1)
         os.close(output)
@@ -304,6 +300,8 @@ def import_all(names: list[str]) -> None:
 def serve(names: list[str], depth: tuple[ctypes.Array[ctypes.c_int], int, int]) -> bool:
     """Warm up and enter the C loop; returns in children only: whether somebody already waits for it."""
     preload(names)
+    # Set by the tier, so that no child resolves a symbol that its siblings resolve, too; programs need not see it.
+    os.environ.pop("LD_BIND_NOW", None)
     core = ctypes.PyDLL(f"/proc/self/fd/{CORE}")
     core.sandfork_configure.restype = core.sandfork_zygote.restype = ctypes.c_long
     error = core.sandfork_configure(PROFILE)
@@ -312,13 +310,15 @@ def serve(names: list[str], depth: tuple[ctypes.Array[ctypes.c_int], int, int]) 
     for fd in (PROFILE, SELF, CORE):
         os.close(fd)
     sys.argv[:] = [""]
-    ending.LAST_PRELOADED = next(reversed(sys.modules))
+    plain.LAST_PRELOADED = next(reversed(sys.modules))
     scratch = os.memfd_create("rehearsal")
-    rehearse(f"/proc/self/fd/{scratch}")
+    for _ in range(SETTLING):
+        rehearse(f"/proc/self/fd/{scratch}")
+        threading._after_fork()  # type: ignore[attr-defined]
     if depth[1] > 0:
         even_depth(f"/proc/self/fd/{scratch}", *depth)
     os.close(scratch)
-    hide_frames()
+    plain.hide_frames(sys._getframe(1).f_code, globals())
     linecache.clearcache()
     for _ in range(3):
         gc.collect()
@@ -327,58 +327,18 @@ def serve(names: list[str], depth: tuple[ctypes.Array[ctypes.c_int], int, int]) 
     if os.getpid() <= 2:
         raise RuntimeError("pid too low: libraries compare pids to notice a fork")
     gc.freeze()
-    ctypes.pythonapi.PyOS_BeforeFork()
+    # Looked up here: a first look-up makes objects, which each child would make anew.
+    before_fork, after_fork = ctypes.pythonapi.PyOS_BeforeFork, ctypes.pythonapi.PyOS_AfterFork_Child
+    before_fork()
     result = core.sandfork_zygote(ORDERS, REPORTS)
     if result < 0:
         os._exit(0)
-    ctypes.pythonapi.PyOS_AfterFork_Child()
+    after_fork()
     return bool(result == 1)
 
 
-def traceable(code: types.CodeType) -> ctypes.c_int:
-    """Return the number of a code's first traceable instruction: the int before `co_extra`, which is last but the code.
-
-    SAFETY: a view of the interpreter's memory; see `hide_frames` for when it is written.
-    """
-    return ctypes.c_int.from_address(id(code) + types.CodeType.__basicsize__ - 16)
-
-
-def hide_frames() -> None:
-    """Have nothing that walks the stack see the frames of our own, which lie below the program's.
-
-    SAFETY: CPython (3.11 to 3.14) passes over frames that have not reached their code's first traceable instruction.
-    That number is set beyond the code's end, and only if it is found at its place in code where its value is known.
-    """
-    for cells in range(4):
-        names = ", ".join(f"n{i}" for i in range(cells))
-        made: dict[str, Any] = {}
-        exec(f"def f({names}):\n return lambda: ({names})", made)
-        if traceable(made["f"].__code__).value != cells:
-            return
-    ours = [each.__code__ for scope in (globals(), vars(ending)) for each in scope.values()
-            if isinstance(each, types.FunctionType)]  # fmt: skip
-    for code in (sys._getframe(2).f_code, *ours):
-        traceable(code).value = 1 << 24
-
-
-def find_depth() -> tuple[ctypes.Array[ctypes.c_int], int]:
-    """Return this thread's state and which of its ints counts how much deeper calls may go; -1 when that is not found.
-
-    SAFETY: a view of the interpreter's memory. The count lies before the limit, which is found by setting one that no
-    other of the state's ints holds.
-    """
-    get_state = ctypes.pythonapi.PyThreadState_Get
-    get_state.restype = ctypes.c_void_p
-    state = (ctypes.c_int * 32).from_address(get_state())
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(7919)
-    places = [at for at, value in enumerate(state) if value == 7919]
-    sys.setrecursionlimit(limit)
-    return state, places[0] - 1 if len(places) == 1 else -1
-
-
-def even_depth(path: str, state: ctypes.Array[ctypes.c_int], place: int, plain: int) -> None:
-    """Give the program back what our frames below it take of its recursion limit; `plain` is left in a plain run.
+def even_depth(path: str, state: ctypes.Array[ctypes.c_int], place: int, left_plain: int) -> None:
+    """Give the program back what our frames below it take of its recursion limit; `left_plain` is what a plain run has.
 
     SAFETY: writes to what `find_depth` found, and only a small correction.
     """
@@ -386,7 +346,7 @@ def even_depth(path: str, state: ctypes.Array[ctypes.c_int], place: int, plain: 
     builtins.rehearsed = left, state, place  # type: ignore[attr-defined]
     rehearse(path, "rehearsed[0].append(rehearsed[1][rehearsed[2]])")
     del builtins.rehearsed  # type: ignore[attr-defined]
-    excess = plain - left[0] - 1  # this function's own frame will not be there
+    excess = left_plain - left[0] - 1  # this function's own frame will not be there
     if 0 < excess < 16:
         state[place] += excess
 
@@ -404,6 +364,6 @@ def child(urgent: bool) -> NoReturn:
 
 
 if __name__ == "__main__":
-    STATE, PLACE = find_depth()
+    STATE, PLACE = plain.find_depth()
     LEFT = STATE[PLACE]  # read here, in a frame that is where the program's own will be
     child(serve(sys.argv[1:], (STATE, PLACE, LEFT)))

@@ -51,12 +51,34 @@ struct program {
     size_t argc, envc;
 };
 
+/* Whether two NAME=value texts have the same name. */
+static inline bool same_name(const char *a, const char *b)
+{
+    while (*a && *a == *b && *a != '=')
+        a++, b++;
+    return *a == *b && *a == '=';
+}
+
+/* A later value of a name takes the place of an earlier one: programs take the first of two, or the last. */
+static inline bool program_env(struct program *p, char *value)
+{
+    size_t at = 0;
+    while (at < p->envc && !same_name(p->env[at], value))
+        at++;
+    if (at == STRINGS_MAX)
+        return false;
+    p->env[at] = value;
+    if (at == p->envc)
+        p->envc++;
+    return true;
+}
+
 static inline bool program_field(struct program *p, uint8_t tag, char *value, size_t len)
 {
     if (tag == FIELD_ARGV && is_text(value, len) && p->argc < STRINGS_MAX)
         p->argv[p->argc++] = value;
-    else if (tag == FIELD_ENV && is_text(value, len) && p->envc < STRINGS_MAX)
-        p->env[p->envc++] = value;
+    else if (tag == FIELD_ENV && is_text(value, len))
+        return program_env(p, value);
     else
         return false;
     return true;

@@ -1,0 +1,223 @@
+"""What makes a fork a plain run: none of our frames below the program's, and an end as the interpreter would have it.
+
+Loaded into the zygote (see zygote.py) and shared by all its children. The real end of an interpreter takes longer than
+a short program; what it does that can be seen from outside is done here, in its order: CPython's Py_RunMain and
+Py_FinalizeEx, 3.11 to 3.14.
+"""
+
+from __future__ import annotations
+
+import _weakref
+import atexit
+import ctypes
+import gc
+import io
+import signal
+import sys
+import threading
+import types
+
+TYPE_CHECKING = False  # typing's own would import typing, which every sandbox would carry
+if TYPE_CHECKING:
+    from typing import Any
+
+DISPLAY = sys.__excepthook__
+OUR_FILES = ("/proc/self/fd/6", "<sandfork plain>")
+LAST_PRELOADED = ""  # the last name in sys.modules before a program runs; the zygote sets it
+
+
+def tell(text: str) -> None:
+    """Write to sys.stderr as the interpreter's own words are: where it can be written to, and whatever comes of it."""
+    try:
+        sys.stderr.write(text)
+    except BaseException:  # noqa: S110  # as the interpreter does
+        pass
+
+
+def without_ours(trace: types.TracebackType | None) -> types.TracebackType | None:
+    """Drop our own frames from the top of a traceback; where they are hidden they are not there."""
+    while trace is not None and trace.tb_frame.f_code.co_filename in OUR_FILES:
+        trace = trace.tb_next
+    return trace
+
+
+def show_exception(error: BaseException) -> int:
+    """Print an uncaught exception as the interpreter does, without our frame. Returns the exit status."""
+    error.__traceback__ = trace = without_ours(error.__traceback__)
+    sys.last_type, sys.last_value, sys.last_traceback = type(error), error, trace
+    if sys.version_info >= (3, 12):
+        sys.last_exc = error
+    hook = getattr(sys, "excepthook", None)
+    if hook is None:
+        tell("sys.excepthook is missing\n")
+        DISPLAY(type(error), error, trace)
+        return 1
+    try:
+        hook(type(error), error, trace)
+        return 1
+    except BaseException as raised:
+        failure = raised
+    if isinstance(failure, SystemExit):
+        return exit_status(failure)
+    tell("Error in sys.excepthook:\n")
+    inner = without_ours(failure.__traceback__)
+    DISPLAY(type(failure), failure.with_traceback(inner), inner)
+    tell("\nOriginal exception was:\n")
+    DISPLAY(type(error), error, trace)
+    return 1
+
+
+def exit_status(error: SystemExit) -> int:
+    """Turn SystemExit's code into a status, printing what is no number, as the interpreter does."""
+    code = error.code
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF if -(1 << 63) <= code < 1 << 63 else 255
+    try:
+        text = str(code)
+    except BaseException:
+        text = ""
+    tell(text + "\n")
+    return 1
+
+
+def status_of(error: BaseException | None) -> int:
+    """Return the exit status after what a program raised, told as the interpreter tells it; below 0 for a signal."""
+    if error is None:
+        return 0
+    if isinstance(error, SystemExit):
+        return exit_status(error)
+    status = show_exception(error)
+    return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else status
+
+
+def shut_down(status: int) -> int:
+    """What the interpreter does at its end: join threads, run exit handlers, let go. Returns the status."""
+    join_threads()
+    atexit._run_exitfuncs()
+    drop_traceback()
+    return let_go(status)
+
+
+def rehearse(status: int) -> None:
+    """Go through an end that is none: the pages it writes to become our own before a program's end waits for them."""
+    join_threads()
+    drop_traceback()
+    let_go(status)
+    sys.modules["io"] = io
+
+
+def join_threads() -> None:
+    """Wait for the program's threads."""
+    if len(threading._active) > 1 or threading._threading_atexits:  # type: ignore[attr-defined]
+        try:
+            threading._shutdown()  # type: ignore[attr-defined]
+        except BaseException as error:
+            show_exception(error)
+
+
+def drop_traceback() -> None:
+    """Let go of the exception that ended the program, and with it of the frames it came through."""
+    now = sys.__dict__
+    if "last_value" in now:
+        for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+            now[name] = None
+
+
+def let_go(status: int) -> int:
+    """Destroy what the program made, in the interpreter's order, and flush before and after. Returns the status."""
+    modules = sys.modules
+    status = flush(status)
+    if gc.isenabled():
+        gc.collect()
+    restore_streams()
+    names = ["__main__"]
+    for name in reversed(modules):
+        if name == LAST_PRELOADED:
+            break
+        names.append(name)
+    kept = [_weakref.ref(module) for name in names if isinstance(module := modules.get(name), types.ModuleType)]
+    module = None
+    for name in (*names, "io"):  # without io the interpreter finds no source lines to show, as at its own end
+        modules[name] = None  # type: ignore[assignment]
+    gc.collect()
+    for reference in kept:
+        if (left := reference()) is not None:
+            clear_module(left.__dict__)
+    for name in ("__stdout__", "__stderr__"):
+        try:
+            getattr(sys, name).flush()
+        except BaseException:  # noqa: S110  # destroyed streams say nothing
+            pass
+    return status
+
+
+def restore_streams() -> None:
+    """Put the streams of the start back, so that those of the program are closed."""
+    now = sys.__dict__
+    for name, first in (("stdin", "__stdin__"), ("stdout", "__stdout__"), ("stderr", "__stderr__")):
+        if now.get(name) is not now.get(first):
+            now[name] = now.get(first)
+
+
+def clear_module(names: dict[str, object]) -> None:
+    """Drop a module's globals, private ones first."""
+    for name in [n for n in names if n[:1] == "_" and n[1:2] != "_"] + [n for n in names if n != "__builtins__"]:
+        names[name] = None
+
+
+def flush(status: int) -> int:
+    """Flush stdout and stderr as the interpreter does at its end: 120 when that fails, else `status`."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name, None)
+        try:
+            if stream is not None and not stream.closed:
+                stream.flush()
+        except BaseException as error:
+            status = 120
+            if name == "stdout":
+                tell(f"Exception ignored in: {stream!r}\n{type(error).__name__}: {error}\n")
+    return status
+
+
+def traceable(code: types.CodeType) -> ctypes.c_int:
+    """Return the number of a code's first traceable instruction: the int before `co_extra`, which is last but the code.
+
+    SAFETY: a view of the interpreter's memory; see `hide_frames` for when it is written.
+    """
+    return ctypes.c_int.from_address(id(code) + types.CodeType.__basicsize__ - 16)
+
+
+def hide_frames(below: types.CodeType, scope: dict[str, Any]) -> None:
+    """Have nothing that walks the stack see the frames of our own, which lie below the program's.
+
+    SAFETY: CPython (3.11 to 3.14) passes over frames that have not reached their code's first traceable instruction.
+    That number is set beyond the code's end, and only if it is found at its place in code where its value is known.
+    `scope` holds the functions of the zygote, `below` is the code that called them first.
+    """
+    for cells in range(4):
+        names = ", ".join(f"n{i}" for i in range(cells))
+        made: dict[str, Any] = {}
+        exec(f"def f({names}):\n return lambda: ({names})", made)
+        if traceable(made["f"].__code__).value != cells:
+            return
+    ours = [each.__code__ for each in (*scope.values(), *globals().values()) if isinstance(each, types.FunctionType)]
+    for code in (below, *ours):
+        traceable(code).value = 1 << 24
+
+
+def find_depth() -> tuple[ctypes.Array[ctypes.c_int], int]:
+    """Return this thread's state and which of its ints counts how much deeper calls may go; -1 when that is not found.
+
+    SAFETY: a view of the interpreter's memory. The count lies before the limit, which is found by setting one that no
+    other of the state's ints holds.
+    """
+    get_state = ctypes.pythonapi.PyThreadState_Get
+    get_state.restype = ctypes.c_void_p
+    state = (ctypes.c_int * 32).from_address(get_state())
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(7919)
+    places = [at for at, value in enumerate(state) if value == 7919]
+    sys.setrecursionlimit(limit)
+    return state, places[0] - 1 if len(places) == 1 else -1

@@ -1,0 +1,57 @@
+"""A program in a sandbox sees what it would see in a plain run: same stdout, stderr and exit status, byte for byte.
+
+The control is the plain interpreter, started anew on the same file in a sandbox of its own, so that everything but the
+way the interpreter came to be is the same.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from sandfork.model import Limits, Step
+from tests.e2e.interpreter_programs import DIFFERENCES, PROGRAMS
+from tests.support.process import Ran, Tape, Workbench
+
+LIMITS = Limits(wall_s=20, pids=64)
+STDIN = b"first line\nsecond \xc3\xa9\n\nlast"
+ENVIRONMENT = (("GIVEN", "väl=ue"),)
+
+#: What differs between any two plain runs: addresses of objects, and names made up for temporary files.
+VARIES = re.compile(rb"0x[0-9a-f]{6,}|Thread 0x\w+|tmp\w{8}\b")
+
+
+def same_every_run(text: bytes) -> bytes:
+    return VARIES.sub(b"<varies>", text)
+
+
+def told(ran: Ran) -> tuple[bytes, bytes, int | None]:
+    return same_every_run(ran.stdout), same_every_run(ran.stderr), ran.status
+
+
+def encoded(text: str) -> bytes:
+    """Latin-1 for a text that says it is, else UTF-8."""
+    return text.encode("latin-1") if "latin-1" in text else text.encode("utf-8", "surrogateescape")
+
+
+async def run_plain(workbench: Workbench, code: bytes) -> Ran:
+    """Run the file with an interpreter that is started for it, in a cell of its own."""
+    sandbox, tape = await workbench.fork("command"), Tape()
+    step = Step(("/usr/bin/python3", "/sandbox/main.py"), "main.py", code, env=ENVIRONMENT, stdin=STDIN)
+    try:
+        end = await sandbox.exec(step, LIMITS, tape)
+    finally:
+        await sandbox.close()
+    return Ran(end, bytes(tape.stdout), bytes(tape.stderr))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_in_a_sandbox_does_what_it_does_in_a_plain_run(workbench: Workbench, name: str) -> None:
+    code = encoded(PROGRAMS[name])
+    plain = workbench.wait(run_plain(workbench, code))
+    forked = workbench.run(code, limits=LIMITS, env=ENVIRONMENT, stdin=STDIN)
+    if name in DIFFERENCES:
+        assert told(forked) != told(plain), "this difference is gone: the program belongs to the others"
+    else:
+        assert told(forked) == told(plain)
