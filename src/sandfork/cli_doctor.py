@@ -21,10 +21,13 @@ STYLES = {"ok": "green", "missing": "bold red", "accepted": "yellow", "fact": "d
 def doctor(
     config: ConfigFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    reduced: Annotated[
+        bool | None, typer.Option("--reduced", help="As a service that was told to do without namespaces.")
+    ] = None,
     tier: Annotated[str, typer.Option(hidden=True)] = "process",
 ) -> None:
     """Probe every isolation primitive by trying to break it; exit status 1 when the service would not start."""
-    loaded = settings(config)
+    loaded = settings(config, process__reduced=reduced)
     from sandfork.serve_doctor import examine, is_fatal  # the whole service, which `--help` does not need
 
     checks = examine(loaded.config, tier)

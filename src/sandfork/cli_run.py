@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from sandfork.cli_terms import ConfigFile, err, settings
-from sandfork.config import client_environment
+from sandfork.config import Loaded, client_environment
 from sandfork.config.values import Unfit, parse_size
 from sandfork.languages.catalogue import Catalogue
 from sandfork.model import ExecRequest, LimitsOverride, Snippet
@@ -41,6 +41,9 @@ def run(
     env: Annotated[list[str] | None, typer.Option("--env", metavar="NAME=VALUE", help="Environment variable.")] = None,
     url: Annotated[str | None, typer.Option(help="Run it on this service; else SANDFORK_URL, else right here.")] = None,
     config: ConfigFile = None,
+    reduced: Annotated[
+        bool | None, typer.Option("--reduced", help="Run it right here without namespaces, where they cannot be had.")
+    ] = None,
     tier: Annotated[str, typer.Option(hidden=True)] = "process",
 ) -> None:
     """Run a program in a sandbox; the exit status is the program's, 124 when its time was over."""
@@ -59,13 +62,15 @@ def run(
         limits=LimitsOverride(wall_s=timeout, cpu_s=cpu, memory_bytes=_bytes(memory), pids=pids),
     )
     url, key = url or client_environment()[0], client_environment()[1]
-    raise typer.Exit(_run_there(request, url, key) if url else _run_here(request, config, tier))
+    raise typer.Exit(
+        _run_there(request, url, key) if url else _run_here(request, settings(config, process__reduced=reduced), tier)
+    )
 
 
-def _run_here(request: ExecRequest, config: Path | None, tier: str) -> int:
+def _run_here(request: ExecRequest, loaded: Loaded, tier: str) -> int:
     from sandfork.serve_local import run_local  # the whole service, which a run elsewhere does not need
 
-    result = run_local(settings(config), tier, request)
+    result = run_local(loaded, tier, request)
     return _tell(result.outcome, result.status, result.signal, result.truncated)
 
 

@@ -102,6 +102,18 @@ def test_a_container_without_the_capabilities_for_uids_is_told_which_to_add(tmp_
     assert b"--cap-add KILL --cap-add SETUID" in done.stderr
 
 
+def test_one_program_runs_and_the_doctor_is_content_when_told_so(tmp_path: Path) -> None:
+    ran = run_command("run", "--reduced", "-e", "print(1+1)", cwd=tmp_path, prefix=PLAIN_CONTAINER)
+    assert (ran.returncode, ran.stdout) == (0, b"2\n"), ran.stderr
+    done = run_command("doctor", "--reduced", "--json", cwd=tmp_path, prefix=PLAIN_CONTAINER)
+    checks = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert {check["state"] for check in checks if check["area"] == "primitive"} == {"ok"}
+    (tier,) = [check for check in checks if check["area"] == "tier"]
+    assert tier["state"] == "accepted"
+    assert "pid namespace" in tier["told"]
+
+
 # --- the service ---
 
 

@@ -64,6 +64,8 @@ static struct zygote zygotes[ZYGOTES_MAX];
 static uint16_t slot_zygote[SLOTS_MAX];
 static uint8_t slot_pending[SLOTS_MAX]; /* the zygote has not answered yet */
 static uint8_t slot_marker[SLOTS_MAX];  /* a marker order is on its way */
+/* The limits wanted for a process that cannot lower its own rlimits and whose pid is not told yet; `cpu_s` 0: none. */
+static struct limits slot_wanted[SLOTS_MAX];
 static uint32_t slots_used;
 static int server = -1, reports_in = -1, reports_out = -1;
 static int janitor_end = -1; /* reduced: at its end when the janitor dies */
@@ -290,6 +292,7 @@ static void retire(uint32_t id)
 /* --- slots --- */
 
 static void slot_settle(uint32_t id);
+static void limit_from_outside(uint32_t id);
 
 static void spawn_failed(uint32_t id, uint32_t step, long err)
 {
@@ -297,6 +300,8 @@ static void spawn_failed(uint32_t id, uint32_t step, long err)
     if (!s->failed && s->state != SLOT_CLOSING)
         tell_failure(EV_SPAWN_FAILED, id, step, err);
     s->failed = 1;
+    if (slot_wanted[id].cpu_s)
+        limit_from_outside(id);
 }
 
 /* Make what the slot lacks and the cell's init in it; its pid, or -errno and `*step`. */
@@ -411,15 +416,14 @@ static long remount_work(uint32_t id, const struct limits *want)
     return r < 0 ? r : -(long)((status >> 8) & 0xff);
 }
 
-/* The wanted limits of a process that cannot lower its own rlimits; `cpu_s` is never 0 in them. */
-static struct limits slot_wanted[SLOTS_MAX];
-
 static void limit_from_outside(uint32_t id)
 {
     const struct slot *s = &host.slots[id];
     const struct limits want = slot_wanted[id];
     slot_wanted[id].cpu_s = 0;
-    long r = s->user == 0 ? -ESRCH : host.reduced ? reduced_limit(id, s->user, &want) : lower_rlimits_of(s->user, &want);
+    long r = 0; /* what died needs none, and its death is told */
+    if (s->user)
+        r = host.reduced ? reduced_limit(id, s->user, &want) : lower_rlimits_of(s->user, &want);
     tell_failure(EV_LIMITS, id, r < 0 ? STEP_RLIMIT : STEP_NONE, r < 0 ? r : 0);
 }
 
@@ -530,11 +534,11 @@ static void handle_report(const struct fork_report *rep)
             s->state = SLOT_LIVE;
         if (rep->pid > 0)
             claim_early_death(id);
-        if (slot_wanted[id].cpu_s)
-            limit_from_outside(id);
         if (s->state == SLOT_CLOSING && s->cell)
             SYS(kill, s->cell, SF_SIGKILL);
     }
+    if (slot_wanted[id].cpu_s)
+        limit_from_outside(id);
     slot_settle(id);
 }
 
