@@ -1,4 +1,4 @@
-"""Who may call, and how often: a ring of hashed keys, and token buckets.
+"""Who may call, and how often: a ring of hashed keys, token buckets, and the quotas that some dialects document.
 
 Without keys the server is in open mode: every caller is let in and known by its address. With keys every caller needs
 one, and no error on the way turns that off: a key file that cannot be understood is an exception at start.
@@ -17,11 +17,12 @@ import math
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from sandfork.access_quotas import Quota, Share, Standing, Windows
 from sandfork.errors import RateLimited, Unauthenticated
 from sandfork.model import Caller, Limits
 
@@ -186,6 +187,7 @@ class Access:
         self._secret = os.urandom(32)
         self._ring = {self._tag(entry.sha256): entry for entry in keys}
         self._buckets = TokenBuckets(clock, settings.max_addresses)
+        self._windows = Windows(clock, settings.max_addresses)
         self._proxies = tuple(ipaddress.ip_network(proxy, strict=False) for proxy in settings.trusted_proxies)
         self._callers: OrderedDict[tuple[str, str], Caller] = OrderedDict()
         self._demo = {entry.name for entry in self._ring.values() if entry.demo}
@@ -239,6 +241,24 @@ class Access:
         wait_s = self._buckets.take(subject, cost, rate_per_s, capacity)
         if wait_s > 0.0:
             raise RateLimited(f"Rate limit exceeded ({words})", retry_after_s=wait_s)
+
+    def charge_within(self, caller: Caller, cost: int, quotas: Sequence[Quota]) -> None:
+        """Take `cost` executions off the caller's rate and off each of `quotas`, or off none. *Raises* RateLimited."""
+        shares = self._shares(caller, quotas)
+        wait_s = self._windows.wait_s(shares, cost)
+        if wait_s > 0.0:
+            raise RateLimited("Rate limit exceeded", retry_after_s=wait_s)
+        self.charge(caller, cost)
+        self._windows.take(shares, cost)
+
+    def standing(self, caller: Caller, quotas: Sequence[Quota]) -> Standing | None:
+        """Return where the caller stands with the quota it will reach first; None when none holds for it."""
+        return self._windows.standing(self._shares(caller, quotas))
+
+    def _shares(self, caller: Caller, quotas: Sequence[Quota]) -> list[Share]:
+        address, key = f"address {subject_address(caller.address)}", f"key {caller.key_id}"
+        keyed = bool(self._ring and caller.key_id)
+        return [(address if q.per == "address" else key, q) for q in quotas if keyed or q.per == "address"]
 
     def address_of(self, headers: Mapping[bytes, bytes], peer: str) -> str:
         """Return the client's address: the nearest one in X-Forwarded-For that is no trusted proxy."""

@@ -21,7 +21,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,7 @@ import uvloop
 
 from sandfork import __version__
 from sandfork.access import Access, AccessSettings, KeyEntry, MalformedKeys, load_keys
+from sandfork.access_quotas import Quota
 from sandfork.config import ALL_DIALECTS, Config, Loaded
 from sandfork.dialects import load_dialects
 from sandfork.dialects.base import Bounds, Dialect
@@ -39,8 +40,8 @@ from sandfork.http.endpoints import HttpSettings
 from sandfork.http.log import ExecutionLog
 from sandfork.languages.catalogue import Catalogue
 from sandfork.metrics import Metrics
-from sandfork.model import Caller, ExecPlan, ExecResult
-from sandfork.serve_engine import build_engine, choose_languages, pool_targets
+from sandfork.model import Caller, ExecPlan, ExecResult, Limits
+from sandfork.serve_engine import build_engine, choose_languages, language_states, pool_targets
 from sandfork.serve_http import build_server, stop_on_signals
 from sandfork.serve_listen import is_loopback, listen
 from sandfork.serve_log import LineWriter, set_up_logging
@@ -92,6 +93,7 @@ def serve(loaded: Loaded, *, tier: str, announce: Announce) -> None:
     catalogue = choose_languages(config)
     pool_targets(config, catalogue)
     dialects = choose_dialects(config)
+    choose_quotas(config, dialects)
     lines = set_up_logging(config.server.log_level)
     raise_open_files()
     sock = listen(config.server.host, config.port)
@@ -143,17 +145,38 @@ def raise_open_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def http_settings(config: Config, isolation: str, unenforced: Sequence[str]) -> HttpSettings:
+def choose_quotas(config: Config, dialects: Sequence[Dialect]) -> dict[str, tuple[Quota, ...]]:
+    """Return the quotas of every dialect: its own, or what is configured in their place. *Raises* Refused."""
+    minute, hour = config.access.per_minute, config.access.per_hour
+    names = [dialect.name for dialect in dialects]
+    for key, table in (("per_minute", minute), ("per_hour", hour)):
+        for name in table.keys() - set(names):
+            raise Refused(f"access.{key}: there is no dialect {name!r}, only {', '.join(names)}")
+    chosen: dict[str, tuple[Quota, ...]] = {}
+    for dialect in dialects:
+        quotas = {quota.per: quota for quota in dialect.quotas}
+        if dialect.name in minute:
+            quotas["address"] = Quota(minute[dialect.name], 60.0, "address")
+        if dialect.name in hour:
+            quotas["key"] = Quota(hour[dialect.name], 3600.0, "key")
+        chosen[dialect.name] = tuple(quota for quota in quotas.values() if quota.limit)
+    return chosen
+
+
+def http_settings(service: Service) -> HttpSettings:
     """Return the settings of the HTTP side."""
-    server = config.server
+    config, server = service.config, service.config.server
+    maximum = Limits(**asdict(config.limits.maximum))
     return HttpSettings(
         dialect=None if server.dialect == ALL_DIALECTS else server.dialect,
-        bounds=Bounds(config.limits.maximum.wall_s, server.max_code_bytes, server.max_batch),
+        bounds=Bounds(maximum.wall_s, server.max_code_bytes, server.max_batch, maximum),
         max_body_bytes=server.max_body_bytes,
         batch_parallel=min(MOST_PARALLEL, config.admission.max_running),
         version=__version__,
-        isolation=isolation,
-        unenforced_limits=tuple(unenforced),
+        isolation=service.tier.isolation,
+        unenforced_limits=service.unenforced,
+        languages=language_states(service.catalogue),
+        quotas=choose_quotas(config, service.dialects),
     )
 
 
@@ -182,8 +205,9 @@ async def _run(service: Service, announce: Announce) -> None:
         try:
             await engine.start()
             _tell_templates(engine)
-            settings = http_settings(service.config, service.tier.isolation, service.unenforced)
-            app = build_app(settings, engine, build_access(service), metrics, service.dialects, execution_log)
+            app = build_app(
+                http_settings(service), engine, build_access(service), metrics, service.dialects, execution_log
+            )
             await _serve(service, app, engine, announce)
         finally:
             await engine.close()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from sandfork.config import Config
+from sandfork.dialects.base import LanguageState
 from sandfork.engine.admission import AdmissionSettings
 from sandfork.engine.engine import Engine, EngineSettings, Observe, observe_nothing
 from sandfork.engine.policy import LimitPolicy
@@ -24,6 +25,21 @@ def choose_languages(config: Config) -> Catalogue:
     enabled = config.languages.enable
     wanted = {_language(every, name).name for name in enabled}
     return every.only(lambda each: each.name in wanted if enabled else each.installed(os.path.exists))
+
+
+def language_states(offered: Catalogue) -> tuple[LanguageState, ...]:
+    """Return every language of the catalogue, runnable if it is one of those on offer."""
+    return tuple(
+        LanguageState(
+            language.name,
+            language.aliases,
+            language.extension,
+            language.argv,
+            language.templates[0].key,
+            offered.find(language.name) is not None,
+        )
+        for language in Catalogue.load().languages()
+    )
 
 
 def _language(every: Catalogue, name: str) -> Language:

@@ -240,7 +240,7 @@ def test_a_batch_above_the_maximum_is_refused() -> None:
 
 def test_health_is_a_superset_with_a_word_of_choice() -> None:
     python, node = TemplateHealth("python", True, 13 << 20, 8, 2), TemplateHealth("node", False, 0, 0, 0, "no node")
-    health = ServiceHealth((python, node), "1.2.3", "process", ("disk_bytes",), "healthy")
+    health = ServiceHealth((python, node), "1.2.3", "process", ("disk_bytes",), "healthy", 1704110400.9)
     assert json.loads(render_health(health).body) == {
         "status": "healthy",
         "templates": {
@@ -248,6 +248,7 @@ def test_health_is_a_superset_with_a_word_of_choice() -> None:
             "node": {"ready": False, "memory_mb": 0, "parked": 0, "generation": 0, "reason": "no node"},
         },
         "version": "1.2.3",
+        "timestamp": "2024-01-01T12:00:00Z",
         "isolation": "process",
         "unenforced_limits": ["disk_bytes"],
     }

@@ -80,6 +80,18 @@ class Access:
     )
     open: bool = setting(False, "Serve on an address that is not loopback although there are no keys.")
     rate_per_s: float = setting(100.0, "Executions a second of one key, unless the key says otherwise.", low=0.001)
+    per_minute: Mapping[str, int] = setting(
+        {},
+        "Executions a minute of one address, by dialect, such as `{ faber = 500 }`; 0 is no bound. A dialect that is "
+        "not named keeps its own: 100 for faber, none for the others.",
+        low=0,
+    )
+    per_hour: Mapping[str, int] = setting(
+        {},
+        "Executions an hour of one key, by dialect; 0 is no bound. A dialect that is not named keeps its own: 1000 for "
+        "faber, none for the others.",
+        low=0,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import binascii
 import json
 import math
 import re
+from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
@@ -159,6 +160,11 @@ def path_text(path: str) -> str:
 def milliseconds(seconds: float) -> float:
     """Return seconds as milliseconds with two decimals."""
     return round(seconds * 1000.0, 2)
+
+
+def instant(unix_s: float) -> str:
+    """Return an instant as RFC 3339 has it, in UTC and whole seconds: 2024-01-01T12:00:00Z."""
+    return datetime.fromtimestamp(int(unix_s), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def check_code(code: str, field: str, max_bytes: int) -> str:

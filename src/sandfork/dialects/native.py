@@ -216,7 +216,8 @@ def render_health(health: ServiceHealth) -> Reply:
         for t in health.templates
     }
     status = health.ok_word if health.ready else "unavailable"
-    body = HealthReply(status, templates, health.version, health.isolation, list(health.unenforced))
+    unenforced = list(health.unenforced)
+    body = HealthReply(status, templates, health.version, fields.instant(health.now_s), health.isolation, unenforced)
     return Reply(_encode(body), 200 if health.ready else 503)
 
 

@@ -54,7 +54,7 @@ class ExecBody(msgspec.Struct, frozen=True):
     argv: Annotated[list[Word], Meta(min_length=1, description="A command.", extra_json_schema=NAMED)] | UnsetType = (
         UNSET
     )
-    language: Annotated[str, Meta(description="What the code is in.", extra_json_schema=LANGUAGE)] = "python"
+    language: Annotated[str, Meta(description="What the code is in.")] = "python"
     timeout_seconds: Annotated[int, Meta(ge=1, description="Lowered to the server's maximum.")] = 30
     args: Annotated[list[Word], Meta(description="Arguments of the code, after its own name.")] = []
     stdin: Annotated[Content, Meta(description="All of standard input.")] = ""
@@ -161,6 +161,7 @@ class HealthReply(msgspec.Struct, frozen=True):
     status: str
     templates: dict[str, TemplateState]
     version: str
+    timestamp: str
     isolation: str
     unenforced_limits: list[str]
 
@@ -186,5 +187,14 @@ EXEC_EXAMPLES = (
 )
 BATCH_EXAMPLES = (Example("Two at once", b'{"executions": [{"code": "print(1)"}, {"argv": ["/bin/echo", "2"]}]}'),)
 
-ONE_PROGRAM = {"oneOf": [{"required": ["code"]}, {"required": ["argv"]}]}
-"""What the type of a body cannot say."""
+ONE_PROGRAM = {
+    "oneOf": [
+        {
+            "required": ["code"],
+            "properties": {"language": {"type": "string", **LANGUAGE}},
+            "not": {"required": ["argv"]},
+        },
+        {"required": ["argv"], "not": {"required": ["code"]}},
+    ]
+}
+"""What the type of a body cannot say: there is one program, and what a command is in does not matter."""

@@ -7,20 +7,25 @@ counts: it makes no task, no request or response objects, and looks its route up
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from sandfork.access import Access
 from sandfork.dialects.base import (
     Dialect,
+    DocumentRoute,
     ExecRoute,
     HealthRoute,
+    LanguageRoute,
     MetricsRoute,
+    PageRoute,
+    QueryRoute,
     Reply,
     Route,
-    render_undecided,
 )
 from sandfork.errors import SandforkError
+from sandfork.http.dispatch import Claim, DispatchEndpoint
 from sandfork.http.endpoints import (
     DocumentEndpoint,
     Endpoint,
@@ -28,19 +33,23 @@ from sandfork.http.endpoints import (
     HealthEndpoint,
     HttpSettings,
     MetricsEndpoint,
-    RefusingEndpoint,
+    NowhereEndpoint,
     Service,
+    WrongMethodEndpoint,
 )
 from sandfork.http.exchange import ClientGone, Exchange, Message, Receive, Send
+from sandfork.http.languages import LanguageEndpoint, QueryEndpoint, language_names
 from sandfork.http.log import ExecutionLog, current
+from sandfork.http.metered import MeteredEndpoint
 from sandfork.http.openapi import Spoken, openapi_document
-from sandfork.http.page import try_it_page
+from sandfork.http.page import reference_page, try_it_page
 from sandfork.http.ports import ExecutionEngine, RequestMetrics
 from sandfork.http.routing import RouteTable, normalised
 
 log = logging.getLogger(__name__)
 
 ROOT_DIALECT = "native"
+NOWHERE = NowhereEndpoint(None)
 
 
 class App:
@@ -49,8 +58,14 @@ class App:
     def __init__(self, service: Service, spoken: Sequence[Spoken], execution_log: ExecutionLog | None) -> None:
         self._service = service
         self._log = execution_log
+        self._spoken = spoken
         self._routes: RouteTable[Endpoint] = RouteTable()
-        self._spoken = sorted(spoken, key=lambda each: len(each.prefix), reverse=True)
+        self._dispatch: dict[tuple[str, str], DispatchEndpoint] = {}
+        self._nowhere = {
+            each.prefix: self._metered(each.dialect, NowhereEndpoint(each.dialect))
+            for each in spoken
+            if each.prefix or len(spoken) == 1
+        }
         for each in spoken:
             for route in each.dialect.routes:
                 self._add(each, route)
@@ -85,14 +100,13 @@ class App:
         if found.endpoint is not None:
             exchange.params = found.params
             return found.endpoint
+        if found.beside is not None:
+            return WrongMethodEndpoint(found.beside, found.allow)
         path = normalised(exchange.path)
-        for each in self._spoken:
-            if path.startswith(f"{each.prefix}/") and (each.prefix or found.allow or len(self._spoken) == 1):
-                return RefusingEndpoint(each.dialect.name, each.dialect.render_error, found.allow)
-        return RefusingEndpoint("", render_undecided, found.allow)
+        return next((words for prefix, words in self._nowhere.items() if path.startswith(f"{prefix}/")), NOWHERE)
 
     def _refuse(self, exchange: Exchange, endpoint: Endpoint, error: SandforkError) -> Reply:
-        reply = endpoint.render_error(error, exchange.request_id)
+        reply = endpoint.refuse(exchange, error)
         if not exchange.executed:
             self._service.metrics.rejected(error.code)
             if self._log is not None:
@@ -100,10 +114,22 @@ class App:
         return reply
 
     def _add(self, spoken: Spoken, route: Route) -> None:
-        endpoint = self._endpoint(spoken.dialect, route)
+        if isinstance(route, DocumentRoute | PageRoute):
+            self._add_document(spoken, route)
+            return
+        dialect = spoken.dialect
+        endpoint = self._metered(dialect, self._endpoint(dialect, route))
         self._routes.add(route.method, spoken.prefix + route.path, endpoint)
-        if route.at_root and spoken.prefix:
+        if not (route.at_root and spoken.prefix):
+            return
+        if route.mark is None:
             self._routes.add(route.method, route.path, endpoint)
+            return
+        place = route.method, route.path
+        if place not in self._dispatch:
+            self._dispatch[place] = DispatchEndpoint(self._service, route.path)
+            self._routes.add(*place, self._dispatch[place])
+        self._dispatch[place].add(Claim(dialect.title, route.mark, endpoint))
 
     def _endpoint(self, dialect: Dialect, route: Route) -> Endpoint:
         if isinstance(route, ExecRoute):
@@ -112,11 +138,43 @@ class App:
             return HealthEndpoint(self._service, dialect, route)
         if isinstance(route, MetricsRoute):
             return MetricsEndpoint(self._service, dialect)
+        if isinstance(route, QueryRoute):
+            return QueryEndpoint(self._service, dialect, route)
+        if isinstance(route, LanguageRoute):
+            return LanguageEndpoint(self._service, dialect, route)
         raise TypeError(f"nothing serves a {type(route).__name__}")
 
-    def add_document(self, path: str, endpoint: DocumentEndpoint) -> None:
-        """Serve a document at `path`."""
-        self._routes.add("GET", path, endpoint)
+    def _metered(self, dialect: Dialect, endpoint: Endpoint) -> Endpoint:
+        quotas = self._service.settings.quotas_of(dialect)
+        return MeteredEndpoint(self._service, endpoint, quotas) if quotas else endpoint
+
+    def _add_document(self, spoken: Spoken, route: DocumentRoute | PageRoute) -> None:
+        """Add a document of a dialect; at root the same path tells of all that is spoken."""
+        at_root = [Spoken(spoken.dialect, "")] if spoken.prefix and route.at_root else []
+        for place in (spoken, *at_root):
+            make = self._document_of(place)
+            if isinstance(route, PageRoute):
+                make = partial(reference_page, place.prefix + route.document)
+            self._routes.add("GET", place.prefix + route.path, self._document(place, make))
+
+    def _document(self, place: Spoken, make: Callable[[], Reply]) -> Endpoint:
+        """Return the endpoint of a document: of its dialect where only that is spoken."""
+        if place.prefix or len(self._spoken) == 1:
+            return self._metered(place.dialect, DocumentEndpoint(make, place.dialect))
+        return DocumentEndpoint(make)
+
+    def _document_of(self, place: Spoken) -> Callable[[], Reply]:
+        """Return what makes the document of a place: of its dialect under a prefix, else of everything."""
+        settings = self._service.settings
+        spoken, title = ((place,), place.dialect.title) if place.prefix else (self._spoken, "sandfork")
+        return partial(openapi_document, spoken, title, settings.version, language_names(settings.languages))
+
+    def add_own_documents(self) -> None:
+        """Serve the documents that belong to no dialect."""
+        for place in self._spoken:
+            self._routes.add("GET", f"{place.prefix}/openapi.json", self._document(place, self._document_of(place)))
+        if self._spoken[0].dialect.name == ROOT_DIALECT:
+            self._routes.add("GET", "/docs", DocumentEndpoint(try_it_page))
 
 
 async def _live(receive: Receive, send: Send) -> None:
@@ -135,19 +193,11 @@ def build_app(
     metrics: RequestMetrics,
     dialects: Sequence[Dialect],
     execution_log: ExecutionLog | None = None,
+    now: Callable[[], float] = time.time,
 ) -> App:
-    """Return the application. *Raises* ValueError when `settings.dialect` is none of `dialects`."""
-    spoken = _spoken(settings, dialects)
-    app = App(Service(settings, engine, access, metrics), spoken, execution_log)
-    for each in spoken:
-        if each.prefix:
-            title, render_error = each.dialect.title, each.dialect.render_error
-            document = partial(openapi_document, (each,), title, settings.version, settings.languages)
-            app.add_document(f"{each.prefix}/openapi.json", DocumentEndpoint(document, render_error))
-    document = partial(openapi_document, spoken, "sandfork", settings.version, settings.languages)
-    app.add_document("/openapi.json", DocumentEndpoint(document))
-    if spoken[0].dialect.name == ROOT_DIALECT:
-        app.add_document("/docs", DocumentEndpoint(try_it_page))
+    """Return the application; `now` gives Unix time. *Raises* ValueError when `settings.dialect` is no dialect."""
+    app = App(Service(settings, engine, access, metrics, now), _spoken(settings, dialects), execution_log)
+    app.add_own_documents()
     return app
 
 

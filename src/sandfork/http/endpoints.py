@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Protocol
 from urllib.parse import urlsplit
 
-import msgspec
-
 from sandfork.access import Access
+from sandfork.access_quotas import Quota
 from sandfork.dialects.base import (
     Answer,
     Ask,
@@ -20,6 +20,7 @@ from sandfork.dialects.base import (
     Dialect,
     ExecRoute,
     HealthRoute,
+    LanguageState,
     MethodNotAllowed,
     NoSuchPath,
     RawRequest,
@@ -27,13 +28,11 @@ from sandfork.dialects.base import (
     ServiceHealth,
     render_undecided,
 )
-from sandfork.errors import CapacityError, SandforkError
+from sandfork.errors import SandforkError
 from sandfork.http.exchange import Exchange
 from sandfork.http.ports import ExecutionEngine, RequestMetrics
 from sandfork.metrics import CONTENT_TYPE
 from sandfork.model import Caller, ExecRequest
-
-RenderError = Callable[[SandforkError, str], Reply]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +42,8 @@ class HttpSettings:
     `dialect` None serves every dialect under its prefix and our own at root; a name serves that one only, at root.
     `isolation` and `unenforced_limits` are told in health documents; `health_word` is the status when all is well.
     `batch_parallel` is how many items of one batch are under way at once. A client is watched for going away once its
-    program has run for `watch_after_s`. `languages` are the names and aliases to list in documents. `allowed_origins`
-    are web origins whose pages may run programs in open mode.
+    program has run for `watch_after_s`. `languages` are all of the catalogue. `allowed_origins` are web origins whose
+    pages may run programs in open mode. `quotas` are those of a dialect, by its name, in the place of its own.
     """
 
     dialect: str | None = None
@@ -57,18 +56,24 @@ class HttpSettings:
     isolation: str = ""
     unenforced_limits: tuple[str, ...] = ()
     health_word: str = "ok"
-    languages: tuple[str, ...] = ()
+    languages: tuple[LanguageState, ...] = ()
     allowed_origins: tuple[str, ...] = ()
+    quotas: Mapping[str, tuple[Quota, ...]] = field(default_factory=dict)
+
+    def quotas_of(self, dialect: Dialect) -> tuple[Quota, ...]:
+        """Return the quotas that hold for callers of a dialect."""
+        return self.quotas.get(dialect.name, dialect.quotas)
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What endpoints work with."""
+    """What endpoints work with; `now` gives Unix time in seconds."""
 
     settings: HttpSettings
     engine: ExecutionEngine
     access: Access
     metrics: RequestMetrics
+    now: Callable[[], float] = time.time
 
 
 class Endpoint(Protocol):
@@ -79,25 +84,36 @@ class Endpoint(Protocol):
         """The name of the dialect the route belongs to, "" for none."""
         ...
 
-    @property
-    def render_error(self) -> RenderError:
-        """How an error of such a request is answered."""
-        ...
-
     async def answer(self, exchange: Exchange) -> Reply:
         """Return the answer. *Raises* SandforkError, ClientGone."""
         ...
 
+    def refuse(self, exchange: Exchange, error: SandforkError) -> Reply:
+        """Return the answer to a request that ended in an error."""
+        ...
 
-class ExecEndpoint:
+
+class DialectEndpoint:
+    """What the endpoints of a dialect have: its name and its words for errors. None is for those of no dialect."""
+
+    def __init__(self, dialect: Dialect | None) -> None:
+        self.dialect = dialect.name if dialect else ""
+        self._render_error = dialect.render_error if dialect else render_undecided
+
+    def refuse(self, exchange: Exchange, error: SandforkError) -> Reply:
+        """Render the error."""
+        return self._render_error(error, exchange.request_id)
+
+
+class ExecEndpoint(DialectEndpoint):
     """Runs what was asked for and answers when all of it is over."""
 
     def __init__(self, service: Service, dialect: Dialect, route: ExecRoute) -> None:
+        super().__init__(dialect)
         self._service = service
         self._settings = service.settings
         self._route = route
-        self.dialect = dialect.name
-        self.render_error: RenderError = dialect.render_error
+        self._quotas = service.settings.quotas_of(dialect)
 
     async def answer(self, exchange: Exchange) -> Reply:
         """Body limit, identify, read, parse, charge, run, render."""
@@ -111,7 +127,11 @@ class ExecEndpoint:
         body = await exchange.read_body(settings.max_body_bytes, settings.body_timeout_s)
         raw = RawRequest(body, exchange.params, exchange.scope.get("query_string", b""), headers)
         ask = route.parse(raw, bounds_for(caller, settings.bounds))
-        service.access.charge(caller, len(ask.requests))
+        cost = len(ask.requests) if ask.cost is None else ask.cost
+        if self._quotas:
+            service.access.charge_within(caller, cost, self._quotas)
+        else:
+            service.access.charge(caller, cost)
         exchange.executed = True
         answers = await exchange.while_connected(self._run(ask, caller), settings.watch_after_s)
         failed = any(isinstance(answer, SandforkError) for answer in answers)
@@ -125,7 +145,7 @@ class ExecEndpoint:
                 answers: list[Answer] = [error]
         else:
             answers = await self._run_all(ask.requests, caller)
-        if answers and all(isinstance(answer, CapacityError) for answer in answers):
+        if answers and all(isinstance(answer, self._route.not_all) for answer in answers):
             raise answers[0]  # type: ignore[misc]  # the line above says that it is an exception
         return answers
 
@@ -150,14 +170,13 @@ class ExecEndpoint:
         return [answers[index] for index in range(len(requests))]
 
 
-class HealthEndpoint:
+class HealthEndpoint(DialectEndpoint):
     """Tells the state of the service to anybody."""
 
     def __init__(self, service: Service, dialect: Dialect, route: HealthRoute) -> None:
+        super().__init__(dialect)
         self._service = service
         self._route = route
-        self.dialect = dialect.name
-        self.render_error: RenderError = dialect.render_error
 
     async def answer(self, exchange: Exchange) -> Reply:
         """Ask the engine and render."""
@@ -169,31 +188,30 @@ class HealthEndpoint:
                 isolation=settings.isolation,
                 unenforced=settings.unenforced_limits,
                 ok_word=settings.health_word,
+                now_s=self._service.now(),
             )
         )
 
 
-class MetricsEndpoint:
+class MetricsEndpoint(DialectEndpoint):
     """Tells the metrics to anybody."""
 
     def __init__(self, service: Service, dialect: Dialect) -> None:
+        super().__init__(dialect)
         self._metrics = service.metrics
-        self.dialect = dialect.name
-        self.render_error: RenderError = dialect.render_error
 
     async def answer(self, exchange: Exchange) -> Reply:
         """Write them out."""
         return Reply(self._metrics.exposition(), content_type=CONTENT_TYPE)
 
 
-class DocumentEndpoint:
+class DocumentEndpoint(DialectEndpoint):
     """Gives a document that is made when first asked for."""
 
-    def __init__(self, make: Callable[[], Reply], render_error: RenderError = render_undecided) -> None:
+    def __init__(self, make: Callable[[], Reply], dialect: Dialect | None = None) -> None:
+        super().__init__(dialect)
         self._make = make
         self._reply: Reply | None = None
-        self.dialect = ""
-        self.render_error = render_error
 
     async def answer(self, exchange: Exchange) -> Reply:
         """Make it once."""
@@ -202,27 +220,30 @@ class DocumentEndpoint:
         return self._reply
 
 
-class RefusingEndpoint:
-    """Answers what nothing else does: no such path, or another method."""
-
-    def __init__(self, dialect: str, render_error: RenderError, allow: tuple[str, ...] = ()) -> None:
-        self._allow = allow
-        self.dialect = dialect
-        self.render_error = render_error
+class NowhereEndpoint(DialectEndpoint):
+    """Answers where nothing else does."""
 
     async def answer(self, exchange: Exchange) -> Reply:
-        """*Raises* MethodNotAllowed or NoSuchPath."""
-        if self._allow:
-            raise MethodNotAllowed(exchange.scope["method"], self._allow)
+        """*Raises* NoSuchPath."""
         raise NoSuchPath(f"nothing answers at {exchange.path[:200]}")
+
+
+class WrongMethodEndpoint:
+    """Answers at a path of another endpoint, in its words, the methods that it does not take."""
+
+    def __init__(self, beside: Endpoint, allow: tuple[str, ...]) -> None:
+        self._allow = allow
+        self.dialect = beside.dialect
+        self.refuse = beside.refuse
+
+    async def answer(self, exchange: Exchange) -> Reply:
+        """*Raises* MethodNotAllowed."""
+        raise MethodNotAllowed(exchange.scope["method"], self._allow)
 
 
 def bounds_for(caller: Caller, bounds: Bounds) -> Bounds:
     """Return the server's bounds, lowered to those of the caller's key."""
-    ceilings = caller.max_limits
-    if ceilings is None or ceilings.wall_s >= bounds.max_wall_s:
-        return bounds
-    return msgspec.structs.replace(bounds, max_wall_s=ceilings.wall_s)
+    return bounds if caller.max_limits is None else bounds.lowered_to(caller.max_limits)
 
 
 def check_origin(headers: dict[bytes, bytes], allowed: Sequence[str]) -> None:

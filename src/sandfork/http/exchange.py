@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sandfork.dialects.base import BodyTimeout, Reply, UnsupportedMedia
 from sandfork.engine.ids import mint_exec_id
 from sandfork.errors import InvalidRequest, PayloadTooLarge
 from sandfork.model import Caller
+
+if TYPE_CHECKING:
+    from sandfork.http.endpoints import Endpoint
 
 T = TypeVar("T")
 Message = MutableMapping[str, Any]
@@ -30,7 +33,10 @@ class ClientGone(Exception):  # it is no error: nobody is left to be told
 
 
 class Exchange:
-    """One HTTP request: what was asked, and the ways to answer. `caller` is NOBODY until identified."""
+    """One HTTP request: what was asked, and the ways to answer. `caller` is NOBODY until identified.
+
+    `chosen` is the endpoint that the one of its path passed it on to, if that was one of several.
+    """
 
     __slots__ = (
         "_body",
@@ -41,6 +47,7 @@ class Exchange:
         "_task",
         "_watcher",
         "caller",
+        "chosen",
         "dialect",
         "executed",
         "headers",
@@ -61,6 +68,7 @@ class Exchange:
         self.path: str = scope["path"]
         self.params: dict[str, str] = {}
         self.caller = NOBODY
+        self.chosen: Endpoint | None = None
         self.dialect = ""
         self.executed = False
         self._receive = receive

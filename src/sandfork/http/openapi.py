@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -10,7 +12,16 @@ from typing import Any
 
 import msgspec
 
-from sandfork.dialects.base import Dialect, ExecRoute, HealthRoute, Reply, Route
+from sandfork.dialects.base import (
+    Dialect,
+    ExecRoute,
+    HealthRoute,
+    LanguageRoute,
+    QueryRoute,
+    Reply,
+    Route,
+    UndecidedError,
+)
 
 JsonObject = dict[str, Any]
 
@@ -27,13 +38,22 @@ def openapi_document(spoken: Sequence[Spoken], title: str, version: str, languag
     """Return the document of some dialects, as an answer. `languages` are the names and aliases on offer."""
     paths: dict[str, JsonObject] = {}
     schemas: JsonObject = {}
+    everything = any(not each.prefix for each in spoken)
     for each in spoken:
         of_types, components = _schemas(each.dialect)
         _say_what_is_on_offer(components, languages)
         schemas.update(components)
         for route in each.dialect.routes:
-            operation = _operation(each, route, of_types)
-            paths.setdefault(each.prefix + route.path, {})[route.method.lower()] = operation
+            if not route.documented:
+                continue
+            method = route.method.lower()
+            paths.setdefault(each.prefix + route.path, {})[method] = _operation(each, route, of_types)
+            if each.prefix and route.at_root and everything:
+                at_root = paths.setdefault(route.path, {})
+                operation = _operation(each, route, of_types)
+                operation["operationId"] = f"root_{operation['operationId']}"
+                at_root[method] = operation if route.mark is None else _joined(at_root.get(method), operation)
+                schemas[UndecidedError.__name__] = _UNDECIDED
     document = {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version or "0", "description": spoken[0].dialect.description},
@@ -44,6 +64,24 @@ def openapi_document(spoken: Sequence[Spoken], title: str, version: str, languag
     return Reply(json.dumps(document).encode())
 
 
+def _joined(others: JsonObject | None, operation: JsonObject) -> JsonObject:
+    """Return the operation of a path that several dialects have: bodies and answers of any of them.
+
+    An error may also be one from before the dialect was known.
+    """
+    parts = {"requestBody": operation["requestBody"], **operation["responses"]}
+    for name, part in parts.items():
+        schemas = [part["content"]["application/json"]["schema"]]
+        if others is not None:
+            before = others["requestBody"] if name == "requestBody" else others["responses"].get(name)
+            schemas += before["content"]["application/json"]["schema"]["anyOf"] if before else []
+        elif name not in ("requestBody", "200"):
+            schemas.append({"$ref": f"#/components/schemas/{UndecidedError.__name__}"})
+        part["content"]["application/json"]["schema"] = {"anyOf": schemas}
+    return operation
+
+
+_UNDECIDED: JsonObject = msgspec.json.schema_components([UndecidedError])[1][UndecidedError.__name__]
 _SECURITY_SCHEMES: JsonObject = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -54,20 +92,26 @@ def _schemas(dialect: Dialect) -> tuple[dict[type[Any], JsonObject], JsonObject]
     """Return the schema of each wire type of a dialect, and the components they refer to, named after the dialect."""
     types: list[type[Any]] = [dialect.error_type]
     for route in dialect.routes:
-        types += [route.body_type] if isinstance(route, ExecRoute) else []
+        body_type = _body_type(route)
+        types += [body_type] if body_type is not None else []
         types += [route.reply_type] if route.reply_type is not None else []
     types = list(dict.fromkeys(types))
     template = f"#/components/schemas/{dialect.name}.{{name}}"
     schemas, components = msgspec.json.schema_components(types, ref_template=template)
     for wire_type, refinement in dialect.refinements.items():
-        components[wire_type.__name__].update(refinement)
+        components[wire_type.__name__].update(copy.deepcopy(dict(refinement)))
     named = {f"{dialect.name}.{name}": schema for name, schema in components.items()}
     return dict(zip(types, schemas, strict=True)), named
 
 
+def _body_type(route: Route) -> type[Any] | None:
+    return route.body_type if isinstance(route, ExecRoute | QueryRoute) else None
+
+
 def _say_what_is_on_offer(components: JsonObject, languages: Sequence[str]) -> None:
     """List the languages, and leave out the fields and values that are refused as not supported."""
-    for schema in components.values():
+    alternatives = [each for schema in components.values() for each in schema.get("oneOf", ())]
+    for schema in (*components.values(), *alternatives):
         properties: JsonObject = schema.get("properties", {})
         for name in [name for name, each in properties.items() if each.pop("x-unavailable", False)]:
             del properties[name]
@@ -81,9 +125,9 @@ def _say_what_is_on_offer(components: JsonObject, languages: Sequence[str]) -> N
 
 def _operation(spoken: Spoken, route: Route, of_types: dict[type[Any], JsonObject]) -> JsonObject:
     dialect = spoken.dialect
-    words = [dialect.name, route.method.lower(), *route.path.replace("{", "").replace("}", "").split("/")]
+    words = [dialect.name, route.method.lower(), *re.findall(r"[A-Za-z0-9_]+", route.path)]
     operation: JsonObject = {
-        "operationId": "_".join(word for word in words if word),
+        "operationId": "_".join(words).lower(),
         "summary": route.summary,
         "tags": [dialect.title],
         "responses": {"200": _success(route, of_types)},
@@ -96,10 +140,12 @@ def _operation(spoken: Spoken, route: Route, of_types: dict[type[Any], JsonObjec
     if isinstance(route, HealthRoute) and route.reply_type is not None:
         unready = _json(of_types[route.reply_type])
         operation["responses"]["503"] = {"description": "No template is ready.", "content": unready}
-    if isinstance(route, ExecRoute):
-        operation["security"] = [{}, {"bearer": []}, {"apiKey": []}]
+    body_type = _body_type(route)
+    if body_type is not None:
         examples = {e.summary: {"value": json.loads(e.request)} for e in route.examples if e.request}
-        operation["requestBody"] = {"required": True, "content": _json(of_types[route.body_type], examples)}
+        operation["requestBody"] = {"required": True, "content": _json(of_types[body_type], examples)}
+    if isinstance(route, ExecRoute | QueryRoute | LanguageRoute):
+        operation["security"] = [{}, {"bearer": []}, {"apiKey": []}]
         for status in dialect.error_statuses:
             content = _json(of_types[dialect.error_type])
             operation["responses"][str(status)] = {"description": HTTPStatus(status).phrase, "content": content}

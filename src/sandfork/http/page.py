@@ -1,18 +1,35 @@
-"""The page to try the service from a browser: one file of our own, nothing fetched from elsewhere."""
+"""The pages to try the service from a browser: files of our own, nothing fetched from elsewhere."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from sandfork.dialects.base import Reply
 
+NO_CHANGES: Mapping[bytes, bytes] = MappingProxyType({})
+
 
 def try_it_page() -> Reply:
-    """Return the page. Its policy lets only its own script and style run, and only this server be called."""
-    page = Path(__file__).with_name("page.html").read_bytes()
+    """Return the page that runs programs by our own API."""
+    return _page("page.html")
+
+
+def reference_page(document: str) -> Reply:
+    """Return the page that shows the OpenAPI document at the path `document` and sends its requests."""
+    return _page("reference.html", {b"{{document}}": html.escape(document).encode()})
+
+
+def _page(name: str, changes: Mapping[bytes, bytes] = NO_CHANGES) -> Reply:
+    """Return a page whose policy lets only its own script and style run, and only this server be called."""
+    page = Path(__file__).with_name(name).read_bytes()
+    for mark, text in changes.items():
+        page = page.replace(mark, text)
     script = _hash_of(rb"<script>(.*?)</script>", page)
     style = _hash_of(rb"<style>(.*?)</style>", page)
     policy = (

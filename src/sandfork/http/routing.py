@@ -22,11 +22,15 @@ class _Shape(Generic[E]):
 
 @dataclass(frozen=True, slots=True)
 class Found(Generic[E]):
-    """An endpoint and the parts of its path, or `allow`: the methods the path answers to, when it is another."""
+    """An endpoint and the parts of its path.
+
+    When the path answers to other methods only, `allow` lists them and `beside` is the endpoint of one.
+    """
 
     endpoint: E | None
     params: dict[str, Any]
     allow: tuple[str, ...] = ()
+    beside: E | None = None
 
 
 class RouteTable(Generic[E]):
@@ -73,7 +77,10 @@ class RouteTable(Generic[E]):
 
 def _found(methods: dict[str, E], method: str, params: dict[str, Any]) -> Found[E]:
     endpoint = methods.get(method)
-    return Found(endpoint, params, () if endpoint is not None else tuple(sorted(methods)))
+    if endpoint is not None:
+        return Found(endpoint, params)
+    allow = tuple(sorted(methods))
+    return Found(None, params, allow, methods[allow[0]])
 
 
 def normalised(path: str) -> str:

@@ -1,0 +1,322 @@
+"""Runner's API: languages, execute, and the lists of images and snapshots.
+
+What its document leaves open: a run that times out is 200 with exit code 124, and `Execution timed out` ends its
+stderr; durations are milliseconds with at most two decimals; a timeout above the server's maximum is lowered to it; an
+unknown language is 404 where the path names it and 400 where the body does. It asks for no key itself, and here for one
+where the server has any.
+
+This server makes neither images nor snapshots: the lists are empty, and asking for one to be made is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import msgspec
+from msgspec import Meta
+
+from sandfork.dialects.base import (
+    LANGUAGE,
+    Answer,
+    Ask,
+    Bounds,
+    Dialect,
+    Example,
+    ExecRoute,
+    HealthRoute,
+    LanguageRoute,
+    LanguageState,
+    NoSuchLanguage,
+    QueryRoute,
+    RawRequest,
+    Reply,
+    Route,
+    ServiceHealth,
+    error_headers,
+    public_message,
+    status_of,
+)
+from sandfork.dialects.fields import check_code, decode_body, milliseconds, shown, text, with_last_line
+from sandfork.errors import InvalidRequest, NotSupported, SandforkError, UnknownLanguage
+from sandfork.model import ExecRequest, ExecResult, LimitsOverride, Outcome, Snippet
+
+TIMED_OUT = 124
+NAMES = {"node": "nodejs"}
+"""What this API calls a language, where the catalogue calls it otherwise."""
+
+
+class ExecBody(msgspec.Struct, frozen=True):
+    """A program to run."""
+
+    language: Annotated[str, Meta(description="Programming language.", extra_json_schema=LANGUAGE)]
+    code: Annotated[str, Meta(description="Source code to execute.")]
+    timeout: Annotated[int, Meta(ge=1, description="Seconds; lowered to the server's maximum.")] = 30
+
+
+class ExecReply(msgspec.Struct, frozen=True):
+    """What came of it; times such as `45.2ms`."""
+
+    stdout: str
+    stderr: str
+    exit_code: int
+    load_time: Annotated[str, Meta(description="From leaving the queue to the program's start.")]
+    exec_time: str
+
+
+class HealthReply(msgspec.Struct, frozen=True):
+    """Whether the service can run programs."""
+
+    status: str
+    version: str
+
+
+class LanguageReply(msgspec.Struct, frozen=True):
+    """A language, and whether it can be run on this server."""
+
+    name: str
+    extension: str
+    installed: bool
+    aliases: list[str]
+
+
+class LanguagesReply(msgspec.Struct, frozen=True):
+    """All languages the server knows; `count` is the number of those it can run."""
+
+    languages: list[LanguageReply]
+    count: int
+
+
+class LanguageDetails(LanguageReply, frozen=True):
+    """A language in full. In the commands `{file}` is the program's text; `image_size` is in bytes."""
+
+    version: str | None
+    run_command: str
+    compile_command: str | None
+    image_size: int | None
+
+
+class RootfsReply(msgspec.Struct, frozen=True):
+    """Root file system images."""
+
+    rootfs: list[str]
+
+
+class SnapshotsReply(msgspec.Struct, frozen=True):
+    """Snapshots."""
+
+    snapshots: list[str]
+
+
+class BuildBody(msgspec.Struct, frozen=True):
+    """An image or a snapshot to make."""
+
+    language: str
+
+
+class ErrorReply(msgspec.Struct, frozen=True):
+    """Why a request was refused."""
+
+    error: str
+
+
+_exec_body = msgspec.json.Decoder(ExecBody)
+_build_body = msgspec.json.Decoder(BuildBody)
+_encode = msgspec.json.Encoder().encode
+
+
+def parse_exec(raw: RawRequest, bounds: Bounds) -> Ask:
+    """Read one run. *Raises* InvalidRequest."""
+    body = decode_body(_exec_body, raw.body)
+    if not body.language:
+        raise InvalidRequest("language", "is required")
+    code = check_code(body.code, "code", bounds.max_code_bytes)
+    wall_s = float(min(body.timeout, bounds.max_wall_s))
+    return Ask((ExecRequest(program=Snippet(body.language, code), limits=LimitsOverride(wall_s=wall_s)),))
+
+
+def render_exec(ask: Ask, answers: Sequence[Answer], request_id: str) -> Reply:
+    """Answer one run."""
+    result = answers[0]
+    assert isinstance(result, ExecResult)  # no error of ours is a result here
+    timed_out = result.outcome is Outcome.TIMED_OUT
+    return Reply(
+        _encode(
+            ExecReply(
+                text(result.stdout),
+                with_last_line(result.stderr, "Execution timed out") if timed_out else text(result.stderr),
+                TIMED_OUT if timed_out else result.status,
+                duration(result.timings.fork_s),
+                duration(result.timings.exec_s),
+            )
+        )
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a span of time as text: 125ms, 0.75ms."""
+    return f"{milliseconds(seconds):.2f}".rstrip("0").rstrip(".") + "ms"
+
+
+def render_languages(raw: RawRequest, languages: Sequence[LanguageState]) -> Reply:
+    """List the languages."""
+    listed = [
+        LanguageReply(public_name(each), each.extension, each.runnable, list(other_names(each))) for each in languages
+    ]
+    return Reply(_encode(LanguagesReply(listed, sum(each.installed for each in listed))))
+
+
+def select_language(raw: RawRequest, languages: Sequence[LanguageState]) -> LanguageState:
+    """Return the language that the path names. *Raises* NoSuchLanguage."""
+    name = raw.params["lang"]
+    for each in languages:
+        if name in (each.name, *each.aliases):
+            return each
+    raise NoSuchLanguage(f"language not found: {shown(name)}")
+
+
+def render_language(language: LanguageState) -> Reply:
+    """Tell one language; there are no images yet, so there is no size, and no language here is compiled first."""
+    details = LanguageDetails(
+        public_name(language),
+        language.extension,
+        language.runnable,
+        list(other_names(language)),
+        language.version,
+        " ".join(language.run),
+        None,
+        None,
+    )
+    return Reply(_encode(details))
+
+
+def public_name(language: LanguageState) -> str:
+    """Return what this API calls a language."""
+    return NAMES.get(language.name, language.name)
+
+
+def other_names(language: LanguageState) -> list[str]:
+    """Return what else it may be called."""
+    return [name for name in (language.name, *language.aliases) if name != public_name(language)]
+
+
+def render_no_rootfs(raw: RawRequest, languages: Sequence[LanguageState]) -> Reply:
+    """List no images, neither local nor remote ones."""
+    return Reply(_encode(RootfsReply([])))
+
+
+def render_no_snapshots(raw: RawRequest, languages: Sequence[LanguageState]) -> Reply:
+    """List no snapshots, neither local nor remote ones."""
+    return Reply(_encode(SnapshotsReply([])))
+
+
+def refuse_rootfs(raw: RawRequest, languages: Sequence[LanguageState]) -> Reply:
+    """Refuse to make an image. *Raises* NotSupported, and InvalidRequest or UnknownLanguage before."""
+    _refuse_build(raw, languages, "rootfs images are not built on this server: programs see its own /usr, read-only")
+
+
+def refuse_snapshot(raw: RawRequest, languages: Sequence[LanguageState]) -> Reply:
+    """Refuse to make a snapshot. *Raises* NotSupported, and InvalidRequest or UnknownLanguage before."""
+    _refuse_build(raw, languages, "snapshots are not made on this server: every run is forked from a warm template")
+
+
+def _refuse_build(raw: RawRequest, languages: Sequence[LanguageState], reason: str) -> NoReturn:
+    name = decode_body(_build_body, raw.body).language
+    if not any(name in (each.name, *each.aliases) for each in languages):
+        raise UnknownLanguage(name)
+    raise NotSupported(reason)
+
+
+def render_health(health: ServiceHealth) -> Reply:
+    """Answer 200 when a template is ready, else 503."""
+    if health.ready:
+        return Reply(_encode(HealthReply("healthy", health.version)))
+    return Reply(_encode(HealthReply("unhealthy", health.version)), 503)
+
+
+def render_error(error: SandforkError, request_id: str) -> Reply:
+    """Answer an error: its status and one sentence."""
+    message = public_message(error)
+    if isinstance(error, UnknownLanguage):
+        message = f"language not found: {shown(error.name)}"
+    return Reply(_encode(ErrorReply(message)), status_of(error), headers=error_headers(error))
+
+
+_EXEC_EXAMPLES = (
+    Example(
+        "Hello",
+        b'{"language": "python", "code": "print(\\"Hello World!\\")", "timeout": 30}',
+        b'{"stdout": "Hello World!\\n", "stderr": "", "exit_code": 0, "load_time": "125ms", "exec_time": "45ms"}',
+    ),
+    Example("A sum", b'{"language": "python", "code": "print(sum(range(100)))"}'),
+    Example("JavaScript", b'{"language": "nodejs", "code": "console.log(Array.from({length:10},(_,i)=>i*i))"}'),
+)
+
+
+def _build_routes() -> tuple[Route, ...]:
+    lists: list[Route] = []
+    kinds = (
+        ("/api/v1/rootfs", "rootfs", RootfsReply, render_no_rootfs, refuse_rootfs),
+        ("/api/v1/snapshots", "snapshot", SnapshotsReply, render_no_snapshots, refuse_snapshot),
+    )
+    for path, what, reply_type, render, refuse in kinds:
+        lists.append(
+            QueryRoute(path=path, summary=f"List {what} images", render=render, reply_type=reply_type, at_root=True)
+        )
+        lists.append(
+            QueryRoute(
+                method="POST",
+                path=path,
+                summary=f"Create a {what} image",
+                render=refuse,
+                body_type=BuildBody,
+                at_root=True,
+                documented=False,
+            )
+        )
+    return tuple(lists)
+
+
+DIALECT = Dialect(
+    name="runner",
+    title="Runner",
+    prefix="/runner",
+    routes=(
+        ExecRoute(
+            path="/api/v1/execute",
+            summary="Execute code",
+            parse=parse_exec,
+            render=render_exec,
+            body_type=ExecBody,
+            reply_type=ExecReply,
+            examples=_EXEC_EXAMPLES,
+            at_root=True,
+        ),
+        QueryRoute(
+            path="/api/v1/languages",
+            summary="List supported languages",
+            render=render_languages,
+            reply_type=LanguagesReply,
+            at_root=True,
+        ),
+        LanguageRoute(
+            path="/api/v1/languages/{lang}",
+            summary="Get language details",
+            select=select_language,
+            render=render_language,
+            reply_type=LanguageDetails,
+            at_root=True,
+        ),
+        *_build_routes(),
+        HealthRoute(
+            path="/health",
+            summary="Health check",
+            render=render_health,
+            reply_type=HealthReply,
+            examples=(Example("Healthy", reply=b'{"status": "healthy", "version": "1.0.0"}'),),
+        ),
+    ),
+    render_error=render_error,
+    error_type=ErrorReply,
+    description="Execute code in isolation, by language.",
+)
