@@ -14,6 +14,7 @@ import signal
 import socket
 import stat
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -144,7 +145,9 @@ def _start(
     raise TierUnavailable(f"the process that makes sandboxes did not come up (exit status {status}); it says why above")
 
 
-def choose_uids(settings: LaunchSettings, instance: int) -> tuple[int, int]:
+def choose_uids(
+    settings: LaunchSettings, instance: int, is_ours: Callable[[int, int], bool] = is_ours_to_give
+) -> tuple[int, int]:
     """Return the first uid of an instance and how many it has. *Raises* TierUnavailable when they are not ours to give.
 
     Only the range that is there without configuration gives way to a smaller one.
@@ -153,7 +156,7 @@ def choose_uids(settings: LaunchSettings, instance: int) -> tuple[int, int]:
     if settings.uid_base == _UID_BASE:
         ranges.append((_FEW_UIDS_BASE + instance * _FEW_UIDS_COUNT, _FEW_UIDS_COUNT))
     for first, count in ranges:
-        if is_ours_to_give(first, count):
+        if is_ours(first, count):
             return first, count
     first, count = ranges[-1]
     raise TierUnavailable(

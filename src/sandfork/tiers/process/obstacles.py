@@ -14,6 +14,7 @@ from pathlib import Path
 _ANSWER_S = 10.0
 _CGROUPS = Path("/sys/fs/cgroup")
 _APPARMOR = Path("/proc/self/attr/current")
+_SETTINGS = Path("/proc/sys")
 
 #: Settings of the host that keep plain users from user namespaces, the value that does so, and the one that helps.
 _USER_NAMESPACES = (
@@ -87,7 +88,7 @@ def _host_settings() -> str:
         return ""
     wrong = []
     for name, bad, good in _USER_NAMESPACES:
-        path = Path("/proc/sys") / name.replace(".", "/")
+        path = _SETTINGS / name.replace(".", "/")
         if path.exists() and path.read_text().strip() == bad:
             wrong.append(f"sysctl -w {name}={good}")
     return " and ".join(wrong)
