@@ -551,3 +551,13 @@ DIFFERENCES = {
     "a faulthandler dump": "in Python 3.11 it walks every frame, those of the zygote below the program's too",
     "the name of the process": "its command line is the zygote's, which was started before the program was known",
 }
+
+#: What tells of its surroundings: a sandbox is meant to differ from the host in them.
+SURROUNDINGS = (
+    "bytecode of an own module",  # lists the work directory, which holds .tmp and .shm in a sandbox
+    "who am I",
+    "limits of resources",
+    "the user",
+    "no way to the network",
+    "a unix socket pair",  # prints the name of the host
+)

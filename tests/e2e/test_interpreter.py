@@ -1,17 +1,20 @@
 """A program in a sandbox sees what it would see in a plain run: same stdout, stderr and exit status, byte for byte.
 
 The control is the plain interpreter, started anew on the same file in a sandbox of its own, so that everything but the
-way the interpreter came to be is the same.
+way the interpreter came to be is the same. What does not depend on the surroundings must be the same on the host, too.
 """
 
 from __future__ import annotations
 
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from sandfork.model import Limits, Step
-from tests.e2e.interpreter_programs import DIFFERENCES, PROGRAMS
+from tests.e2e.interpreter_programs import DIFFERENCES, PROGRAMS, SURROUNDINGS
+from tests.e2e.node_programs import BASH, NODE, NODE_DIFFERENCES
 from tests.support.process import Ran, Tape, Workbench
 
 LIMITS = Limits(wall_s=20, pids=64)
@@ -35,10 +38,15 @@ def encoded(text: str) -> bytes:
     return text.encode("latin-1") if "latin-1" in text else text.encode("utf-8", "surrogateescape")
 
 
-async def run_plain(workbench: Workbench, code: bytes) -> Ran:
+async def run_plain(
+    workbench: Workbench,
+    code: bytes,
+    argv: tuple[str, ...] = ("/usr/bin/python3", "/sandbox/main.py"),
+    file_name: str = "main.py",
+) -> Ran:
     """Run the file with an interpreter that is started for it, in a cell of its own."""
     sandbox, tape = await workbench.fork("command"), Tape()
-    step = Step(("/usr/bin/python3", "/sandbox/main.py"), "main.py", code, env=ENVIRONMENT, stdin=STDIN)
+    step = Step(argv, file_name, code, env=ENVIRONMENT, stdin=STDIN)
     try:
         end = await sandbox.exec(step, LIMITS, tape)
     finally:
@@ -55,3 +63,43 @@ def test_a_program_in_a_sandbox_does_what_it_does_in_a_plain_run(workbench: Work
         assert told(forked) != told(plain), "this difference is gone: the program belongs to the others"
     else:
         assert told(forked) == told(plain)
+
+
+@pytest.mark.parametrize("name", NODE)
+def test_a_node_program_in_a_sandbox_does_what_it_does_in_a_plain_run(workbench: Workbench, name: str) -> None:
+    code = NODE[name].encode()
+    plain = workbench.wait(run_plain(workbench, code, ("/usr/bin/node", "/sandbox/main.js"), "main.js"))
+    parked = workbench.run(code, "node", limits=LIMITS, env=ENVIRONMENT, stdin=STDIN)
+    if name in NODE_DIFFERENCES:
+        assert told(parked) != told(plain), "this difference is gone: the program belongs to the others"
+    else:
+        assert told(parked) == told(plain)
+
+
+def run_on_host(argv: list[str], name: str, code: bytes, directory: Path) -> tuple[bytes, bytes, int]:
+    """Run a program outside of any sandbox, in a directory that stands for the work directory."""
+    (directory / name).write_bytes(code)
+    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/sandbox", "USER": "sandbox", "LANG": "C.UTF-8"}
+    done = subprocess.run(
+        [*argv, str(directory / name)], cwd=directory, env=environment | dict(ENVIRONMENT), input=STDIN,
+        capture_output=True, check=False,
+    )  # fmt: skip
+    here = str(directory).encode()
+    out, err = (same_every_run(text.replace(here, b"/sandbox")) for text in (done.stdout, done.stderr))
+    return out, err, done.returncode
+
+
+@pytest.mark.parametrize("name", BASH)
+def test_a_bash_program_in_a_sandbox_does_what_it_does_outside(workbench: Workbench, name: str, tmp_path: Path) -> None:
+    code = BASH[name].encode()
+    outside = run_on_host(["/bin/bash"], "main.sh", code, tmp_path)
+    inside = workbench.run(code, "command", limits=LIMITS, env=ENVIRONMENT, stdin=STDIN)
+    assert told(inside) == outside
+
+
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if name not in SURROUNDINGS and name not in DIFFERENCES])
+def test_a_program_in_a_sandbox_does_what_it_does_outside(workbench: Workbench, name: str, tmp_path: Path) -> None:
+    code = encoded(PROGRAMS[name])
+    outside = run_on_host(["/usr/bin/python3"], "main.py", code, tmp_path)
+    inside = workbench.run(code, limits=LIMITS, env=ENVIRONMENT, stdin=STDIN)
+    assert told(inside) == outside

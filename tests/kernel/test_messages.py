@@ -117,3 +117,10 @@ def test_every_constant_of_the_header_that_python_could_need_is_compared() -> No
     defined = set(re.findall(r"^(?:#define|   ) ((?:FRAME|REQ|EV|KIND)_\w+)", HEADER.read_text(), re.MULTILINE))
     assert defined
     assert defined <= set(CONSTANTS)
+
+
+def test_what_runs_in_the_guest_knows_the_same_descriptors(header: dict[str, int]) -> None:
+    numbers = dict(re.findall(r"^#define (\w*CTL_FD) (\d+)", HEADER.read_text(), re.MULTILINE))
+    guest = PACKAGE / "guest"
+    assert f"\nCTL = {numbers['CTL_FD']}\n" in (guest / "zygote.py").read_text()
+    assert f"\nconst CTL = {numbers['PARK_CTL_FD']};" in (guest / "park_node.js").read_text()

@@ -1,14 +1,16 @@
 'use strict';
-// A booted node that waits for its program. Runs confined, with ctl on descriptor 63; says READY, blocks on RUN, becomes
-// `node main.js`. The exit handler that sends END keeps itself last, so that whatever the program prints at its end is in
-// the pipes before.
+// A node that is booted and waits for its program: `node --require park_node.js main.js`. Node runs this before the main
+// file is there; it runs confined, with ctl on descriptor 15, says READY, blocks on RUN, writes the main file and gets out
+// of the way, so that node itself runs the program as it runs any.
+//
+// END is said when nothing more can be printed: after the listeners of 'exit'. A node that dies of an exception prints it
+// after that, so then nothing is said; the kernel's word, which follows, is enough.
 const fs = require('fs');
-const Module = require('module');
-const CTL = 63;
+const CTL = 15; // node keeps its children from inheriting what it found open up to here
 
 function send(kind, body) {
   const head = Buffer.alloc(8);
-  head[0] = kind;
+  head[0] = kind.charCodeAt(0);
   head.writeUInt32LE(body.length, 4);
   fs.writeSync(CTL, Buffer.concat([head, body]));
 }
@@ -26,14 +28,13 @@ function readExactly(size) {
 function readRun() {
   const head = readExactly(8);
   const body = readExactly(head.readUInt32LE(4));
-  const run = { argv: [], env: [], file: 'main.js', code: Buffer.alloc(0) };
+  const run = { argv: [], env: [], code: Buffer.alloc(0) };
   for (let at = 0; at + 8 <= body.length; ) {
     const tag = String.fromCharCode(body[at]);
     const value = body.subarray(at + 8, at + 8 + body.readUInt32LE(at + 4));
     at += 8 + value.length;
     if (tag === 'a') run.argv.push(value.toString('utf8', 0, value.length - 1));
     else if (tag === 'e') run.env.push(value.toString('utf8', 0, value.length - 1));
-    else if (tag === 'f') run.file = value.toString('utf8', 0, value.length - 1);
     else if (tag === 'c') run.code = value;
   }
   return run;
@@ -44,38 +45,67 @@ function rehearse() {
   fs.writeFileSync(path, 'exports.sum = [1, 2].map((n) => n * 2).join();\n');
   require(path);
   delete require.cache[path];
+  module.children.pop();
   fs.unlinkSync(path);
   // The streams are made on first use, which costs more than a short program.
   void process.stdout.writable;
   void process.stderr.writable;
 }
 
-rehearse();
-send('!'.charCodeAt(0), Buffer.alloc(0));
-const run = readRun();
-for (const pair of run.env) {
-  const cut = pair.indexOf('=');
-  process.env[pair.slice(0, cut)] = pair.slice(cut + 1);
+// Say END where the program's end can be seen: when process.exit leaves, and when 'exit' was emitted to all who listen.
+// A listener of our own would be one that the program can see, and not the last.
+function sayEnd() {
+  const { reallyExit, emit, _fatalException: fatalException } = process;
+  const ready = process.hrtime.bigint();
+  const now = process.hrtime.bigint;
+  let dying = 0;
+
+  function end(code) {
+    const status = Number(process.exitCode ?? code ?? 0) & 0xff;
+    const body = Buffer.alloc(24);
+    body.writeInt32LE(status, 0);
+    body.writeBigUInt64LE(ready, 8);
+    body.writeBigUInt64LE(now(), 16);
+    try {
+      send('E', body);
+    } catch {
+      return; // the program closed what it did not open
+    }
+    reallyExit.call(process, status);
+  }
+  process.reallyExit = function (code) {
+    if (!dying) end(code);
+    return reallyExit.call(process, code);
+  };
+  process._fatalException = function (...args) {
+    dying += 1;
+    const handled = fatalException.apply(this, args);
+    dying -= 1;
+    return handled;
+  };
+  function emitThenEnd(name, ...args) {
+    const heard = emit.call(this, name, ...args);
+    if (name === 'exit' && this === process && !dying) end(args[0]);
+    return heard;
+  }
+  Object.defineProperty(emitThenEnd, 'name', { value: 'emit' });
+  Object.defineProperty(process, 'emit', { value: emitThenEnd, configurable: true, writable: true });
 }
-const path = run.file.startsWith('/') ? run.file : process.cwd() + '/' + run.file;
-fs.writeFileSync(path, run.code);
-process.argv = [process.execPath, path, ...run.argv.slice(2)];
-const ready = process.hrtime.bigint();
-process.on('exit', function ending(code) {
-  // We registered first, so we are called first: run what the program registered, say END last, and leave at once.
-  for (const listener of process.rawListeners('exit')) {
-    if (listener !== ending) listener.call(process, process.exitCode ?? code);
+
+function park() {
+  rehearse();
+  send('!', Buffer.alloc(0));
+  const run = readRun();
+  for (const pair of run.env) {
+    const cut = pair.indexOf('=');
+    process.env[pair.slice(0, cut)] = pair.slice(cut + 1);
   }
-  const status = Number(process.exitCode ?? code) & 0xff;
-  const end = Buffer.alloc(24);
-  end.writeInt32LE(status, 0);
-  end.writeBigUInt64LE(ready, 8);
-  end.writeBigUInt64LE(process.hrtime.bigint(), 16);
-  try {
-    send('E'.charCodeAt(0), end);
-  } catch {
-    // Closed by the program: the exit status, which follows, tells the server.
-  }
-  process.reallyExit(status);
-});
-Module.runMain();
+  fs.writeFileSync(process.argv[1], run.code);
+  process.argv.push(...run.argv.slice(2));
+  process.execArgv = [];
+  sayEnd();
+}
+
+delete require.cache[__filename];
+// A worker of the program takes node's options, this one too.
+if (require('worker_threads').isMainThread) park();

@@ -246,6 +246,8 @@ struct profile {
 
 #define PROFILE_KEEP_GROUPS 1u /* an unprivileged start may not call setgroups: the kernel forbids it to single-uid maps */
 
+/* Where a parked interpreter finds ctl: libuv closes what it finds up to here in the children that it makes. */
+#define PARK_CTL_FD 15
 #define CTL_FD 63 /* high enough not to disturb the program's numbering, low enough for the embedded fd table */
 #define SANDBOX_UID 1000
 #define BPF_MAX 2048

@@ -220,8 +220,8 @@ static __attribute__((noreturn)) void native_zygote(const struct confinement *c,
         SYS(exit_group, 0);
     if (req->kind == KIND_NONE)
         program_main(CTL_FD);
-    SYS(fcntl, CTL_FD, 2 /* F_SETFD */, 0);
-    r = SYS(execve, program.argv[0], program.argv, program.env);
+    if ((r = SYS(dup3, CTL_FD, PARK_CTL_FD, 0)) >= 0)
+        r = SYS(execve, program.argv[0], program.argv, program.env);
     child_fail(CTL_FD, STEP_EXEC, r);
 }
 

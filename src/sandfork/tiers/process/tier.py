@@ -34,6 +34,7 @@ from sandfork.tiers.process.warden import Warden
 _LOG = logging.getLogger("sandfork.tier")
 _KINDS = {TemplateKind.FORK: m.Kind.FORK, TemplateKind.PARK: m.Kind.PARK, TemplateKind.NONE: m.Kind.NONE}
 _PARK_SCRIPT = "/run/sandfork/park_node.js"
+_PARK_MAIN = "main.js"  # in the work directory; written when the program is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +221,7 @@ class ProcessTier:
             files = (settings.guest / "zygote.py", settings.native / "zygote.so", settings.guest / "plain.py")
         elif kind is m.Kind.PARK:
             script = settings.guest / "park_node.js" if self._launched.reduced else _PARK_SCRIPT
-            argv = (language.interpreter, str(script))
+            argv = (language.interpreter, "--require", str(script), _PARK_MAIN)
         return TemplateSpec(
             key=language.key,
             kind=kind,
