@@ -29,18 +29,18 @@ def tail(guest: GuestRun) -> str:
     return guest.console[-4000:]
 
 
-@pytest.mark.parametrize("name", names_inside())
+@pytest.mark.parametrize("name", names_inside(), ids=lambda name: name.partition("::")[2])
 def test_inside_the_guest(name: str, guest: GuestRun) -> None:
     verdicts = guest.verdicts.get(name, [])
-    assert verdicts, f"the guest never ran it:\n{tail(guest)}"
+    assert verdicts, "the guest never ran it; the test of its end shows its console"
     for verdict in verdicts:
         assert verdict.outcome == "passed", verdict.text
 
 
 def test_the_guest_ran_to_its_end_and_powered_itself_off(guest: GuestRun) -> None:
     assert guest.in_time, tail(guest)
+    assert guest.verdicts.keys() == set(names_inside()), tail(guest)
     assert guest.ended is not None, tail(guest)
-    assert guest.verdicts.keys() == set(names_inside())
     assert "Power down" in guest.console
 
 

@@ -20,21 +20,21 @@ def _say(**verdict: object) -> None:
         os.close(fd)
 
 
+def _say_how(report: pytest.TestReport | pytest.CollectReport, seconds: float) -> None:
+    name = report.nodeid.removeprefix("app/")
+    _say(test=name, outcome=report.outcome, seconds=seconds, text=report.longreprtext)
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Tell of the test itself, and of whatever else did not pass."""
     if report.when == "call" or not report.passed:
-        _say(
-            test=report.nodeid.removeprefix("app/"),
-            outcome=report.outcome,
-            seconds=report.duration,
-            text=report.longreprtext,
-        )
+        _say_how(report, report.duration)
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
     """Tell of a file that could not be imported."""
     if not report.passed:
-        _say(test=report.nodeid, outcome=report.outcome, seconds=0.0, text=report.longreprtext)
+        _say_how(report, 0.0)
 
 
 def pytest_sessionfinish(exitstatus: int) -> None:
