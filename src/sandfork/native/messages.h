@@ -3,7 +3,7 @@
  *
  *   server  <-- SEQPACKET -->  warden   struct request / struct event, descriptors by SCM_RIGHTS
  *   cell     -- SEQPACKET -->  zygote   struct fork_order + descriptors: "fork a child into me"
- *   zygote   -- SEQPACKET -->  warden   struct fork_report: pid of the child, or the zygote is ready
+ *   child    -- SEQPACKET -->  warden   struct fork_report: born; or a zygote: ready, or none could be made
  *   server  <-- stream     -->  child   frames (ctl): READY, RUN, END, FAIL
  *   server  <-- stream     -->  cell    frames (agent): file transfer
  *
@@ -114,10 +114,13 @@ enum { ORDER_CELL, ORDER_CTL, ORDER_STDIN, ORDER_STDOUT, ORDER_STDERR, ORDER_CGR
 #define REPORT_READY 0xffffffffu /* slot of a zygote's first report; pid is its own, step its resident memory in KB */
 #define REPORT_GARBLED 0xfffffffeu
 
-/* An order without descriptors is a marker: it is answered by -EPROTO, after all that was sent before it. */
+/*
+ * Said by a child of itself as its first act (the kernel tells the warden its pid), or by a zygote that could make none.
+ * An order without descriptors is a marker: it is answered by -EPROTO, after all that was sent before it.
+ */
 struct fork_report {
     uint32_t slot;
-    int32_t pid; /* or -errno */
+    int32_t pid; /* a cell's or zygote's -errno, else not negative */
     uint32_t step;
 };
 

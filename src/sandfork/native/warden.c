@@ -62,7 +62,7 @@ static struct confinement profiles[PROFILES_MAX];
 static struct root roots[ROOTS_MAX];
 static struct zygote zygotes[ZYGOTES_MAX];
 static uint16_t slot_zygote[SLOTS_MAX];
-static uint8_t slot_pending[SLOTS_MAX]; /* the zygote has not answered yet */
+static uint8_t slot_pending[SLOTS_MAX]; /* no child was born and no zygote has refused yet */
 static uint8_t slot_marker[SLOTS_MAX];  /* a marker order is on its way */
 /* The limits wanted for a process that cannot lower its own rlimits and whose pid is not told yet; `cpu_s` 0: none. */
 static struct limits slot_wanted[SLOTS_MAX];
@@ -378,6 +378,23 @@ static void slot_settle(uint32_t id)
     tell(&ev);
 }
 
+/*
+ * Nobody has answered for this slot's order yet: a child may be on its way into the cell. The answer to a marker, sent
+ * behind the order, says that it is not on its way any more; then the cell's death takes whatever came of it along.
+ */
+static void send_marker(uint32_t id)
+{
+    struct fork_order marker = {.slot = id};
+    struct zygote *z = &zygotes[slot_zygote[id]];
+    struct sf_iovec iov = {&marker, sizeof marker};
+    struct sf_msghdr msg = {.iov = &iov, .iovlen = 1};
+    if (slot_marker[id])
+        return;
+    slot_marker[id] = 1;
+    if (!z->orders || SYS(sendmsg, z->orders, &msg, SF_MSG_NOSIGNAL | SF_MSG_DONTWAIT) != sizeof marker)
+        SYS(kill, z->pid, SF_SIGKILL); /* retired or stuck: its death settles the slot */
+}
+
 static void handle_close(uint32_t id)
 {
     if (id >= SLOTS_MAX || host.slots[id].state == SLOT_CLOSING)
@@ -389,8 +406,9 @@ static void handle_close(uint32_t id)
     }
     struct slot *s = &host.slots[id];
     s->state = SLOT_CLOSING;
-    /* While the zygote has not answered, a child may still be on its way into this cell: it goes first. */
-    if (s->cell && !slot_pending[id])
+    if (slot_pending[id])
+        send_marker(id);
+    else if (s->cell)
         SYS(kill, s->cell, SF_SIGKILL);
     slot_settle(id);
 }
@@ -501,8 +519,6 @@ static void handle_request(void)
 
 /* --- what the children say --- */
 
-static void claim_early_death(uint32_t id);
-
 static void zygote_ready(int32_t pid, uint32_t resident)
 {
     for (uint32_t i = 0; i < ZYGOTES_MAX; i++)
@@ -513,41 +529,52 @@ static void zygote_ready(int32_t pid, uint32_t resident)
         }
 }
 
-static void handle_report(const struct fork_report *rep)
+static void handle_report(const struct fork_report *rep, int32_t sender)
 {
     if (rep->slot == REPORT_READY)
-        return zygote_ready(rep->pid, rep->step);
+        return zygote_ready(sender, rep->step);
     if (rep->slot >= SLOTS_MAX)
         return;
     uint32_t id = rep->slot;
     struct slot *s = &host.slots[id];
-    if (rep->step == STEP_ORDER && rep->pid == -EPROTO && slot_marker[id]) {
+    slot_pending[id] = 0;
+    if (rep->pid < 0 && rep->step == STEP_ORDER && slot_marker[id]) {
         slot_marker[id] = 0;
-        slot_pending[id] = 0;
+    } else if (rep->pid < 0) {
+        spawn_failed(id, rep->step, rep->pid);
     } else {
-        slot_pending[id] = 0;
-        if (rep->pid > 0)
-            s->user = rep->pid;
-        else
-            spawn_failed(id, rep->step, rep->pid);
+        s->user = sender;
         if (s->state == SLOT_FORKING)
             s->state = SLOT_LIVE;
-        if (rep->pid > 0)
-            claim_early_death(id);
-        if (s->state == SLOT_CLOSING && s->cell)
-            SYS(kill, s->cell, SF_SIGKILL);
     }
+    if (s->state == SLOT_CLOSING && s->cell)
+        SYS(kill, s->cell, SF_SIGKILL);
     if (slot_wanted[id].cpu_s)
         limit_from_outside(id);
     slot_settle(id);
 }
 
+/* Receive a report and who sent it: the kernel puts its pid, as we know it, beside the message. */
+static long recv_report(struct fork_report *rep, int32_t *sender)
+{
+    struct {
+        struct sf_cmsghdr head;
+        int32_t pid;
+        uint32_t uid, gid;
+    } control = {0};
+    struct sf_iovec iov = {rep, sizeof *rep};
+    struct sf_msghdr msg = {.iov = &iov, .iovlen = 1, .control = &control, .controllen = sizeof control};
+    long r = SYS(recvmsg, reports_in, &msg, SF_MSG_DONTWAIT);
+    *sender = control.pid;
+    return r;
+}
+
 static void drain_reports(void)
 {
     struct fork_report rep;
-    int fds[FDS_MAX], nfds;
-    while (recv_fds(reports_in, &rep, sizeof rep, fds, &nfds, SF_MSG_DONTWAIT) == sizeof rep)
-        handle_report(&rep);
+    int32_t sender;
+    while (recv_report(&rep, &sender) == sizeof rep)
+        handle_report(&rep, sender);
 }
 
 static void zygote_died(uint32_t id, int status)
@@ -566,21 +593,13 @@ static void zygote_died(uint32_t id, int status)
     tell(&ev);
 }
 
-/* The cell died while its order may or may not have reached the zygote: a marker behind it tells. */
+/* The cell died while its order may or may not have reached the zygote. */
 static void cell_died(uint32_t id)
 {
-    struct slot *s = &host.slots[id];
-    s->cell = 0;
-    if (slot_pending[id] && !slot_marker[id]) {
-        struct fork_order marker = {.slot = id};
-        int orders = zygotes[slot_zygote[id]].orders;
-        struct sf_iovec iov = {&marker, sizeof marker};
-        struct sf_msghdr msg = {.iov = &iov, .iovlen = 1};
-        if (orders && SYS(sendmsg, orders, &msg, SF_MSG_NOSIGNAL | SF_MSG_DONTWAIT) == sizeof marker)
-            slot_marker[id] = 1;
-        else
-            SYS(kill, zygotes[slot_zygote[id]].pid, SF_SIGKILL); /* stuck: its death settles the slot */
+    host.slots[id].cell = 0;
+    if (slot_pending[id]) {
         spawn_failed(id, STEP_ORDER, -ECHILD);
+        send_marker(id);
     }
     slot_settle(id);
 }
@@ -604,36 +623,6 @@ static void user_died(uint32_t id, int status, const struct rusage *ru)
     slot_settle(id);
 }
 
-/*
- * A program can be over before its zygote, waiting for a processor, has told us its pid. Such a death is kept until then.
- * At most one per pending slot; pids are not reused that soon.
- */
-static struct {
-    int32_t pid;
-    int status;
-    struct rusage ru;
-} early_deaths[256];
-
-static void keep_early_death(int32_t pid, int status, const struct rusage *ru)
-{
-    static unsigned next;
-    early_deaths[next % 256].pid = pid;
-    early_deaths[next % 256].status = status;
-    early_deaths[next++ % 256].ru = *ru;
-}
-
-static void claim_early_death(uint32_t id)
-{
-    for (int i = 0; i < 256; i++)
-        if (early_deaths[i].pid == host.slots[id].user) {
-            early_deaths[i].pid = 0;
-            /* Without a pid namespace we reap daemons, too, and one of them may have had this number before. */
-            if (SYS(kill, host.slots[id].user, 0) != -ESRCH)
-                continue;
-            return user_died(id, early_deaths[i].status, &early_deaths[i].ru);
-        }
-}
-
 static void reaped(int32_t pid, int status, const struct rusage *ru)
 {
     for (uint32_t i = 0; i < slots_used; i++) {
@@ -650,8 +639,7 @@ static void reaped(int32_t pid, int status, const struct rusage *ru)
             return root_finished(i);
     uint32_t id = host.reduced ? reduced_killer_ended(pid, status, slots_used) : SLOTS_MAX;
     if (id < SLOTS_MAX)
-        return slot_settle(id);
-    keep_early_death(pid, status, ru);
+        slot_settle(id);
 }
 
 static void reap(void)
@@ -662,7 +650,7 @@ static void reap(void)
         long pid = SYS(wait4, -1, &status, 1 /* WNOHANG */, &ru);
         if (pid <= 0)
             return;
-        /* A child's birth is reported before its death can be seen here, if the reports are read first. */
+        /* A child reports its birth before all else, so its death cannot be seen first, if the reports are read first. */
         drain_reports();
         reaped((int32_t)pid, status, &ru);
     }
@@ -680,6 +668,9 @@ static __attribute__((noreturn)) void warden_loop(void)
     long r = SYS(socketpair, SF_AF_UNIX, SF_SOCK_SEQPACKET | SF_SOCK_CLOEXEC, 0, pair);
     if (r < 0)
         die("socketpair", r);
+    int one = 1;
+    if ((r = SYS(setsockopt, pair[0], SF_SOL_SOCKET, 16 /* SO_PASSCRED */, &one, sizeof one)) < 0)
+        die("SO_PASSCRED", r);
     reports_in = pair[0];
     reports_out = pair[1];
     SYS(prctl, PR_SET_NAME, "sandfork-warden", 0, 0, 0);

@@ -94,13 +94,16 @@ static long zygote_fork(const struct confinement *c, int orders, int reports, vo
                 r = clone_child(&order, fds, tid_address);
             }
             if (r == 0) {
+                /* The child itself: a zygote can die, or wait for a processor, while its child is long at work. */
+                report(reports, order.slot, 0, STEP_NONE);
                 if (order.flags & ORDER_REDUCED)
                     confine_reduced(c, &order, fds);
                 else
                     confine_child(c, &order, fds);
                 return order.flags & ORDER_URGENT ? 1 : 0;
             }
-            report(reports, order.slot, r, step);
+            if (r < 0)
+                report(reports, order.slot, r, step);
         }
         for (int i = 0; i < nfds; i++)
             SYS(close, fds[i]);
