@@ -391,7 +391,8 @@ static void send_marker(uint32_t id)
     if (slot_marker[id])
         return;
     slot_marker[id] = 1;
-    if (!z->orders || SYS(sendmsg, z->orders, &msg, SF_MSG_NOSIGNAL | SF_MSG_DONTWAIT) != sizeof marker)
+    bool sent = z->orders && SYS(sendmsg, z->orders, &msg, SF_MSG_NOSIGNAL | SF_MSG_DONTWAIT) == sizeof marker;
+    if (!sent && z->pid > 0)
         SYS(kill, z->pid, SF_SIGKILL); /* retired or stuck: its death settles the slot */
 }
 
@@ -540,6 +541,8 @@ static void handle_report(const struct fork_report *rep, int32_t sender)
     slot_pending[id] = 0;
     if (rep->pid < 0 && rep->step == STEP_ORDER && slot_marker[id]) {
         slot_marker[id] = 0;
+        if (s->state == SLOT_FORKING)
+            spawn_failed(id, STEP_CLONE, -ECHILD);
     } else if (rep->pid < 0) {
         spawn_failed(id, rep->step, rep->pid);
     } else {
@@ -639,7 +642,11 @@ static void reaped(int32_t pid, int status, const struct rusage *ru)
             return root_finished(i);
     uint32_t id = host.reduced ? reduced_killer_ended(pid, status, slots_used) : SLOTS_MAX;
     if (id < SLOTS_MAX)
-        slot_settle(id);
+        return slot_settle(id);
+    /* A child killed before it could report its birth: whose it was, the answers to markers tell. */
+    for (uint32_t i = 0; i < slots_used && !host.reduced; i++)
+        if (slot_pending[i])
+            send_marker(i);
 }
 
 static void reap(void)
