@@ -37,7 +37,10 @@ def as_root() -> None:
 @pytest.fixture(scope="session")
 def service(as_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service with real sandboxes for the whole run; tests share it and must not end it."""
-    with running_service(tmp_path_factory.mktemp("service")) as started:
+    # All tests come from one address: together they ask for more than a client of this dialect may in a minute.
+    with running_service(
+        tmp_path_factory.mktemp("service"), config="[access]\nper_minute = { faber = 100000 }"
+    ) as started:
         yield started
 
 

@@ -419,9 +419,10 @@ async def test_other_log_records_are_given_the_ids_of_their_request() -> None:
     assert (len(record.request_id), record.key_id) == (36, "ci")  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("path", ["/docs", "/faber/swagger-ui"])
 @in_virtual_time
-async def test_the_docs_page_runs_only_its_own_script() -> None:
-    answer = await Client(stub_app()).get("/docs")
+async def test_a_page_runs_only_its_own_script(path: str) -> None:
+    answer = await Client(stub_app()).get(path)
     assert answer.status == 200
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy

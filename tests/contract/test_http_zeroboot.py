@@ -13,6 +13,7 @@ from sandfork.errors import ForkFailed, GuestLost, Overloaded, TemplateFailed, U
 from sandfork.model import Outcome, Snippet, TemplateHealth
 from tests.support.asgi import Client
 from tests.support.clock import in_virtual_time
+from tests.support.dialects import shape
 from tests.support.stub_engine import StubEngine, by_code, ended, stub_app
 
 SEVEN_FIELDS = ["id", "stdout", "stderr", "exit_code", "fork_time_ms", "exec_time_ms", "total_time_ms"]
@@ -21,15 +22,6 @@ KEYS = b'["zb_live_key1", "zb_live_key2"]'
 PLACES = [("", None), ("/zeroboot", None), ("", "zeroboot")]
 
 everywhere = pytest.mark.parametrize(("base", "dialect"), PLACES, ids=["root", "prefix", "alone"])
-
-
-def shape(value: Any) -> Any:
-    """Return a JSON value with its leaves replaced by their types: what two answers of one kind share."""
-    if isinstance(value, dict):
-        return {name: shape(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [shape(inner) for inner in value]
-    return type(value).__name__
 
 
 @everywhere

@@ -11,8 +11,20 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from sandfork.dialects import load_dialects
-from sandfork.dialects.base import Ask, Bounds, Dialect, ExecRoute, HealthRoute, RawRequest, ServiceHealth
-from sandfork.errors import ForkFailed, GuestLost, InvalidRequest, NotSupported, Overloaded, SandforkError
+from sandfork.dialects.base import (
+    Ask,
+    Bounds,
+    Dialect,
+    ExecRoute,
+    HealthRoute,
+    LanguageRoute,
+    LanguageState,
+    QueryRoute,
+    RawRequest,
+    Reply,
+    ServiceHealth,
+)
+from sandfork.errors import CallerError, ForkFailed, GuestLost, InvalidRequest, NotSupported, Overloaded, SandforkError
 from sandfork.model import (
     ExecRequest,
     ExecResult,
@@ -135,7 +147,7 @@ failures = st.sampled_from(
 @bounded
 @given(answer=results | failures)
 def test_any_answer_is_rendered_as_json(dialect: Dialect, route: ExecRoute, answer: ExecResult | SandforkError) -> None:
-    assume(isinstance(answer, ExecResult) or isinstance(answer, route.as_results))
+    assume(isinstance(answer, (ExecResult, *route.as_results)))
     ask = parsed(route, route.examples[0].request)
     assert ask is not None
     reply = route.render(ask, (answer,) * len(ask.requests), "req-1")
@@ -168,3 +180,43 @@ def test_any_state_has_a_health_document(dialect: Dialect, health: ServiceHealth
             reply = route.render(health)
             assert reply.status == (200 if health.ready else 503)
             assert msgspec.json.decode(reply.body)
+
+
+languages = st.lists(
+    st.builds(
+        LanguageState,
+        strings,
+        st.lists(strings, max_size=2).map(tuple),
+        strings,
+        st.just(("x",)),
+        strings,
+        st.booleans(),
+    ),
+    max_size=3,
+)
+queries = pytest.mark.parametrize(
+    ("dialect", "route"),
+    [(d, r) for d in load_dialects() for r in d.routes if isinstance(r, QueryRoute | LanguageRoute)],
+    ids=lambda each: f"{each.method} {each.path}" if isinstance(each, QueryRoute | LanguageRoute) else each.name,
+)
+
+
+@queries
+@bounded
+@given(body=raw_bodies, name=strings, known=languages)
+def test_any_question_is_answered_or_refused(
+    dialect: Dialect, route: QueryRoute | LanguageRoute, body: bytes, name: str, known: list[LanguageState]
+) -> None:
+    raw = RawRequest(body, {"lang": name})
+    try:
+        if isinstance(route, LanguageRoute):
+            found = route.select(raw, known)
+            assert found in known
+            reply = route.render(found)
+        else:
+            reply = route.render(raw, known)
+    except CallerError as refused:
+        reply = dialect.render_error(refused, "")
+        assert 400 <= reply.status <= 501
+    assert isinstance(reply, Reply)
+    assert isinstance(msgspec.json.decode(reply.body), dict)

@@ -109,6 +109,7 @@ def stub_app(
     clock: Callable[[], float] = lambda: 0.0,
     metrics: Metrics | None = None,
     log: ExecutionLog | None = None,
+    now: Callable[[], float] = lambda: 0.0,
     **settings: Any,
 ) -> App:
     """Return the application over a stub, with the ring of `keys` if there are any."""
@@ -120,4 +121,5 @@ def stub_app(
         metrics or Metrics(),
         load_dialects(),
         log,
+        now,
     )

@@ -68,8 +68,8 @@ class ResourceUsage(msgspec.Struct, frozen=True):
     memory_current_bytes: Annotated[int, Meta(description="When the program ended.")] = 0
     process_count: Annotated[int, Meta(description="Processes and threads, the most at one time.")] = 0
     file_descriptors: Annotated[int, Meta(description="Open when the program began; nothing counts those after.")] = 0
-    io_read_bytes: int = 0
-    io_write_bytes: int = 0
+    io_read_bytes: Annotated[int, Meta(description="0 where this server does not measure it.")] = 0
+    io_write_bytes: Annotated[int, Meta(description="0 where this server does not measure it.")] = 0
     system_time_ns: int = 0
     user_time_ns: int = 0
 
