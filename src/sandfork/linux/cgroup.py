@@ -291,7 +291,7 @@ class SlotMeter:
         return self._cpu_total() - self._cpu_base
 
     def figures(self) -> Figures:
-        """Return what was used since the baseline. On v1 what is less than a tick cannot be split: it is called user."""
+        """Return what was used since the baseline. On v1 less than a tick cannot be split and is called user."""
         total, system_ns = self.cpu_ns(), 0
         if self._unified or total >= _TICK_NS:
             user, system = (now - base for now, base in zip(self._split(), self._split_base, strict=True))
