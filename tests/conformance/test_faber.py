@@ -237,7 +237,7 @@ def test_a_command_that_is_not_there_is_a_failure_with_127(service: Service, bas
     missing, no_program = run_all(service.url + base, {"command": "no-such-command"}, {"command": "/etc"})
     assert (missing["status"], missing["exit_code"], missing["stderr"]) == ("Failure", 127, None)
     assert missing["error"] == "command not found: no-such-command"
-    assert no_program["status"] == "Failure"
+    assert (no_program["status"], no_program["exit_code"]) == ("Failure", 126)
 
 
 @everywhere

@@ -268,12 +268,19 @@ async def test_output_is_null_where_there_is_none_and_replaced_where_it_is_no_ut
 
 @everywhere
 @in_virtual_time
-async def test_a_command_that_is_not_found_is_a_failure_with_127(base: str, dialect: str | None) -> None:
-    engine = by_last_word({"nosuch": ended(exit_code=127, stdout=b"")})
-    answer = await Client(stub_app(engine, dialect=dialect)).post(f"{base}/execute", {"tasks": [{"command": "nosuch"}]})
-    (result,) = answer.json["results"]
-    assert (result["status"], result["exit_code"]) == ("Failure", 127)
-    assert result["error"] == "command not found: nosuch"
+async def test_a_command_that_cannot_be_started_is_a_failure_with_its_code(base: str, dialect: str | None) -> None:
+    answers = {"nosuch": ended(exit_code=127, stdout=b""), "/etc": ended(exit_code=126, stdout=b"")}
+    shell = {"sh": ended(exit_code=127, stdout=b"", stderr=b"sh: x: not found\n")}
+    tasks = [{"command": command} for command in ("nosuch", "/etc", "sh")]
+    engine = by_last_word(answers | shell)
+    results = (await Client(stub_app(engine, dialect=dialect)).post(f"{base}/execute", {"tasks": tasks})).json[
+        "results"
+    ]
+    assert [(each["status"], each["exit_code"], each["error"]) for each in results] == [
+        ("Failure", 127, "command not found: nosuch"),
+        ("Failure", 126, "command cannot be executed: /etc"),
+        ("Failure", 127, None),
+    ]
 
 
 @everywhere

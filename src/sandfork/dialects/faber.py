@@ -72,7 +72,8 @@ NANO = 1_000_000_000
 DEFAULTS = Limits(wall_s=60.0, cpu_s=30.0, memory_bytes=512 << 20, pids=10, open_files=100, output_bytes=1 << 20)
 STANDARD_STREAMS = 3
 """What a program has open when it begins: stdin, stdout, stderr and nothing else."""
-NOT_FOUND = 127
+NOT_STARTED = {126: "command cannot be executed", 127: "command not found"}
+"""What an exit code tells, as shells have it, of a command that said nothing itself."""
 
 _TOO_MANY_FILES = re.compile(rb"too many open files(?! in system)", re.IGNORECASE)
 _LAST_WORDS_BYTES = 4096
@@ -219,9 +220,8 @@ def _own_end(result: ExecResult, command: str) -> tuple[Status, LimitsExceeded, 
     if _TOO_MANY_FILES.search(result.stderr[-_LAST_WORDS_BYTES:]):
         said = f"limit of {result.limits.open_files} file descriptors exceeded"
         return Status.RESOURCE_LIMIT_EXCEEDED, LimitsExceeded(file_descriptor_limit_exceeded=True), said
-    if result.exit_code == NOT_FOUND and not result.stdout and not result.stderr:
-        return Status.FAILURE, none, f"command not found: {shown(command)}"
-    return Status.FAILURE, none, None
+    reason = None if result.stdout or result.stderr else NOT_STARTED.get(result.exit_code)
+    return Status.FAILURE, none, f"{reason}: {shown(command)}" if reason else None
 
 
 def _signal_name(number: int) -> str:
