@@ -167,16 +167,20 @@ def pids(limit: int) -> str:
     return f"{len(children)} processes were allowed where {limit} are"
 
 
-def disk(limit: int) -> str:
-    """The work directory has an end."""
+def disk(limit: int, files: int) -> str:
+    """The work directory has an end, for one file and for all of them together."""
+    names = [f"fill{number}" for number in range(files)]
 
     def fill() -> None:
-        with open("fill", "wb") as out:
-            for _ in range(limit // (1 << 16) + 2):
-                out.write(b"\0" * (1 << 16))
+        for name in names:
+            with open(name, "wb") as out:
+                for _ in range(limit // files // (1 << 16) + 2):
+                    out.write(b"\0" * (1 << 16))
 
     result = refused(fill, errno.ENOSPC, errno.EFBIG)
-    os.unlink("fill")
+    for name in names:
+        if os.path.exists(name):
+            os.unlink(name)
     return result
 
 
@@ -189,7 +193,7 @@ def main() -> None:
         "no_new_privs": lambda: "" if status("NoNewPrivs") == "1" else "not set",
         "uid": unprivileged_uid,
         "landlock": landlock,
-        "disk limit": lambda: disk(facts["disk_bytes"]),
+        "disk limit": lambda: disk(facts["disk_bytes"], 1 if facts["reduced"] else 4),
         "pids limit": lambda: pids(facts["pids"]),
     }
     if facts["reduced"]:
