@@ -335,8 +335,11 @@ def test_a_flood_after_the_end_is_not_listened_to(service: Service) -> None:
     """The files are collected meanwhile, so that the sandbox still lives."""
     code = (
         f"{CONTROL}\nfor i in range(300): open(f'{{i}}.txt', 'w').write('x' * 1000)\n"
-        "if os.fork() == 0:\n    while True: control.sendall(frame('X', bytes(8)) * 100)\n"
-        "control.sendall(end(0))\nwait(20)"
+        "go = os.pipe()\n"
+        "if os.fork() == 0:\n"
+        "    os.read(go[0], 1)\n"
+        "    while True: control.sendall(frame('X', bytes(8)) * 100)\n"
+        "control.sendall(end(0))\nos.write(go[1], b'x')\nwait(20)"
     )
     reply = service.exec(code, collect=["*.txt"])
     assert reply["outcome"] == "exited"
