@@ -168,6 +168,20 @@ def test_a_program_sees_no_process_of_another_sandbox(service: Service) -> None:
     assert [reply["stdout"] for reply in replies] == ["True 2\n"] * 7
 
 
+def test_no_process_list_but_the_own_lies_anywhere_in_the_tree_of_mounts(service: Service, tmp_path: Path) -> None:
+    """A mount hidden below another is a way to what it shows, should ever a mount be removed."""
+    code = "print([line.split()[4] for line in open('/proc/self/mountinfo') if ' - proc ' in line])"
+    assert service.exec(code)["stdout"] == "['/proc']\n"
+    control = run_unconfined(tmp_path, ["/usr/bin/python3", "-c", code]).stdout.decode()
+    assert control.count("'/proc'") >= 2, "the control: unshare --mount-proc leaves the host's below"
+
+
+def test_a_program_can_open_its_own_streams_anew(service: Service) -> None:
+    code = "cat /dev/stdin; echo out >/dev/stdout; echo err >/dev/stderr"
+    reply = service.exec(code, "bash", stdin="in\n")
+    assert (reply["stdout"], reply["stderr"]) == ("in\nout\n", "err\n")
+
+
 def test_no_two_sandboxes_share_a_host_uid_and_none_is_root(service: Service) -> None:
     """The uid a sandbox has on the host shows in the options of its own tmpfs."""
     code = (
@@ -228,6 +242,22 @@ def test_a_setuid_program_gives_no_privilege(layer: Layer, tmp_path: Path) -> No
 def test_a_setuid_bit_of_its_own_gives_no_privilege(service: Service) -> None:
     code = "cp /usr/bin/id own; chmod 6755 own; ./own -u; stat -c %a own"
     assert service.exec(code, "bash")["stdout"].split() == ["1000", "6755"]
+
+
+def test_a_lock_on_a_shared_file_shows_in_other_sandboxes(service: Service) -> None:
+    """A known leak: flock on what all sandboxes read lets two that agree on it speak. SECURITY.md says so."""
+    lock = "import fcntl, select\nfile = open('/usr/bin/env')\n"
+    holder = lock + "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\nselect.select([], [], [], 1.5)"
+    asker = lock + (
+        "for _ in range(40):\n"
+        "    try: fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB); fcntl.flock(file, fcntl.LOCK_UN)\n"
+        "    except BlockingIOError: print('locked elsewhere'); break\n"
+        "    select.select([], [], [], 0.05)"
+    )
+    with service.client as client:
+        answer = client.post("/v1/exec/batch", json={"executions": [{"code": holder}, {"code": asker}]})
+    told = answer.json()["results"][1]["stdout"]
+    assert told == "locked elsewhere\n", "the leak is gone: SECURITY.md must no longer name it"
 
 
 # --- what comes out ---

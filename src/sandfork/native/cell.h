@@ -49,7 +49,12 @@ static long cell_mounts(const struct cell_birth *b, uint32_t *step)
     if ((r = SYS(mkdirat, AT_FDCWD, "/sandbox/.tmp", 01777)) < 0 || (r = SYS(mkdirat, AT_FDCWD, "/sandbox/.shm", 01777)) < 0)
         return r;
     *step = STEP_PROC;
-    return SYS(mount, "proc", "/proc", "proc", SF_MS_NOSUID | SF_MS_NODEV | SF_MS_NOEXEC, "hidepid=2");
+    /* The template's shows every sandbox: it must not lie hidden below ours, and the kernel wants it there until ours is. */
+    if ((r = SYS(mount, "proc", "/mnt", "proc", SF_MS_NOSUID | SF_MS_NODEV | SF_MS_NOEXEC, "hidepid=2")) < 0)
+        return r;
+    if ((r = SYS(umount2, "/proc", SF_MNT_DETACH)) < 0)
+        return r;
+    return SYS(mount, "/mnt", "/proc", NULL, SF_MS_MOVE, NULL);
 }
 
 static long cell_identity(const struct cell_birth *b, uint32_t *step)

@@ -18,6 +18,7 @@
 
 #define SF_MS_REC 16384
 #define SF_MS_BIND 4096
+#define SF_MS_MOVE 8192
 #define SF_MS_PRIVATE (1 << 18)
 #define SF_MS_NOSUID 2
 #define SF_MS_NODEV 4

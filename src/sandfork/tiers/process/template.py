@@ -96,6 +96,7 @@ def _open_channels() -> tuple[socket.socket, socket.socket, socket.socket, socke
     ctl, ctl_child, agent, agent_child = sockets
     for fd in (pipes[1], pipes[2], pipes[4]):
         os.set_blocking(fd, False)
+        os.fchmod(fd, 0o666)  # a pipe is its maker's, and /dev/stdout opens it anew; only its own sandbox can see it
     ctl.setblocking(False)
     agent.setblocking(False)
     return ctl, ctl_child, agent, agent_child, pipes
