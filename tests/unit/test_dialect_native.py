@@ -265,6 +265,7 @@ STATUSES = [
     (RateLimited("too fast", retry_after_s=0.2), 429),
     (SandforkError("internal error"), 500),
     (ForkFailed("no"), 500),
+    (ForkFailed("not now", retry_after_s=1), 503),
     (NotSupported("sessions"), 501),
     (Overloaded("full"), 503),
     (DeadlinePassed("late", retry_after_s=3.2), 503),

@@ -35,6 +35,7 @@ from sandfork.errors import (
     RateLimited,
     SandforkError,
     SessionNotFound,
+    TierError,
     TierUnavailable,
     Unauthenticated,
 )
@@ -352,6 +353,8 @@ def status_of(error: SandforkError) -> int:
     """Return the HTTP status of an error as most dialects have it."""
     if isinstance(error, WireError):
         return error.status
+    if isinstance(error, TierError) and error.retry_after_s is not None:
+        return 503
     return next(status for kind, status in STATUSES if isinstance(error, kind))
 
 
