@@ -297,11 +297,23 @@ def import_all(names: list[str]) -> None:
                 raise
 
 
+def forget_variable(name: str) -> None:
+    """Take out a variable that is the tier's affair, also where /proc/self/environ shows what we were started with.
+
+    LD_BIND_NOW has every symbol resolved here, once, and not by each child again.
+    """
+    getenv = ctypes.pythonapi.getenv
+    getenv.restype = ctypes.c_void_p
+    value = getenv(name.encode())
+    if value:
+        # SAFETY: the C library points into the block that execve laid out, where "NAME=" stands before the value.
+        ctypes.memset(value - len(name) - 1, 0, len(name) + 1 + len(os.environ.pop(name)))
+
+
 def serve(names: list[str], depth: tuple[ctypes.Array[ctypes.c_int], int, int]) -> bool:
     """Warm up and enter the C loop; returns in children only: whether somebody already waits for it."""
     preload(names)
-    # Set by the tier, so that no child resolves a symbol that its siblings resolve, too; programs need not see it.
-    os.environ.pop("LD_BIND_NOW", None)
+    forget_variable("LD_BIND_NOW")
     core = ctypes.PyDLL(f"/proc/self/fd/{CORE}")
     core.sandfork_configure.restype = core.sandfork_zygote.restype = ctypes.c_long
     error = core.sandfork_configure(PROFILE)
