@@ -279,7 +279,8 @@ def test_every_error_has_a_status_and_a_sentence(dialect: Dialect, error: Sandfo
     reply = dialect.render_error(error, "req-1")
     assert reply.status == status
     assert json.loads(reply.body)["error"]
-    assert (b"retry-after" in dict(reply.headers)) == (status == 429 or isinstance(error, Overloaded | DeadlinePassed))
+    later = isinstance(error, Overloaded | DeadlinePassed) or error.retry_after_s is not None
+    assert (b"retry-after" in dict(reply.headers)) == (status == 429 or later)
 
 
 def test_an_error_tells_its_word_its_field_and_its_id() -> None:
