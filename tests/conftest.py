@@ -16,6 +16,11 @@ hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, deran
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "sandfork")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take how large the storm of tests/e2e/test_chaos.py is."""
+    parser.addoption("--chaos-executions", default=10_000, type=int, help="executions of the chaos test")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Count and name every test that did not run here, with the reason."""
     skipped = terminalreporter.stats.get("skipped", [])

@@ -1,239 +1,225 @@
 """Ten thousand executions while everything that can go wrong does: each request gets one true answer, nothing is left.
 
 Thirty-two clients send programs that behave and misbehave; a pool far too small starves; templates are killed; clients
-hang up while their programs run. What a request may get is known beforehand from its program alone, but for 429 and 503
-with Retry-After, which are counted.
+hang up while their programs run. What a request may get is known beforehand from its program alone. A refusal that says
+when to come back is counted, and the request is sent again later, until it has its answer.
 """
 
 from __future__ import annotations
 
-import http.client
+import asyncio
 import json
 import os
 import random
 import signal
-import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import uvloop
 
+from tests.e2e.chaos_programs import PROGRAMS
+from tests.support.remains import command_line, is_alive, mounts, settles
 from tests.support.service import STUCK_S, Service, running_service
 
-EXECUTIONS = 10_000
 CLIENTS = 32
-KILL_EVERY_S = 0.7
+KILL_EVERY = 200
 SETTINGS = """
 [pool]
 size = 4
-sizes = { "python-numpy" = 0, node = 1 }
+sizes = { "python-numpy" = 0, node = 1, command = 1 }
+[access]
+rate_per_s = 1000000
 [server]
 log_level = "warning"
 """
-
-Answer = dict[str, Any]
-FORGED = (
-    "import os, struct; os.write(63, struct.pack('=B3xIiIQQ', 69, 24, 5, 0, 0, 0)); os.write(1, b'late'); os._exit(9)"
-)
-BOMB = """
-import os, time
-try:
-    while True:
-        if os.fork() == 0:
-            time.sleep(100)
-except OSError:
-    print("stopped")
-"""
-DAEMON = """
-import os, sys, time
-if os.fork() == 0:
-    os.setsid()
-    if os.fork() == 0:
-        time.sleep(1000)
-    os._exit(0)
-os.wait()
-print("daemon")
-"""
+PARKED = {"python": 4, "node": 1, "command": 1}
+HANG_UPS = {"hang up at once": 2.0, "hang up in the middle": 0.5}
+SLEEP_LONG = json.dumps({"code": "import time; time.sleep(3600)"}).encode()
 
 
 @dataclass(frozen=True)
-class Program:
-    """A request and what its answer must be."""
+class Reply:
+    """One response."""
 
-    code: str
-    true: Callable[[Answer], bool]
-    language: str = "python"
-    limits: dict[str, float] = field(default_factory=dict)
-    weight: int = 1
-
-
-def ended(outcome: str, code: int | None = None, stdout: str | None = None) -> Callable[[Answer], bool]:
-    """Return whether an answer has this outcome and, when given, this exit code and output."""
-    return lambda a: (
-        a["outcome"] == outcome
-        and (code is None or a["exit_code"] == code)
-        and (stdout is None or a["stdout"] == stdout)
-    )
-
-
-PROGRAMS = {
-    "print": Program("print(6 * 7)", ended("exited", 0, "42\n"), weight=60),
-    "exit": Program("import sys; sys.exit(3)", ended("exited", 3, ""), weight=8),
-    "_exit": Program("import os; os.write(1, b'x'); os._exit(7)", ended("exited", 7, "x"), weight=8),
-    "raise": Program("1/0", lambda a: a["exit_code"] == 1 and "ZeroDivisionError" in a["stderr"], weight=8),
-    "abort": Program("import os; os.abort()", ended("signalled", 134), weight=2),
-    "kill itself": Program("import os; os.kill(os.getpid(), 9)", ended("signalled", 137), weight=2),
-    "kill its init": Program(
-        "import os\ntry: os.kill(1, 9)\nexcept OSError: print('no')", ended("exited", 0, "no\n"), weight=2
-    ),
-    # Its word or the kernel's, whichever comes first; both are its own doing.
-    "forge the end": Program(FORGED, lambda a: a["exit_code"] in (5, 9) and a["stderr"] == "", weight=2),
-    "write garbage": Program(
-        "import os, time; os.write(63, b'?' * 64); time.sleep(60)", ended("policy_violation"), weight=2
-    ),
-    "flood": Program("while True: print('x' * 1000)", ended("output_limit"), limits={"output_bytes": 4096}, weight=2),
-    "fork bomb": Program(BOMB, lambda a: a["stdout"].endswith("stopped\n"), limits={"pids": 12}),
-    "eat memory": Program(
-        "b = bytearray()\nwhile True: b += b'x' * (1 << 20)", ended("out_of_memory"), limits={"memory_bytes": 32 << 20}
-    ),
-    "sleep": Program("import time; time.sleep(60)", ended("timed_out"), limits={"wall_s": 0.2}),
-    "daemon": Program(DAEMON, ended("exited", 0, "daemon\n"), weight=2),
-    "bash": Program("echo $((6 * 7))", ended("exited", 0, "42\n"), language="bash", weight=3),
-    "node": Program("console.log(6 * 7)", ended("exited", 0, "42\n"), language="node"),
-}
-HANG_UP = "hang up"
+    status: int
+    headers: dict[str, str]
+    body: bytes
 
 
 @dataclass
 class Tally:
-    """What came of the requests."""
+    """What came of the requests; `todo` holds those that have no answer yet, by their number and kind."""
 
+    todo: deque[tuple[int, str]]
+    instance: Instance
     answers: Counter[str] = field(default_factory=Counter)
     refused: Counter[int] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-    left: Iterator[int] = field(default_factory=lambda: iter(range(EXECUTIONS)))
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    killed: list[int] = field(default_factory=list)
 
-    def take(self) -> bool:
-        """Take one execution from those that are left to do."""
-        with self.lock:
-            return next(self.left, None) is not None
+    def take(self) -> tuple[int, str]:
+        """Take a request; every now and then the templates of Python die just before it."""
+        number, name = self.todo.popleft()
+        if number % KILL_EVERY == 50 and number not in self.killed:
+            self.killed += [number] if self.instance.kill_zygotes() else []
+        return number, name
 
-    def note(self, name: str, status: int, headers: http.client.HTTPMessage, body: bytes) -> None:
-        """Judge one answer."""
-        with self.lock:
-            if status in (429, 503) and headers["Retry-After"]:
-                self.refused[status] += 1
-            elif status == 200 and PROGRAMS[name].true(json.loads(body)):
-                self.answers[name] += 1
-            else:
-                self.wrong.append(f"{name}: {status} {body[:600]!r}")
+    def judge(self, number: int, name: str, token: str, reply: Reply) -> None:
+        """Count one reply to one request."""
+        if reply.status in (429, 503) and float(reply.headers["retry-after"]) >= 0:
+            self.refused[reply.status] += 1
+            self.todo.append((number, name))
+        elif reply.status == 200 and PROGRAMS[name].true(json.loads(reply.body), token):
+            self.answers[name] += 1
+        else:
+            self.wrong.append(f"{name}: {reply.status} {reply.body[:600]!r}")
 
 
-def client(address: str, tally: Tally, seed: int) -> None:
-    """Send programs on one connection until none is left to send."""
-    dice = random.Random(seed)
-    names, weights = [*PROGRAMS, HANG_UP], [*(p.weight for p in PROGRAMS.values()), 2]
-    connection = http.client.HTTPConnection(address, timeout=STUCK_S)
-    while tally.take():
-        (name,) = dice.choices(names, weights)
-        if name == HANG_UP:
-            leaving = http.client.HTTPConnection(address, timeout=STUCK_S)
-            leaving.request("POST", "/v1/exec", json.dumps({"code": "import time; time.sleep(60)"}))
-            leaving.close()
-            with tally.lock:
-                tally.answers[name] += 1
+def draw(count: int, seed: int) -> deque[tuple[int, str]]:
+    """Return so many kinds of requests, each kind at least once."""
+    weights = {name: program.weight for name, program in PROGRAMS.items()} | HANG_UPS
+    drawn = random.Random(seed).choices([*weights], [*weights.values()], k=max(count - len(weights), 0))
+    return deque(enumerate([*weights, *drawn]))
+
+
+def request(body: bytes) -> bytes:
+    head = f"POST /v1/exec HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+async def receive(reader: asyncio.StreamReader) -> Reply:
+    """Read one response, which has a Content-Length."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    status, *lines = head.rstrip().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    return Reply(int(status.split(" ")[1]), headers, await reader.readexactly(int(headers["content-length"])))
+
+
+async def hang_up(address: tuple[str, int], name: str) -> None:
+    """Send a request, whole or a part of it, and be gone."""
+    _, writer = await asyncio.open_connection(*address)
+    whole = request(SLEEP_LONG)
+    writer.write(whole if name == "hang up at once" else whole[:-9])
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+
+
+async def client(address: tuple[str, int], tally: Tally) -> None:
+    """Send requests on one connection until none is left to send."""
+    reader, writer = await asyncio.open_connection(*address)
+    while tally.todo:
+        number, name = tally.take()
+        if name in HANG_UPS:
+            await hang_up(address, name)
+            tally.answers[name] += 1
             continue
-        program = PROGRAMS[name]
-        body = {"code": program.code, "language": program.language, "limits": program.limits}
-        connection.request("POST", "/v1/exec", json.dumps(body), {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        tally.note(name, response.status, response.headers, response.read())
-    connection.close()
+        program, token = PROGRAMS[name], f"t{number:06}"
+        body = {"code": program.code, "language": program.language, "limits": program.limits, **program.more}
+        writer.write(request(json.dumps(body).replace("TOKEN", token).encode()))
+        tally.judge(number, name, token, await receive(reader))
+    writer.close()
+    await writer.wait_closed()
+
+
+async def storm(address: tuple[str, int], instance: Instance, todo: deque[tuple[int, str]]) -> Tally:
+    """Run every request to its answer while templates die."""
+    tally = Tally(todo, instance)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(CLIENTS):
+            group.create_task(client(address, tally))
+    return tally
+
+
+class Instance:
+    """The native side of a running service, found from its process."""
+
+    def __init__(self, service: Service) -> None:
+        self.server = service.process.pid
+        (self.janitor,) = children(self.server)
+        (self.warden,) = children(self.janitor)
+        words = command_line(self.janitor).decode().split("\0")
+        self.directories = [Path(word.partition("=")[2]) for word in words if "=/" in word]
+
+    def processes(self) -> set[int]:
+        """Return every process of the instance: they are in its first hierarchy, as in all others."""
+        return {
+            int(pid) for group in [*self.directories[0].glob("*/cgroup.procs")] for pid in group.read_text().split()
+        }
+
+    def programs(self) -> int:
+        """Return how many cells of programs are alive, parked ones included."""
+        return sum(1 for group in self.directories[0].glob("s*/cgroup.procs") if group.read_text())
+
+    def zygotes(self) -> list[int]:
+        """Return the Python zygotes."""
+        kept = (self.directories[0] / "keep/cgroup.procs").read_text().split()
+        return [int(pid) for pid in kept if b"/proc/self/fd/6" in command_line(int(pid))]
+
+    def kill_zygotes(self) -> bool:
+        """Kill the Python zygotes that are alive now."""
+        pids = self.zygotes()
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        return bool(pids)
+
+    def descriptors(self) -> int:
+        """Return the server's open descriptors but those of cgroups, which a slot keeps for its next tenant."""
+        links = [os.readlink(link) for link in Path(f"/proc/{self.server}/fd").iterdir()]
+        return sum(1 for link in links if not link.startswith("/sys/fs/cgroup"))
+
+    def resident_kb(self) -> int:
+        """Return the server's resident memory."""
+        lines = Path(f"/proc/{self.server}/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
 
 
 def children(pid: int) -> list[int]:
     """Return the pids of a process' children."""
-    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def cgroups(service: Service) -> list[Path]:
-    """Return the instance's cgroup directories, from the arguments of its janitor."""
-    (janitor,) = children(service.process.pid)
-    words = Path(f"/proc/{janitor}/cmdline").read_bytes().decode().split("\0")
-    return [Path(word.partition("=")[2]) for word in words if "=/" in word]
-
-
-def zygotes(keep: Path) -> list[int]:
-    """Return the pids of the templates' interpreters; a child that was just forked is one pid namespace deeper."""
-    found = []
-    for pid in map(int, (keep / "cgroup.procs").read_text().split()):
-        try:
-            status = Path(f"/proc/{pid}/status").read_text()
-            words = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue
-        namespaces = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[1:]
-        if b"/proc/self/fd/" in words and len(namespaces) == 2:
-            found.append(pid)
-    return found
-
-
-def kill_templates(keep: Path, over: threading.Event, killed: list[int]) -> None:
-    """Kill a template every now and then."""
-    dice = random.Random(1)
-    while not over.wait(KILL_EVERY_S):
-        alive = zygotes(keep)
-        if alive:
-            killed.append(dice.choice(alive))
-            os.kill(killed[-1], signal.SIGKILL)
-
-
-def settled(service: Service) -> tuple[int, int]:
-    """Wait until nothing runs any more; return the open files and the resident KB of the server.
-
-    Files of cgroups do not count: those of a slot stay open for its next tenant, and there are only so many slots.
-    """
-    until = time.monotonic() + STUCK_S
-    while time.monotonic() < until:
-        with service.client as http_client:
-            health = http_client.get("/v1/health").json()["templates"]
-        if health["python"]["ready"] and health["python"]["parked"] == 4 and health["node"]["parked"] == 1:
-            break
-    status = Path(f"/proc/{service.process.pid}/status").read_text()
-    resident = int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
-    links = [link.readlink() for link in Path(f"/proc/{service.process.pid}/fd").iterdir()]
-    return len([link for link in links if not link.is_relative_to("/sys/fs/cgroup")]), resident
+def is_settled(service: Service, instance: Instance) -> bool:
+    """Tell whether nothing runs and the pools are full again."""
+    with service.client as http:
+        templates = http.get("/v1/health").json()["templates"]
+    full = all(templates[key]["ready"] and templates[key]["parked"] == count for key, count in PARKED.items())
+    return full and instance.programs() == sum(PARKED.values())
 
 
 @pytest.mark.usefixtures("as_root")
-def test_ten_thousand_executions_in_chaos_get_one_true_answer_each_and_leave_nothing(tmp_path: Path) -> None:
-    with running_service(tmp_path, config=SETTINGS) as service:
-        address = urlsplit(service.url).netloc
-        groups = cgroups(service)
-        files_before, _ = settled(service)
-        tally, over, killed = Tally(), threading.Event(), []
-        killer = threading.Thread(target=kill_templates, args=(groups[0] / "keep", over, killed))
-        crowd = [threading.Thread(target=client, args=(address, tally, seed)) for seed in range(CLIENTS)]
-        for thread in (killer, *crowd):
-            thread.start()
-        for thread in crowd:
-            thread.join()
-        over.set()
-        killer.join()
+def test_executions_in_chaos_get_one_true_answer_each_and_leave_nothing(
+    tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    executions = int(pytestconfig.getoption("--chaos-executions"))
+    mounted = mounts()
+    with (
+        running_service(tmp_path, config=SETTINGS) as service,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        parts = urlsplit(service.url)
+        address = (str(parts.hostname), int(parts.port or 0))
+        instance = Instance(service)
 
-        assert tally.wrong == []
-        assert sum(tally.answers.values()) + sum(tally.refused.values()) == EXECUTIONS
-        assert all(tally.answers[name] for name in PROGRAMS)
-        assert sum(tally.answers.values()) > EXECUTIONS // 2
-        assert killed
-        files_after, resident_kb = settled(service)
-        assert files_after <= files_before
-        assert resident_kb < 200 << 10
+        # The first tenth brings every buffer and every slot to its size.
+        for count, seed in ((executions // 10, 1), (executions - executions // 10, 2)):
+            before = instance.descriptors(), instance.resident_kb()
+            todo = draw(count, seed)
+            asked = Counter(name for _, name in todo)
+            tally = runner.run(storm(address, instance, todo))
+            assert tally.wrong == []
+            assert tally.answers == asked
+            assert tally.killed
+            assert settles(lambda: is_settled(service, instance), STUCK_S)
+        after = instance.descriptors(), instance.resident_kb()
+        assert after[0] == before[0]
+        assert after[1] < before[1] * 1.25
+        seen = instance.processes()
         assert service.stop() == 0
-    assert [group for group in groups if group.exists()] == []
+        assert b"Traceback" not in service.log.read_bytes()
+    assert [pid for pid in (instance.janitor, *seen) if is_alive(pid)] == []
+    assert [directory for directory in instance.directories if directory.exists()] == []
+    assert mounts() == mounted

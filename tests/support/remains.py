@@ -63,9 +63,9 @@ def mounts() -> set[str]:
     return {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
 
 
-def settles(condition: Callable[[], bool]) -> bool:
-    """Look again and again, without sleeping long, until `condition` holds or it is too late."""
-    deadline = time.monotonic() + SETTLE_S
+def settles(condition: Callable[[], bool], within_s: float = SETTLE_S) -> bool:
+    """Look again and again until `condition` holds or it is too late."""
+    deadline = time.monotonic() + within_s
     while not condition():
         if time.monotonic() > deadline:
             return False
