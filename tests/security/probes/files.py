@@ -84,6 +84,10 @@ def mount_cgroup():
     checked(LIBC.mount(b"none", b"cg", kind, 0, b"" if kind == b"cgroup2" else b"none,name=sandfork-probe"))
 
 
+def open_device(name):
+    os.close(os.open(f"/dev/{name}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY))
+
+
 def unnamed_file(directory):
     """Make a file that has no name and is gone when it is closed."""
     os.close(os.open(directory, os.O_TMPFILE | os.O_WRONLY, 0o600))
@@ -129,16 +133,16 @@ ATTEMPTS = {
     "cgroup_mount": mount_cgroup,
     "block_device_node": lambda: make_device(S_IFBLK, 254, 0),
     "character_device_node": lambda: make_device(S_IFCHR, 1, 3),
-    "kmsg": lambda: os.stat("/dev/kmsg") and None,
-    "mem_device": lambda: os.stat("/dev/mem") and None,
-    "kvm": lambda: os.stat("/dev/kvm") and None,
-    "fuse": lambda: os.stat("/dev/fuse") and None,
-    "terminal": lambda: os.stat("/dev/tty") and None,
-    "pseudo_terminals": lambda: os.stat("/dev/ptmx") and None,
+    "kmsg": lambda: open_device("kmsg"),
+    "mem_device": lambda: open_device("mem"),
+    "kvm": lambda: open_device("kvm"),
+    "fuse": lambda: open_device("fuse"),
+    "terminal": lambda: open_device("tty"),
+    "pseudo_terminals": lambda: open_device("ptmx"),
     "kernel_memory": lambda: os.close(os.open("/proc/kcore", os.O_RDONLY)),
     "kernel_pages": lambda: os.close(os.open("/proc/kpagecount", os.O_RDONLY)),
     "system_tree": lambda: os.listdir("/sys/kernel") and None,
-    "lock_files": lambda: os.stat("/run/sandfork/0.lock") and None,
+    "lock_files": lambda: os.close(os.open("/run/sandfork/0.lock", os.O_RDONLY)),
     "write_usr": lambda: unnamed_file("/usr"),
     "write_etc": lambda: unnamed_file("/etc"),
     "write_root": lambda: unnamed_file("/"),
