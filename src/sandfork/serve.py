@@ -145,6 +145,11 @@ def raise_open_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def most_connections() -> int:
+    """Return how many clients may be connected: a quarter of the open files, for the rest is the sandboxes'."""
+    return max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+
+
 def choose_quotas(config: Config, dialects: Sequence[Dialect]) -> dict[str, tuple[Quota, ...]]:
     """Return the quotas of every dialect: its own, or what is configured in their place. *Raises* Refused."""
     minute, hour = config.access.per_minute, config.access.per_hour
@@ -242,7 +247,7 @@ def _tell_templates(engine: Engine) -> None:
 async def _serve(service: Service, app: App, engine: Engine, announce: Announce) -> None:
     """Answer requests until the first signal; then drain, which a second signal cuts short."""
     drain_s = service.config.server.drain_s
-    server = build_server(app, drain_s + SEND_S)
+    server = build_server(app, drain_s + SEND_S, most_connections())
     server.on_started = partial(announce, service)
     end = _End()
     stop_on_signals(asyncio.get_running_loop(), end.ask)

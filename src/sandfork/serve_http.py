@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import uvicorn
@@ -20,6 +21,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 MAX_HEAD_BYTES = 64 << 10
 HEAD_S = 30.0
 KEEP_ALIVE_S = 75
+LOOKED_AT = 64
+"""How many connections are looked at for one to close, when there are too many."""
 SWEEP_TICKS = 50
 """Slow connections are looked for every so many ticks of uvicorn, which come ten a second."""
 
@@ -35,11 +38,21 @@ class BoundedProtocol(HttpToolsProtocol):
     head_bytes = 0
     in_head = False
     waiting_since = 0.0
+    most_connections = 1 << 20
 
     def connection_made(self, transport: Any) -> None:
-        """Start waiting for the first head."""
+        """Start waiting for the first head; where there are too many connections, one that asks nothing gives way."""
         super().connection_made(transport)
         self.waiting_since = time.monotonic()
+        if len(self.connections) > self.most_connections:
+            some = (c for c in islice(self.connections, LOOKED_AT) if isinstance(c, BoundedProtocol) and c is not self)
+            next((each for each in some if each.is_idle), self).transport.close()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request of the connection is under way."""
+        cycle: Any = self.cycle  # None at first, whatever its declaration says
+        return cycle is None or bool(cycle.response_complete)
 
     def data_received(self, data: bytes) -> None:
         """Parse; count what belongs to a head that began in an earlier chunk and has not ended yet."""
@@ -99,11 +112,14 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def build_server(app: Any, send_s: float) -> Server:
-    """Return a server for the ASGI `app`; at its end, answers under way have `send_s` to be sent."""
+def build_server(app: Any, send_s: float, most_connections: int = 1 << 20) -> Server:
+    """Return a server for the ASGI `app`; at its end, answers under way have `send_s` to be sent.
+
+    Connections take descriptors that sandboxes need, and anybody may make them: there are at most `most_connections`.
+    """
     config = uvicorn.Config(
         app,
-        http=BoundedProtocol,
+        http=type("Protocol", (BoundedProtocol,), {"most_connections": most_connections}),
         lifespan="off",
         interface="asgi3",
         access_log=False,

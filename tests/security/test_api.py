@@ -445,6 +445,19 @@ def test_a_client_that_never_reads_its_answer_holds_up_nobody(service: Service) 
         sock.close()
 
 
+def test_connections_that_ask_nothing_keep_nobody_out(as_root: None, tmp_path: Path) -> None:
+    """A stranger without a key holds more of them than the service has descriptors; each newcomer is answered."""
+    settings = "[languages]\nenable = ['python']\n[pool]\nsize = 2\nsizes = {python-numpy = 0}\n"
+    with running_service(tmp_path, config=settings, prefix=["prlimit", "--nofile=400:400"]) as service:
+        host, port = service.url.removeprefix("http://").split(":")
+        idle = [socket.create_connection((host, int(port))) for _ in range(600)]
+        assert [post(service, HELLO).status_code for _ in range(8)] == [200] * 8
+        held = len(os.listdir(f"/proc/{service.process.pid}/fd"))
+        assert held < 300, "descriptors are left for sandboxes"
+        for sock in idle:
+            sock.close()
+
+
 def test_answers_go_to_those_who_asked(service: Service) -> None:
     """A hundred clients at once, each with a word of its own."""
     answers: dict[int, str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -319,6 +321,26 @@ def test_a_killed_template_is_replaced_and_its_sandboxes_answer_truly(territory:
             zygotes = [int(line.split()[0]) for line in territory.processes() if "/proc/self/fd/6" in line]
             os.kill(min(zygotes), signal.SIGKILL)
             assert [service.exec(f"print({n})")["stdout"] for n in range(8)] == [f"{n}\n" for n in range(8)]
+
+
+def test_what_sandboxes_take_of_per_user_allowances_is_not_roots(territory: Territory, tmp_path: Path) -> None:
+    """The kernel charges queues, signals and watches of a user namespace to its owner: that must not be root."""
+    with running_service(tmp_path, config=territory.settings):
+        pids = [line.split()[0] for line in territory.processes() if "/proc/self/fd/6" in line]
+        owners = {owner_of_user_namespace(pid) for pid in pids}
+    assert owners
+    assert all(territory.uid_base <= uid < territory.uid_base + IDS for uid in owners), owners
+    with subprocess.Popen(["unshare", "--user", "sleep", "90"]) as control:
+        own = os.readlink("/proc/self/ns/user")
+        assert soon(lambda: os.readlink(f"/proc/{control.pid}/ns/user") != own, STUCK_S)
+        assert owner_of_user_namespace(str(control.pid)) == 0, "the control: root owns what root makes"
+        control.kill()
+
+
+def owner_of_user_namespace(pid: str) -> int:
+    """Ask with NS_GET_OWNER_UID, see ioctl_ns(2)."""
+    with open(f"/proc/{pid}/ns/user") as namespace:
+        return int.from_bytes(fcntl.ioctl(namespace, 0xB704, bytes(4)), sys.byteorder)
 
 
 # --- what keeps it from starting ---
