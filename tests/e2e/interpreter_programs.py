@@ -6,6 +6,8 @@ A program prints nothing that differs between two plain runs: no pid, no address
 
 from __future__ import annotations
 
+import sys
+
 PROGRAMS: dict[str, str] = {}
 
 
@@ -548,9 +550,14 @@ _add("a program that is one long expression", "print(" + "+".join(["1"] * 300) +
 
 #: What differs, and why it stays so.
 DIFFERENCES = {
-    "a faulthandler dump": "in Python 3.11 it walks every frame, those of the zygote below the program's too",
+    "a faulthandler dump": "it walks every frame, those of the zygote below the program's too",
     "the name of the process": "its command line is the zygote's, which was started before the program was known",
 }
+if sys.version_info >= (3, 12):
+    DIFFERENCES |= {
+        "sys.exit(-(1 << 70))": "the interpreter trips over its own failed conversion when it waits for threads",
+        "exit with an object whose str fails": "the interpreter tells of the failure when it waits for threads",
+    }
 
 #: What tells of its surroundings: a sandbox is meant to differ from the host in them.
 SURROUNDINGS = (

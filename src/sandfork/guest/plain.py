@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from typing import Any
 
 DISPLAY = sys.__excepthook__
+FLUSHING = (
+    "Exception ignored while flushing sys.stdout:"
+    if sys.version_info >= (3, 14)
+    else "Exception ignored on flushing sys.stdout:"
+    if sys.version_info >= (3, 13)
+    else "Exception ignored in: {!r}"
+)
 OUR_FILES = ("/proc/self/fd/6", "<sandfork plain>")
 LAST_PRELOADED = ""  # the last name in sys.modules before a program runs; the zygote sets it
 
@@ -177,7 +184,7 @@ def flush(status: int) -> int:
         except BaseException as error:
             status = 120
             if name == "stdout":
-                tell(f"Exception ignored in: {stream!r}\n{type(error).__name__}: {error}\n")
+                tell(f"{FLUSHING.format(stream)}\n{type(error).__name__}: {error}\n")
     return status
 
 
