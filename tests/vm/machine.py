@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tests.vm.rootfs import INTERPRETER, MKFS
 
-KERNEL_VARIABLE = "SANDFORK_VM_KERNEL"
+KERNEL_VARIABLE = "TEST_GUEST_KERNEL"
 QEMU = "qemu-system-x86_64"
 INIT = "/app/tests/vm/inside/init.py"
 MEMORY = "1536M"  # more than any test takes, or the kernel refuses what a limit should; QEMU takes what is touched
