@@ -246,16 +246,24 @@ def test_a_setuid_bit_of_its_own_gives_no_privilege(service: Service) -> None:
 
 def test_a_lock_on_a_shared_file_shows_in_other_sandboxes(service: Service) -> None:
     """A known leak: flock on what all sandboxes read lets two that agree on it speak. SECURITY.md says so."""
-    lock = "import fcntl, select\nfile = open('/usr/bin/env')\n"
-    holder = lock + "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\nselect.select([], [], [], 1.5)"
-    asker = lock + (
-        "for _ in range(40):\n"
+    common = (
+        "import fcntl, select\n"
+        "mine, yours = (open(path) for path in PATHS)\n"
+        "def is_locked(file):\n"
         "    try: fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB); fcntl.flock(file, fcntl.LOCK_UN)\n"
-        "    except BlockingIOError: print('locked elsewhere'); break\n"
-        "    select.select([], [], [], 0.05)"
+        "    except BlockingIOError: return True\n"
+        "def wait_until(locked):\n"
+        "    for _ in range(400):\n"
+        "        if bool(is_locked(yours)) == locked: return True\n"
+        "        select.select([], [], [], 0.05)\n"
+    )
+    # Each holds its own lock until it saw the other's, so that neither can come too late.
+    speaker = "PATHS = '/usr/bin/env', '/usr/bin/id'\n" + common + "fcntl.flock(mine, fcntl.LOCK_EX)\nwait_until(True)"
+    listener = "PATHS = '/usr/bin/id', '/usr/bin/env'\n" + common + (
+        "if wait_until(True): print('locked elsewhere')\nfcntl.flock(mine, fcntl.LOCK_EX)\nwait_until(False)"
     )
     with service.client as client:
-        answer = client.post("/v1/exec/batch", json={"executions": [{"code": holder}, {"code": asker}]})
+        answer = client.post("/v1/exec/batch", json={"executions": [{"code": speaker}, {"code": listener}]})
     told = answer.json()["results"][1]["stdout"]
     assert told == "locked elsewhere\n", "the leak is gone: SECURITY.md must no longer name it"
 
