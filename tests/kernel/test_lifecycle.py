@@ -18,7 +18,7 @@ from sandfork.tiers.base import BEFORE_START
 from sandfork.tiers.process import Launched, ProcessTier
 from sandfork.tiers.process import tier as tier_module
 from sandfork.tiers.process.template import ProcessTemplate
-from tests.support.process import STUCK_S, Tape, Workbench, make_step, process_tier, start_native
+from tests.support.process import LIMITS, STUCK_S, Tape, Workbench, make_step, process_tier, start_native
 from tests.support.remains import (
     descriptors,
     is_alive,
@@ -71,6 +71,28 @@ async def death_of(template: ProcessTemplate) -> None:
 
 
 # --- one sandbox ---
+
+
+def test_a_sandbox_that_is_closed_late_leaves_the_next_in_its_slot_alone() -> None:
+    """A killed sandbox frees its slot before it is closed; the next one may be at work there by then."""
+
+    async def check(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
+        template = await tier.template("python")
+        first = await template.fork()
+        running = asyncio.create_task(first.exec(make_step(FOREVER), LIMITS, tape := Tape()))
+        await tape.until(b"begun")
+        first.kill(Outcome.TIMED_OUT)
+        assert (await running).outcome is Outcome.TIMED_OUT
+        while tier.live:
+            await asyncio.sleep(0)
+        second = await template.fork()
+        running = asyncio.create_task(second.exec(make_step("print(input())", stdin=b"mine"), LIMITS, tape := Tape()))
+        await first.close()
+        end = await running
+        assert (end.outcome, end.exit_code, bytes(tape.stdout)) == (Outcome.EXITED, 0, b"mine\n")
+        await second.close()
+
+    with_tier(check)
 
 
 LEAVE_BEHIND = """

@@ -163,8 +163,9 @@ class Execution:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._sandbox.kill(outcome)
+        # Armed first: whatever becomes of the kill, the execution ends.
         self._arm(self._kill_grace_s, self._abandon)
+        self._sandbox.kill(outcome)
 
     def _abandon(self) -> None:
         if self._task is not None:

@@ -28,7 +28,7 @@ from sandfork.tiers.process.run import run_frame
 from sandfork.tiers.process.streams import Streams
 
 if TYPE_CHECKING:
-    from sandfork.tiers.process.slots import Slot
+    from sandfork.tiers.process.slots import Tenancy
 
 _WATCH_AFTER_S = 0.002  # a program shorter than this is read once, at its end
 _FORK_S = 30.0
@@ -44,7 +44,7 @@ _SIGNAL_OUTCOME = {
 class ProcessSandbox:
     """A sandbox in a slot. Made by its template; see `tiers.base.Sandbox` for the port."""
 
-    def __init__(self, slot: Slot, ctl: socket.socket, streams: Streams, agent: AgentClient, base_env: bytes) -> None:
+    def __init__(self, slot: Tenancy, ctl: socket.socket, streams: Streams, agent: AgentClient, base_env: bytes) -> None:
         self._loop = asyncio.get_running_loop()
         self._slot = slot
         self._ctl = ctl
@@ -309,7 +309,11 @@ class ProcessSandbox:
         now = time.monotonic_ns()
         ready_ns = min(max(ready_ns, self._sent_ns), now)
         done_ns = min(max(done_ns, ready_ns), now)
-        figures = self._slot.figures(self._reaped)
+        try:
+            figures = self._slot.figures(self._reaped)
+        except OSError as error:
+            self._lost(f"its cgroup is gone ({error.strerror})")
+            return
         usage = Usage(
             cpu_user_s=figures.cpu_user_ns / 1e9,
             cpu_system_s=figures.cpu_system_ns / 1e9,
@@ -323,6 +327,11 @@ class ProcessSandbox:
             self._answer(end)
         else:
             self._unread = end
+
+    def _lost(self, reason: str) -> None:
+        """Nobody can tell any more what the program used or how it ended."""
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_exception(GuestLost(f"the sandbox was lost: {reason}"))
 
     def resume(self) -> None:
         """Read output again after the sink refused more; a program that is over is answered once all is read."""

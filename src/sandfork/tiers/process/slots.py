@@ -51,31 +51,29 @@ def slot_limits(limits: Limits) -> m.SlotLimits:
     return m.SlotLimits(limits.memory_bytes, limits.disk_bytes, inodes, limits.pids, limits.open_files)
 
 
-class Slot:
-    """One place for one sandbox at a time."""
+class Tenancy:
+    """One sandbox's time in a slot.
 
-    def __init__(self, number: int, slots: Slots) -> None:
-        self.number = number
-        self._slots = slots
-        self.meter = SlotMeter(slots.directories, number, slots.unified)
+    All that a sandbox asks of its slot it asks here, and nothing once the slot is free: a sandbox that is closed late
+    must not close the next one, which has the same slot.
+    """
+
+    def __init__(self, slot: Slot, slots: Slots, limits: m.SlotLimits, *, limits_itself: bool) -> None:
+        """A sandbox is being forked into `slot`; its process can lower its own rlimits, or cannot."""
+        self.number = slot.number
+        self.meter = slot.meter
+        self.work_dir = slots.means.work_dir(slot.number)
+        self.means = slots.means
         self.tasks = slots.tasks
         self.cores = slots.cores
-        self.means = slots.means
-        self.work_dir = slots.means.work_dir(number)
-        self.limits = m.NO_LIMITS
-        self._from_outside = False
-        self.sandbox: ProcessSandbox | None = None
-        self._loop = asyncio.get_running_loop()
-        self._closing = False
-        self._freed: asyncio.Future[None] | None = None
-        self._overdue: asyncio.TimerHandle | None = None
-
-    def opened(self, limits: m.SlotLimits, *, limits_itself: bool = True) -> None:
-        """A sandbox is being forked into the slot; its process can lower its own rlimits, or cannot."""
         self.limits = limits
+        self.sandbox: ProcessSandbox | None = None
+        self._slots = slots
         self._from_outside = not limits_itself
         self._closing = False
-        self._freed = self._loop.create_future()
+        self._overdue: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._freed: asyncio.Future[None] = self._loop.create_future()
 
     async def apply(self, limits: Limits) -> None:
         """Put limits in force that differ from those the sandbox was forked with. *Raises* TierError."""
@@ -101,15 +99,18 @@ class Slot:
         return bool(self.means.work_root) or limits.disk_bytes == self.limits.disk_bytes
 
     def figures(self, reaped: m.WardenEvent | None) -> Figures:
-        """Return what was used: the cgroups' figures, or, without any, what wait4 told of the reaped program."""
+        """Return what was used: the cgroups' figures, or, without any, what wait4 told of the reaped program.
+
+        *Raises* OSError when the cgroups are gone.
+        """
         if not self.means.rlimits or reaped is None:
             return self.meter.figures()
         user_ns, system_ns = reaped.utime_us * 1000, reaped.stime_us * 1000
         return Figures(user_ns, system_ns, memory_peak_bytes=reaped.maxrss_kb << 10, memory_bytes=0, processes=0)
 
     def close(self) -> None:
-        """Have the warden kill everything in the slot; once."""
-        if not self._closing:
+        """Have the warden kill everything in the slot; once, and only while it is this sandbox's."""
+        if not self._closing and not self._freed.done():
             self._closing = True
             self._overdue = self._loop.call_later(_CLOSE_S, self._not_freed)
             self._slots.warden.send(m.request(m.Request.CLOSE, self.number))
@@ -130,7 +131,7 @@ class Slot:
 
     def _settle(self, error: TierError | None) -> None:
         freed = self._freed
-        if freed is None or freed.done():
+        if freed.done():
             return
         if error is None:
             freed.set_result(None)
@@ -141,8 +142,16 @@ class Slot:
 
     async def closed(self) -> None:
         """Wait until the slot is free. *Raises* TierError when something was left in it, or it takes too long."""
-        if self._freed is not None:
-            await asyncio.shield(self._freed)
+        await asyncio.shield(self._freed)
+
+
+class Slot:
+    """One place for one sandbox at a time, and the files of its figures, which outlive it."""
+
+    def __init__(self, number: int, slots: Slots) -> None:
+        self.number = number
+        self.meter = SlotMeter(slots.directories, number, slots.unified)
+        self.tenancy: Tenancy | None = None
 
 
 class Slots:
@@ -168,27 +177,35 @@ class Slots:
         self._slots: list[Slot] = []
         self._free: list[Slot] = []
 
-    def take(self) -> Slot:
-        """Return a free slot. *Raises* ForkFailed when all are taken."""
+    def take(self, limits: m.SlotLimits, *, limits_itself: bool = True) -> Tenancy:
+        """Take a free slot for a sandbox that is born with `limits`. *Raises* ForkFailed when all are taken."""
         if self._free:
-            return self._free.pop()
-        if len(self._slots) >= self._most:
+            slot = self._free.pop()
+        elif len(self._slots) < self._most:
+            slot = Slot(len(self._slots), self)
+            self._slots.append(slot)
+        else:
             raise ForkFailed(f"all {self._most} sandbox slots are taken", retry_after_s=1.0)
-        slot = Slot(len(self._slots), self)
-        self._slots.append(slot)
-        return slot
+        slot.tenancy = Tenancy(slot, self, limits, limits_itself=limits_itself)
+        return slot.tenancy
 
-    def untake(self, slot: Slot) -> None:
+    def untake(self, tenancy: Tenancy) -> None:
         """Give back a slot that nothing was forked into."""
+        slot = self._slots[tenancy.number]
+        slot.tenancy = None
         self._free.append(slot)
 
     def event(self, event: m.WardenEvent) -> None:
         """Pass on an event about a slot."""
         slot = self._slots[event.ident]
-        sandbox = slot.sandbox
+        tenancy = slot.tenancy
+        if tenancy is None:
+            return
+        sandbox = tenancy.sandbox
         if event.op == m.Event.CLOSED:
             self.new_net_ns += event.flags & m.CLOSED_NEW_NETNS
-            slot.freed(event)
+            slot.tenancy = None
+            tenancy.freed(event)
             if not event.err:
                 self._free.append(slot)
         elif sandbox is not None and event.op == m.Event.EXIT:
@@ -199,10 +216,13 @@ class Slots:
     def lost(self) -> None:
         """The warden is gone, and with it every sandbox."""
         for slot in self._slots:
-            if slot.sandbox is not None:
-                slot.sandbox.fork_failed(m.STEPS.index("none"), errno.ECHILD)
-                slot.sandbox.release()
-            slot.freed(None)
+            tenancy, slot.tenancy = slot.tenancy, None
+            if tenancy is None:
+                continue
+            if tenancy.sandbox is not None:
+                tenancy.sandbox.fork_failed(m.STEPS.index("none"), errno.ECHILD)
+                tenancy.sandbox.release()
+            tenancy.freed(None)
         self._free = list(self._slots)
 
     @property

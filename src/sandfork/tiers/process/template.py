@@ -192,7 +192,8 @@ class ProcessTemplate:
         if not self._warden.alive:
             raise ForkFailed("the process that makes sandboxes is gone", step="warden")
         zygote = await self._current()
-        slot = self._slots.take()
+        limits = slot_limits(self._spec.limits)
+        slot = self._slots.take(limits, limits_itself=self._spec.kind is not m.Kind.PARK)
         try:
             ctl, ctl_child, agent, agent_child, pipes = _open_channels()
         except OSError as error:
@@ -202,8 +203,6 @@ class ProcessTemplate:
             ) from error
         stdin_child, stdin, stdout, stdout_child, stderr, stderr_child = pipes
         sandbox = ProcessSandbox(slot, ctl, Streams(stdin, stdout, stderr), AgentClient(agent), self._base_env())
-        limits = slot_limits(self._spec.limits)
-        slot.opened(limits, limits_itself=self._spec.kind is not m.Kind.PARK)
         slot.sandbox = sandbox
         zygote.forks += 1
 
