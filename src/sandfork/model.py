@@ -6,6 +6,7 @@ them to these types and back. Nothing here imports anything but the standard lib
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import IntEnum, StrEnum
 
@@ -101,8 +102,116 @@ class OutputFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Display:
+    """One rich value a program showed: a MIME bundle, as notebooks have them.
+
+    `kind` is "result" for the value of the last expression, "display" for what was shown on the way (a figure, a
+    table). `data` maps MIME types to text; content of binary types is base64.
+    """
+
+    kind: str
+    data: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionKey:
+    """Whose session it is: sessions of one dialect or one API key are unknown to every other.
+
+    `space` is the dialect's name, `owner` the caller's `key_id`, `name` the session's id within those.
+    """
+
+    space: str
+    owner: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSpec:
+    """What a new session is to be. None stands for the server's default.
+
+    `language` is what its first process is made for, and the only one it takes if `one_language`. `limits` hold for
+    the session as a whole but wall time, cpu time and output, which each execution has for itself. `lifetime_s` counts
+    from its making, `idle_s` from the end of its last use.
+    """
+
+    language: str | None = None
+    one_language: bool = False
+    limits: LimitsOverride = field(default_factory=LimitsOverride)
+    env: tuple[tuple[str, str], ...] = ()
+    lifetime_s: float | None = None
+    idle_s: float | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionUse:
+    """The session an execution belongs to; `make` makes it when it is not there, else that is SessionNotFound.
+
+    `fresh` runs the program in a process of its own, as a plain run; otherwise the session's interpreter of that
+    language runs it and keeps its state.
+    """
+
+    space: str
+    name: str
+    make: SessionSpec | None = None
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SessionState:
+    """A session as it is now; instants are Unix time in seconds."""
+
+    name: str
+    language: str
+    limits: Limits
+    created_s: float
+    last_used_s: float
+    expires_s: float
+    busy: bool
+    executions: int
+    usage: Usage
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One entry of a directory; `kind` is "file", "directory", "link" or "other", `size_bytes` that of a file."""
+
+    name: str
+    kind: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TerminalSpec:
+    """A terminal to open in a session, and the command that runs in it."""
+
+    argv: tuple[str, ...] = ("/bin/bash",)
+    cols: int = 80
+    rows: int = 24
+    env: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TerminalState:
+    """A terminal as it is now; `exit_code` is None while its command runs."""
+
+    name: str
+    session: str
+    argv: tuple[str, ...]
+    cols: int
+    rows: int
+    created_s: float
+    exit_code: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class ExecRequest:
-    """One execution as a caller asked for it, in our units, before policy was applied."""
+    """One execution as a caller asked for it, in our units, before policy was applied.
+
+    `secrets` are texts that are masked wherever the program writes them. `rich` asks for `Display`s. `keep_stdin`
+    leaves stdin open after `stdin`, for `Execution.feed`.
+    """
 
     program: Program
     files: tuple[InputFile, ...] = ()
@@ -113,9 +222,12 @@ class ExecRequest:
     network: str = "none"
     isolation: str | None = None
     template: str | None = None
-    session: str | None = None
+    session: SessionUse | None = None
     collect: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+    rich: bool = False
+    keep_stdin: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +245,8 @@ class Step:
     """One process of a plan.
 
     `argv` is what the program sees (`sys.argv` for a forked interpreter). When `code` is not None it is
-    written to `file_name` in the work directory before the process starts.
+    written to `file_name` in the work directory before the process starts. A `lasting` process is an interpreter that
+    takes further steps after this one and keeps its state; `rich` and `keep_stdin` are the request's.
     """
 
     argv: tuple[str, ...]
@@ -142,6 +255,9 @@ class Step:
     env: tuple[tuple[str, str], ...] = ()
     stdin: bytes = b""
     files: tuple[InputFile, ...] = ()
+    lasting: bool = False
+    rich: bool = False
+    keep_stdin: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +276,8 @@ class ExecPlan:
     limits: Limits
     collect: tuple[str, ...] = ()
     isolation: str = "process"
+    session: SessionUse | None = None
+    secrets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +313,8 @@ class ExecResult:
     """What came of one execution.
 
     `exit_code` is set when the program exited by itself, `signal` when a signal ended it. `detail` names
-    what a policy refused, when the outcome alone does not say it.
+    what a policy refused, when the outcome alone does not say it. `state_lost` says that the session's interpreter
+    ended with this execution; the session goes on with a new one.
     """
 
     exec_id: str
@@ -211,6 +330,8 @@ class ExecResult:
     isolation: str
     files: tuple[OutputFile, ...] = ()
     files_skipped: tuple[str, ...] = ()
+    displays: tuple[Display, ...] = ()
+    state_lost: bool = False
 
     @property
     def status(self) -> int:

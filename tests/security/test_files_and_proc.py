@@ -259,8 +259,10 @@ def test_a_lock_on_a_shared_file_shows_in_other_sandboxes(service: Service) -> N
     )
     # Each holds its own lock until it saw the other's, so that neither can come too late.
     speaker = "PATHS = '/usr/bin/env', '/usr/bin/id'\n" + common + "fcntl.flock(mine, fcntl.LOCK_EX)\nwait_until(True)"
-    listener = "PATHS = '/usr/bin/id', '/usr/bin/env'\n" + common + (
-        "if wait_until(True): print('locked elsewhere')\nfcntl.flock(mine, fcntl.LOCK_EX)\nwait_until(False)"
+    listener = (
+        "PATHS = '/usr/bin/id', '/usr/bin/env'\n"
+        + common
+        + ("if wait_until(True): print('locked elsewhere')\nfcntl.flock(mine, fcntl.LOCK_EX)\nwait_until(False)")
     )
     with service.client as client:
         answer = client.post("/v1/exec/batch", json={"executions": [{"code": speaker}, {"code": listener}]})

@@ -28,7 +28,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
 #: Stand beside the table: they import nothing of sandfork.
 ALONE = ("guest", "native", "policy", "client")
 #: Parts of which each module is an adapter of its own: siblings share only these.
-SHARED_BY_SIBLINGS = {"dialects": ("base", "fields"), "tiers": ("base",)}
+SHARED_BY_SIBLINGS = {"dialects": ("base", "fields", "refusals", "actions"), "tiers": ("base",)}
 PURE = ("dialects",)
 IMPURE_MODULES = {"asyncio", "os", "pathlib", "random", "secrets", "socket", "subprocess", "threading", "time", "uuid"}
 

@@ -5,9 +5,9 @@ nothing else: no I/O, no clock, no engine. Adding a dialect is adding one file t
 
     bytes ── parse(RawRequest, Bounds) ──> Ask ── the engine ──> ExecResult | SandforkError ── render ──> Reply
 
-A route's class says what the server does between parse and render (`ExecRoute`: run what was asked and answer when
-all of it is over). A new kind of answer (an event stream, a socket, a session) is a new route class here and its
-endpoint in `sandfork.http`; the dialects that do not have it stay as they are.
+A route's class says what the server does between parse and render (`ExecRoute`: run what was asked; `ActionRoute`: a
+session, a file, a terminal). A new kind of answer is a new route class here and its endpoint in `sandfork.http`; the
+dialects that do not have it stay as they are.
 
 At root a server of all dialects speaks our own, and every path of another that is unambiguous (`at_root`). Where
 several have the same path, the body's own keys tell whose it is (`BodyMark`).
@@ -15,31 +15,27 @@ several have the same path, the body's own keys tell whose it is (`BodyMark`).
 
 from __future__ import annotations
 
-import http
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from sandfork.access_quotas import Quota
-from sandfork.errors import (
-    CallerError,
-    CapacityError,
-    FileNotInSandbox,
-    Forbidden,
-    NotSupported,
-    PayloadTooLarge,
-    RateLimited,
-    SandforkError,
-    SessionNotFound,
-    TierError,
-    TierUnavailable,
-    Unauthenticated,
+from sandfork.errors import CapacityError, SandforkError
+from sandfork.model import (
+    Display,
+    ExecRequest,
+    ExecResult,
+    Limits,
+    Stream,
+    TemplateHealth,
 )
-from sandfork.model import ExecRequest, ExecResult, Limits, TemplateHealth
+
+if TYPE_CHECKING:
+    from sandfork.dialects.actions import Action, Told
 
 JSON = b"application/json"
 
@@ -53,58 +49,6 @@ Where only some values are, `{"x-only": [values]}` lists the others.
 
 Answer = ExecResult | SandforkError
 """What came of one execution: its result, or why we could not give one."""
-
-
-class WireError(CallerError):
-    """The request is wrong as HTTP, before any dialect reads its body."""
-
-    status = 400
-
-
-class NoSuchPath(WireError):
-    """Nothing answers at this path."""
-
-    code = "not_found"
-    status = 404
-
-
-class NoSuchLanguage(WireError):
-    """The path names a language that this server does not know."""
-
-    code = "unknown_language"
-    status = 404
-
-
-class MethodNotAllowed(WireError):
-    """The path answers, but not to this method; `allow` lists those it answers to."""
-
-    code = "method_not_allowed"
-    status = 405
-
-    def __init__(self, method: str, allow: tuple[str, ...]) -> None:
-        super().__init__(f"method {method} is not allowed here, only {', '.join(allow)}")
-        self.allow = allow
-
-
-class UnsupportedMedia(WireError):
-    """The body's content type or encoding is not one we read."""
-
-    code = "unsupported_media_type"
-    status = 415
-
-
-class CrossOrigin(WireError):
-    """A page of another origin made a browser send this."""
-
-    code = "cross_origin"
-    status = 403
-
-
-class BodyTimeout(WireError):
-    """The body did not arrive in time."""
-
-    code = "body_timeout"
-    status = 408
 
 
 NO_CEILINGS = Limits(math.inf, math.inf, *[sys.maxsize] * 5)
@@ -142,12 +86,41 @@ class Ask(msgspec.Struct, frozen=True):
     """What one request asks for: one execution or several.
 
     `echo` carries what the same route's render needs to know of the request; nobody else reads it. `cost` is what is
-    charged, where that is not the number of executions.
+    charged, where that is not the number of executions. With a `writer` the one execution is answered as it goes.
     """
 
     requests: tuple[ExecRequest, ...]
     echo: Any = None
     cost: int | None = None
+    writer: EventWriter | None = None
+
+
+class EventWriter(Protocol):
+    """Writes what happens to one execution in a dialect's words, as server-sent events or messages of a WebSocket.
+
+    One writer is for one execution, for it remembers: a character may come in two chunks. Each method returns what to
+    send now, "" for nothing. Exactly one of `finished` and `failed` comes last.
+    """
+
+    def started(self, exec_id: str) -> str:
+        """The execution was taken in; it may still wait for its turn."""
+        ...
+
+    def output(self, stream: Stream, data: bytes) -> str:
+        """The program wrote."""
+        ...
+
+    def display(self, shown: Display) -> str:
+        """The program showed a rich value."""
+        ...
+
+    def finished(self, result: ExecResult) -> str:
+        """The program is over; `result` has no output, it was all told before."""
+        ...
+
+    def failed(self, error: SandforkError, request_id: str) -> str:
+        """No outcome can be given."""
+        ...
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -256,6 +229,51 @@ class ExecRoute(Route):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ActionRoute(Route):
+    """Has the engine do something and answers with what it came to.
+
+    `space` of what is done is the dialect's name, the owner the caller. `body_type` is the type of a JSON body; None
+    reads none. With `upload`, the largest body is that of uploads, and it is not read before the action is known when
+    `WriteFile` has no content. `cost` is what is charged.
+    """
+
+    parse: Callable[[RawRequest, Bounds], Action]
+    render: Callable[[Action, Any, str], Reply]
+    body_type: type[Any] | None = None
+    upload: bool = False
+    cost: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketRoute(Route):
+    """Runs executions over a WebSocket, one at a time: messages in, the text of the writer's events out.
+
+    `receive(message, bounds)` reads a text or binary message. *Raises* CallerError, which `refuse` turns into text;
+    `close_code` is the code to close with after that, None to go on. `single` closes with 1000 after one execution.
+    """
+
+    receive: Callable[[str | bytes, Bounds], Told]
+    refuse: Callable[[SandforkError, str], str]
+    method: str = "GET"
+    close_code: int | None = None
+    single: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TerminalRoute(Route):
+    """Connects a WebSocket to a terminal: what it shows goes out as binary messages.
+
+    `select(raw)` gives the names of the session and the terminal; `receive(message)` reads what the client sends;
+    `exited(exit_code)` is the text that is sent when the command is over, before the connection is closed.
+    """
+
+    select: Callable[[RawRequest], tuple[str, str]]
+    receive: Callable[[str | bytes], Told]
+    exited: Callable[[int | None], str]
+    method: str = "GET"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueryRoute(Route):
     """Answers from what the server knows of its languages, without running anything; needs a key where there are any.
 
@@ -318,7 +336,8 @@ class Dialect:
     `prefix` is where it answers on a server that speaks all dialects ("" for the one at root).
     `render_error(error, request_id)` makes the whole answer for an error; `error_type` is the type of its body.
     `refinements` are added to the JSON schemas of wire types, for what the types cannot say. `quotas` hold unless the
-    server is configured otherwise; where there are any, every reply tells the caller's standing.
+    server is configured otherwise; where there are any, every reply tells the caller's standing. `key_in_request` finds
+    an API key elsewhere than in a header, where this dialect's clients put one.
     """
 
     name: str
@@ -329,66 +348,6 @@ class Dialect:
     error_type: type[Any]
     description: str = ""
     quotas: tuple[Quota, ...] = ()
+    key_in_request: Callable[[RawRequest], bytes | None] | None = None
     refinements: Mapping[type[Any], Mapping[str, Any]] = field(default_factory=dict)
     error_statuses: tuple[int, ...] = field(default=(400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 501, 503))
-
-
-STATUSES: tuple[tuple[type[SandforkError], int], ...] = (
-    (Unauthenticated, 401),
-    (RateLimited, 429),
-    (Forbidden, 403),
-    (SessionNotFound, 404),
-    (FileNotInSandbox, 404),
-    (PayloadTooLarge, 413),
-    (NotSupported, 501),
-    (CallerError, 400),
-    (CapacityError, 503),
-    (TierUnavailable, 503),
-    (SandforkError, 500),
-)
-"""The HTTP status of each error; the first class that fits counts."""
-
-
-def status_of(error: SandforkError) -> int:
-    """Return the HTTP status of an error as most dialects have it."""
-    if isinstance(error, WireError):
-        return error.status
-    if isinstance(error, TierError) and error.retry_after_s is not None:
-        return 503
-    return next(status for kind, status in STATUSES if isinstance(error, kind))
-
-
-def error_headers(error: SandforkError) -> tuple[tuple[bytes, bytes], ...]:
-    """Return the headers an error needs in every dialect: Retry-After, Allow, WWW-Authenticate."""
-    headers: list[tuple[bytes, bytes]] = []
-    if error.retry_after_s is not None:
-        headers.append((b"retry-after", str(max(1, -int(-error.retry_after_s // 1))).encode()))
-    elif isinstance(error, RateLimited | CapacityError):
-        headers.append((b"retry-after", b"1"))
-    if isinstance(error, MethodNotAllowed):
-        headers.append((b"allow", ", ".join(error.allow).encode()))
-    if isinstance(error, Unauthenticated):
-        headers.append((b"www-authenticate", b"Bearer"))
-    return tuple(headers)
-
-
-def public_message(error: SandforkError) -> str:
-    """Return what a caller may read of an error: the whole message of its own faults, less of ours."""
-    if isinstance(error, CallerError | CapacityError) or status_of(error) in (401, 429):
-        return error.message
-    return f"the sandbox could not be used ({error.code})" if error.code != "internal" else "internal error"
-
-
-class UndecidedError(msgspec.Struct, frozen=True):
-    """An error before the dialect is known: each client finds the field it reads."""
-
-    error: str
-    details: str
-    detail: str
-
-
-def render_undecided(error: SandforkError, request_id: str) -> Reply:
-    """Answer an error of a request that fits no dialect."""
-    status, text = status_of(error), public_message(error)
-    body = msgspec.json.encode(UndecidedError(error=http.HTTPStatus(status).phrase, details=text, detail=text))
-    return Reply(body, status, headers=error_headers(error))

@@ -37,9 +37,6 @@ from sandfork.dialects.base import (
     Reply,
     Route,
     ServiceHealth,
-    error_headers,
-    public_message,
-    status_of,
 )
 from sandfork.dialects.faber_wire import (
     EXEC_EXAMPLES,
@@ -55,6 +52,7 @@ from sandfork.dialects.faber_wire import (
     Task,
 )
 from sandfork.dialects.fields import decode_body, instant, shown, text
+from sandfork.dialects.refusals import error_headers, public_message, status_of
 from sandfork.errors import (
     CapacityError,
     FileNotInSandbox,

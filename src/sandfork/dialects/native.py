@@ -29,9 +29,6 @@ from sandfork.dialects.base import (
     Reply,
     Route,
     ServiceHealth,
-    error_headers,
-    public_message,
-    status_of,
 )
 from sandfork.dialects.native_wire import (
     BATCH_EXAMPLES,
@@ -51,6 +48,7 @@ from sandfork.dialects.native_wire import (
     TemplateState,
     UsageReply,
 )
+from sandfork.dialects.refusals import error_headers, public_message, status_of
 from sandfork.errors import CapacityError, InvalidRequest, NotSupported, SandforkError, TierError
 from sandfork.model import (
     Command,
@@ -61,6 +59,7 @@ from sandfork.model import (
     LimitsOverride,
     Outcome,
     OutputFile,
+    SessionUse,
     Snippet,
     Usage,
 )
@@ -99,7 +98,7 @@ def _request(body: ExecBody, bounds: Bounds, within: str) -> ExecRequest:
         network=body.network,
         isolation=body.isolation,
         template=body.template,
-        session=body.session,
+        session=SessionUse("native", body.session) if body.session else None,
         collect=tuple(body.collect),
         packages=tuple(body.packages),
     )

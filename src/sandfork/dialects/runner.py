@@ -27,17 +27,14 @@ from sandfork.dialects.base import (
     HealthRoute,
     LanguageRoute,
     LanguageState,
-    NoSuchLanguage,
     QueryRoute,
     RawRequest,
     Reply,
     Route,
     ServiceHealth,
-    error_headers,
-    public_message,
-    status_of,
 )
 from sandfork.dialects.fields import check_code, decode_body, milliseconds, shown, text, with_last_line
+from sandfork.dialects.refusals import NoSuchLanguage, error_headers, public_message, status_of
 from sandfork.errors import InvalidRequest, NotSupported, SandforkError, UnknownLanguage
 from sandfork.model import ExecRequest, ExecResult, LimitsOverride, Outcome, Snippet
 

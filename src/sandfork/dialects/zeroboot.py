@@ -27,11 +27,9 @@ from sandfork.dialects.base import (
     RawRequest,
     Reply,
     ServiceHealth,
-    error_headers,
-    public_message,
-    status_of,
 )
 from sandfork.dialects.fields import check_code, decode_body, milliseconds, text, timed_out_line, with_last_line
+from sandfork.dialects.refusals import error_headers, public_message, status_of
 from sandfork.errors import (
     CapacityError,
     ForkFailed,

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from sandfork.dialects.base import BodyMark, Reply, render_undecided
+from sandfork.dialects.base import BodyMark, Reply
 from sandfork.dialects.fields import decode_body
+from sandfork.dialects.refusals import render_undecided
 from sandfork.errors import InvalidRequest, NotSupported, PayloadTooLarge, SandforkError, Unauthenticated
 from sandfork.http.endpoints import Endpoint, Service
 from sandfork.http.exchange import Exchange

@@ -16,18 +16,15 @@ from sandfork.dialects.base import (
     Answer,
     Ask,
     Bounds,
-    CrossOrigin,
     Dialect,
     ExecRoute,
     HealthRoute,
     LanguageState,
-    MethodNotAllowed,
-    NoSuchPath,
     RawRequest,
     Reply,
     ServiceHealth,
-    render_undecided,
 )
+from sandfork.dialects.refusals import CrossOrigin, MethodNotAllowed, NoSuchPath, render_undecided
 from sandfork.errors import SandforkError
 from sandfork.http.exchange import Exchange
 from sandfork.http.ports import ExecutionEngine, RequestMetrics

@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sandfork.dialects.base import BodyTimeout, Reply, UnsupportedMedia
+from sandfork.dialects.base import Reply
+from sandfork.dialects.refusals import BodyTimeout, UnsupportedMedia
 from sandfork.engine.ids import mint_exec_id
 from sandfork.errors import InvalidRequest, PayloadTooLarge
 from sandfork.model import Caller

@@ -12,16 +12,8 @@ from typing import Any
 
 import msgspec
 
-from sandfork.dialects.base import (
-    Dialect,
-    ExecRoute,
-    HealthRoute,
-    LanguageRoute,
-    QueryRoute,
-    Reply,
-    Route,
-    UndecidedError,
-)
+from sandfork.dialects.base import Dialect, ExecRoute, HealthRoute, LanguageRoute, QueryRoute, Reply, Route
+from sandfork.dialects.refusals import UndecidedError
 
 JsonObject = dict[str, Any]
 

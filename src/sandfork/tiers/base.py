@@ -12,11 +12,22 @@ tier's for cpu time, memory, processes and disk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from sandfork.model import InputFile, Limits, Outcome, OutputFile, Step, Stream, TemplateHealth, Usage
+from sandfork.model import (
+    Display,
+    FileEntry,
+    InputFile,
+    Limits,
+    Outcome,
+    OutputFile,
+    Step,
+    Stream,
+    TemplateHealth,
+    Usage,
+)
 
 BEFORE_START = "start"
 """The `step` of a GuestLost that says the sandbox was gone before the program began."""
@@ -26,7 +37,11 @@ class OutputSink(Protocol):
     """Where a program's output goes."""
 
     def output(self, stream: Stream, data: bytes) -> bool:
-        """Take a chunk; return False to have no more read until `Sandbox.resume` is called."""
+        """Take a chunk; return False to have no more read until `Process.resume` is called."""
+        ...
+
+    def display(self, shown: Display) -> None:
+        """Take a rich value, in its place among the output."""
         ...
 
 
@@ -35,7 +50,8 @@ class StepEnd:
     """How one step ended.
 
     `ready_ns` and `done_ns` are CLOCK_MONOTONIC instants: user code about to run, and over. `outcome` is
-    EXITED or SIGNALLED unless the tier itself stopped the program for a limit it enforces.
+    EXITED or SIGNALLED unless the tier itself stopped the program for a limit it enforces. `alive` says that the
+    process was a lasting one and takes further steps.
     """
 
     outcome: Outcome
@@ -44,6 +60,7 @@ class StepEnd:
     ready_ns: int
     done_ns: int
     usage: Usage
+    alive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +71,8 @@ class Collected:
     skipped: tuple[str, ...] = ()
 
 
-class Sandbox(Protocol):
-    """One isolated execution environment."""
+class Process(Protocol):
+    """One confined process of a sandbox, parked until it is given a step. A lasting one takes several, one by one."""
 
     async def exec(self, step: Step, limits: Limits, sink: OutputSink) -> StepEnd:
         """Run `step` to its end under `limits`.
@@ -69,12 +86,69 @@ class Sandbox(Protocol):
         """Kill the program now; `exec` then returns with this `outcome` and the output so far.
 
         The first outcome given stands. Before the program began it has `exec` return without running it; after the
-        end it does nothing.
+        end it does nothing. In a sandbox that is kept (`Sandbox.keep`) every process dies, and its files stay.
         """
         ...
 
     def resume(self) -> None:
         """Read output again after the sink refused more."""
+        ...
+
+    async def feed(self, data: bytes) -> None:
+        """Write to the stdin of a step with `keep_stdin`, at its pace; no bytes close it. A program gone is no error."""
+        ...
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the running program and the processes of its group."""
+        ...
+
+    async def close(self) -> None:
+        """Destroy the process; idempotent. Of a sandbox: everything in it, for good."""
+        ...
+
+
+class Terminal(Protocol):
+    """The process of a terminal; its output is what the terminal shows, as STDOUT."""
+
+    def resize(self, cols: int, rows: int) -> None:
+        """Tell the terminal its size."""
+        ...
+
+
+class Files(Protocol):
+    """The files of a sandbox, from outside: no link, FIFO or device ever leads anywhere else.
+
+    Paths are relative to the work directory or absolute below one that the sandbox may write to. *Raises*
+    FileNotInSandbox; GuestLost.
+    """
+
+    async def list(self, path: str) -> Sequence[FileEntry]:
+        """Return the entries of a directory, sorted by name."""
+        ...
+
+    async def size(self, path: str) -> int:
+        """Return the size of a regular file."""
+        ...
+
+    def read(self, path: str, max_bytes: int) -> AsyncIterator[bytes]:
+        """Yield a regular file in chunks; one larger than `max_bytes` is FileNotInSandbox."""
+        ...
+
+    async def write(self, path: str, chunks: AsyncIterable[bytes], mode: int = 0o644) -> int:
+        """Write a file in place of what is there, making directories; return its size. What fails leaves no file."""
+        ...
+
+    async def delete(self, path: str) -> None:
+        """Remove a file, or a directory with all in it."""
+        ...
+
+
+class Sandbox(Process, Protocol):
+    """One isolated execution environment, and its first process."""
+
+    @property
+    def files(self) -> Files:
+        """The files in it."""
         ...
 
     async def put(self, files: Sequence[InputFile]) -> None:
@@ -85,8 +159,12 @@ class Sandbox(Protocol):
         """Read regular files matching paths or globs, at most `max_bytes` in all."""
         ...
 
-    async def close(self) -> None:
-        """Destroy the sandbox and everything in it; idempotent."""
+    async def keep(self, limits: Limits) -> None:
+        """Have the sandbox outlive its programs, under these limits. *Raises* TierError."""
+        ...
+
+    async def clear(self) -> None:
+        """Kill every process in a kept sandbox; its files stay, and processes can join it anew."""
         ...
 
 
@@ -102,6 +180,12 @@ class Template(Protocol):
         """Return a parked sandbox; `urgent` when somebody waits for it, so that warming it is lost time.
 
         *Raises* ForkFailed, TemplateFailed.
+        """
+        ...
+
+    async def join(self, sandbox: Sandbox, *, terminal: tuple[int, int] | None = None) -> Process:
+        """Fork a further process into a kept sandbox and return it parked; with a `terminal` of (cols, rows) instead
+        of pipes it is a `Terminal` as well. *Raises* ForkFailed, TemplateFailed.
         """
         ...
 

@@ -44,7 +44,9 @@ _SIGNAL_OUTCOME = {
 class ProcessSandbox:
     """A sandbox in a slot. Made by its template; see `tiers.base.Sandbox` for the port."""
 
-    def __init__(self, slot: Tenancy, ctl: socket.socket, streams: Streams, agent: AgentClient, base_env: bytes) -> None:
+    def __init__(
+        self, slot: Tenancy, ctl: socket.socket, streams: Streams, agent: AgentClient, base_env: bytes
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._slot = slot
         self._ctl = ctl

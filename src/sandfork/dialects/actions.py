@@ -1,0 +1,174 @@
+"""What a dialect can ask of the engine but an execution, and what a client can say over a WebSocket.
+
+Plain values: a dialect's parse makes one, `sandfork.http` has it done. Each says what it comes to, which is what the
+dialect's render is given.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from sandfork.dialects.base import Ask
+from sandfork.model import ExecRequest, SessionSpec, TerminalSpec
+
+
+class CreateSession(msgspec.Struct, frozen=True):
+    """Make a session; without a `name` it gets one that cannot be guessed. Comes to a SessionState."""
+
+    spec: SessionSpec
+    name: str | None = None
+
+
+class ReadSession(msgspec.Struct, frozen=True):
+    """Comes to a SessionState."""
+
+    name: str
+
+
+class ListSessions(msgspec.Struct, frozen=True):
+    """Comes to a sequence of SessionState, the caller's own."""
+
+
+class DeleteSession(msgspec.Struct, frozen=True):
+    """End a session. Comes to None. Where it may be `missing`, that is no error."""
+
+    name: str
+    missing: bool = False
+
+
+class InterruptSession(msgspec.Struct, frozen=True):
+    """Interrupt what runs in a session, as Ctrl-C does. Comes to None."""
+
+    name: str
+
+
+class ListFiles(msgspec.Struct, frozen=True):
+    """Comes to a sequence of FileEntry."""
+
+    session: str
+    path: str
+
+
+class ReadFile(msgspec.Struct, frozen=True):
+    """Comes to the file's content: as bytes for `render`, at most `max_bytes`, or `raw` to the client as it is read."""
+
+    session: str
+    path: str
+    raw: bool = False
+
+
+class WriteFile(msgspec.Struct, frozen=True):
+    """Write a file: `content`, or the request's body as it arrives. Comes to the size in bytes."""
+
+    session: str
+    path: str
+    content: bytes | None = None
+
+
+class DeleteFile(msgspec.Struct, frozen=True):
+    """Remove a file or a directory. Comes to None."""
+
+    session: str
+    path: str
+
+
+class StartTask(msgspec.Struct, frozen=True):
+    """Begin an execution that goes on without its client. Comes to a TaskState."""
+
+    request: ExecRequest
+
+
+class ReadTask(msgspec.Struct, frozen=True):
+    """Comes to a TaskState."""
+
+    task_id: str
+
+
+class OpenTerminal(msgspec.Struct, frozen=True):
+    """Start a command in a terminal. Comes to a TerminalState."""
+
+    session: str
+    spec: TerminalSpec
+    name: str | None = None
+
+
+class ReadTerminal(msgspec.Struct, frozen=True):
+    """Comes to a TerminalState."""
+
+    session: str
+    name: str
+
+
+class ListTerminals(msgspec.Struct, frozen=True):
+    """Comes to a sequence of TerminalState."""
+
+    session: str
+
+
+class ResizeTerminal(msgspec.Struct, frozen=True):
+    """Comes to a TerminalState."""
+
+    session: str
+    name: str
+    cols: int
+    rows: int
+
+
+class CloseTerminal(msgspec.Struct, frozen=True):
+    """End a terminal. Comes to None."""
+
+    session: str
+    name: str
+
+
+Action = (
+    CreateSession
+    | ReadSession
+    | ListSessions
+    | DeleteSession
+    | InterruptSession
+    | ListFiles
+    | ReadFile
+    | WriteFile
+    | DeleteFile
+    | StartTask
+    | ReadTask
+    | OpenTerminal
+    | ReadTerminal
+    | ListTerminals
+    | ResizeTerminal
+    | CloseTerminal
+)
+"""What can be asked of the engine but an execution."""
+
+
+class Begin(msgspec.Struct, frozen=True):
+    """A message of a WebSocket: run this."""
+
+    ask: Ask
+
+
+class Input(msgspec.Struct, frozen=True):
+    """A message of a WebSocket: write to stdin, or type; no bytes end stdin."""
+
+    data: bytes
+
+
+class Signal(msgspec.Struct, frozen=True):
+    """A message of a WebSocket: send the program a signal."""
+
+    number: int
+
+
+class Resize(msgspec.Struct, frozen=True):
+    """A message of a WebSocket: the terminal's new size."""
+
+    cols: int
+    rows: int
+
+
+class Nothing(msgspec.Struct, frozen=True):
+    """A message of a WebSocket that asks for nothing."""
+
+
+Told = Begin | Input | Signal | Resize | Nothing
