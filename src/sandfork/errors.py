@@ -5,6 +5,7 @@
     │   ├── InvalidRequest
     │   ├── PayloadTooLarge
     │   ├── UnknownLanguage
+    │   ├── WrongLanguage    for a session of one language
     │   ├── SessionNotFound
     │   ├── FileNotInSandbox
     │   ├── Forbidden        a ceiling of the server or of the key
@@ -78,6 +79,17 @@ class UnknownLanguage(CallerError):
         super().__init__(f"unknown language: {name}")
         self.name = name
         self.available = available
+
+
+class WrongLanguage(CallerError):
+    """The session takes programs of one language: `language`, and not `name`, which was asked for."""
+
+    code = "wrong_language"
+
+    def __init__(self, name: str, language: str) -> None:
+        super().__init__(f"the session takes programs in {language} only, not in {name}")
+        self.name = name
+        self.language = language
 
 
 class SessionNotFound(CallerError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,7 +40,7 @@ def expected(secrets: list[str], output: bytes) -> bytes:
 
 def in_chunks(output: bytes, cuts: list[int]) -> list[bytes]:
     places = sorted({0, len(output), *(cut % (len(output) + 1) for cut in cuts)})
-    return [output[start:end] for start, end in zip(places, places[1:], strict=False)]
+    return [output[start:end] for start, end in pairwise(places)]
 
 
 @given(outputs(), st.lists(st.integers(0, 1000), max_size=8))

@@ -103,9 +103,7 @@ def test_rich_values_are_masked_in_every_text_they_hold() -> None:
     Mask(sink, Secrets(["hunter2"])).display(
         Display("result", {"text/plain": "'hunter2'", "text/html": "<b>hunter2</b>", "image/png": "aGk="})
     )
-    assert sink.displays == [
-        Display("result", {"text/plain": "'***'", "text/html": "<b>***</b>", "image/png": "aGk="})
-    ]
+    assert sink.displays == [Display("result", {"text/plain": "'***'", "text/html": "<b>***</b>", "image/png": "aGk="})]
 
 
 def test_too_many_secrets_and_those_that_are_no_text_are_refused() -> None:
