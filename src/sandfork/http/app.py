@@ -93,7 +93,8 @@ class App:
         except Exception:
             log.exception("request %s failed", exchange.request_id)
             reply = self._refuse(exchange, endpoint, SandforkError("internal error"))
-        await exchange.send(reply)
+        if reply is not None and not exchange.begun:
+            await exchange.send(reply)
 
     def _find(self, exchange: Exchange) -> Endpoint:
         found = self._routes.find(exchange.scope["method"], exchange.path)
