@@ -7,10 +7,10 @@ client is watched only once its program has run for a while.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sandfork.dialects.base import RawRequest, Reply
+from sandfork.dialects.base import FormFile, RawRequest, Reply
 from sandfork.dialects.refusals import BodyTimeout, UnsupportedMedia
 from sandfork.engine.ids import mint_exec_id
 from sandfork.errors import InvalidRequest, PayloadTooLarge
@@ -54,6 +54,8 @@ class Exchange:
         "chosen",
         "dialect",
         "executed",
+        "file",
+        "form",
         "further_headers",
         "headers",
         "params",
@@ -77,6 +79,8 @@ class Exchange:
         self.dialect = ""
         self.executed = False
         self.begun = False
+        self.form: Mapping[str, str] | None = None
+        self.file: FormFile | None = None
         self.further_headers: Callable[[], Headers] = tuple
         self._receive = receive
         self._send = send
@@ -96,7 +100,8 @@ class Exchange:
     @property
     def raw(self) -> RawRequest:
         """The request as far as it has been read."""
-        return RawRequest(self._body or b"", self.params, self.scope.get("query_string", b""), self.headers)
+        query = self.scope.get("query_string", b"")
+        return RawRequest(self._body or b"", self.params, query, self.headers, self.form, self.file)
 
     def check_length(self, max_bytes: int) -> None:
         """Refuse a body that its header says is too large. *Raises* PayloadTooLarge, InvalidRequest."""
