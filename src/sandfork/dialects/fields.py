@@ -134,6 +134,26 @@ def text(output: bytes) -> str:
     return output.decode("utf-8", "replace")
 
 
+class ChunkedText:
+    """The output of one stream as text, chunk by chunk: in all it is what `text` makes of the whole, however it is cut.
+
+    A character that is not complete yet comes with the chunk that completes it.
+    """
+
+    __slots__ = ("_decoder",)
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, data: bytes) -> str:
+        """Return the text of a chunk, "" when it holds no whole character."""
+        return self._decoder.decode(data)
+
+    def end(self) -> str:
+        """Return what is left of a character that never was completed."""
+        return self._decoder.decode(b"", True)
+
+
 def utf8_or_none(content: bytes) -> str | None:
     """Return bytes as text, or None when they are not UTF-8."""
     try:
