@@ -211,20 +211,3 @@ def to_base64(content: bytes) -> str:
 def shown(name: str) -> str:
     """Return a caller's own name, cut to fit into an error message."""
     return name if len(name) <= 80 else name[:80] + "…"
-
-
-class TextStream:
-    """Output as text while it arrives: a character cut in two is held back until the rest of it is there."""
-
-    __slots__ = ("_decoder",)
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def feed(self, data: bytes) -> str:
-        """Take a chunk and return the text that is sure; what is not UTF-8 becomes U+FFFD."""
-        return self._decoder.decode(data)
-
-    def rest(self) -> str:
-        """Return what was held back, which no character came of."""
-        return self._decoder.decode(b"", final=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from sandfork.dialects.fields import TextStream, shown
+from sandfork.dialects.fields import ChunkedText, shown
 from sandfork.dialects.isol8_wire import Event, Kind
 from sandfork.dialects.refusals import public_message, status_of
 from sandfork.errors import InvalidRequest, SandforkError, SessionNotFound, UnknownLanguage, WrongLanguage
@@ -81,7 +81,7 @@ class Events:
     def __init__(self, before: str, after: str) -> None:
         self._before = before
         self._after = after
-        self._texts = {Stream.STDOUT: TextStream(), Stream.STDERR: TextStream()}
+        self._texts = {Stream.STDOUT: ChunkedText(), Stream.STDERR: ChunkedText()}
 
     def started(self, exec_id: str) -> str:
         """Tell nothing: the first event is the program's."""
@@ -89,7 +89,7 @@ class Events:
 
     def output(self, stream: Stream, data: bytes) -> str:
         """Tell what the program wrote, but for a character that is not whole yet."""
-        return self._event(_KINDS[stream], self._texts[stream].feed(data))
+        return self._event(_KINDS[stream], self._texts[stream].add(data))
 
     def display(self, shown: Display) -> str:
         """Tell nothing: this API has no rich values."""
@@ -104,7 +104,7 @@ class Events:
         return self._rest() + self._event("error", message_of(error))
 
     def _rest(self) -> str:
-        return "".join(self._event(_KINDS[stream], text.rest()) for stream, text in self._texts.items())
+        return "".join(self._event(_KINDS[stream], text.end()) for stream, text in self._texts.items())
 
     def _event(self, kind: Kind, text: str) -> str:
         """Return an event, nothing when it would say nothing."""

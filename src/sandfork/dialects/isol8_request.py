@@ -8,7 +8,7 @@ from msgspec import UNSET
 
 from sandfork.dialects import fields
 from sandfork.dialects.base import Bounds
-from sandfork.dialects.isol8_wire import ExecBody, Options, RunRequest
+from sandfork.dialects.isol8_wire import SIZE_PATTERN, ExecBody, Options, RunRequest
 from sandfork.errors import Forbidden, InvalidRequest, NotSupported
 from sandfork.model import (
     Command,
@@ -30,8 +30,8 @@ LEAST_MEMORY_BYTES = 4 << 20
 LEAST_DISK_BYTES = 64 << 10
 LEAST_CPU_S = 0.001
 
-_UNITS = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
-_SIZE = re.compile(r"([0-9.]+) ?([kmgt]?)b?", re.IGNORECASE)
+_UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
+_SIZE = re.compile(SIZE_PATTERN)
 _GLOB = re.compile(r"[*?\[]")
 _NO_OPTIONS = Options()
 
@@ -148,7 +148,8 @@ def _size(text: str | None, field: str, least: int) -> int | None:
     if text is None:
         return None
     match = _SIZE.fullmatch(text)
-    assert match is not None  # the type of the field says what it looks like
+    if match is None:
+        raise InvalidRequest(field, "must be a number and its unit, such as 512m")
     size = int(float(match[1]) * (1 << _UNITS[match[2].lower()]))
     if size < least:
         raise InvalidRequest(field, f"must be at least {least} bytes")

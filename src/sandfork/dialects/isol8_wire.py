@@ -15,10 +15,8 @@ PATHS = "absolute, below /sandbox or /tmp, or relative to /sandbox"
 # Only documents read these two: the engine is who refuses such names and words.
 EnvName = Annotated[str, Meta(extra_json_schema={"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"})]
 Word = Annotated[str, Meta(extra_json_schema={"pattern": r"^[^\u0000]*$"})]
-Size = Annotated[
-    str,
-    Meta(pattern="^[0-9]{1,15}([.][0-9]{1,6})?[ ]?[kmgtKMGT]?[bB]?$", description="A number and its unit: 512m, 1g."),
-]
+SIZE_PATTERN = "^([0-9]{1,15}(?:[.][0-9]{1,6})?) ?([kmgtKMGT]?)[bB]?$"
+Size = Annotated[str, Meta(description="A number and its unit: 512m, 1g.", extra_json_schema={"pattern": SIZE_PATTERN})]
 Milliseconds = Annotated[int, Meta(ge=1, description="Milliseconds; lowered to the server's maximum.")]
 SessionId = Annotated[str, Meta(max_length=200, description="Of your own choosing; made when it is first named.")]
 Session = Annotated[str, Meta(min_length=1, max_length=200)]
