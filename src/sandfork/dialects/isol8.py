@@ -83,6 +83,8 @@ from sandfork.errors import InvalidRequest, SandforkError, Unauthenticated
 from sandfork.model import ExecResult, OutputFile, SessionState, Usage
 
 MIB = 1 << 20
+LEAST_WALL_S = 1e-6
+"""In less time than this nothing can be measured."""
 UNKNOWN_MESSAGE = "Unknown message type"
 SIGNALS = {
     each.name: int(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP, signal.SIGQUIT)
@@ -105,14 +107,17 @@ class Asked(NamedTuple):
 def parse_exec(raw: RawRequest, bounds: Bounds) -> Ask:
     """Read one run. *Raises* InvalidRequest, Forbidden, NotSupported."""
     body = decode_body(_body, raw.body)
-    asked = Asked(runtime_of(body.request), body.session_id or "", tuple(body.request.output_paths or ()))
-    return Ask((read_run(body, bounds),), asked)
+    return Ask((read_run(body, bounds),), _asked(body, body.session_id or ""))
 
 
 def parse_stream(raw: RawRequest, bounds: Bounds) -> Ask:
     """Read one run that is told as it goes, in no session. *Raises* InvalidRequest, Forbidden, NotSupported."""
     body = decode_body(_body, raw.body)
-    return Ask((read_run(body, bounds, in_session=False),), writer=Events("data: ", "\n\n"))
+    return Ask((read_run(body, bounds, in_session=False),), _asked(body, ""), writer=Events("data: ", "\n\n"))
+
+
+def _asked(body: ExecBody, session: str) -> Asked:
+    return Asked(runtime_of(body.request), session, tuple(body.request.output_paths or ()))
 
 
 def render_exec(ask: Ask, answers: Sequence[Answer], request_id: str) -> Reply:
@@ -146,7 +151,7 @@ def _files(asked: Sequence[str], found: Sequence[OutputFile]) -> dict[str, str]:
 def _resources(usage: Usage) -> ResourceUsage:
     cpu_s = usage.cpu_user_s + usage.cpu_system_s
     return ResourceUsage(
-        cpu_percent=round(100 * cpu_s / usage.wall_s, 1) if usage.wall_s else 0.0,
+        cpu_percent=round(100 * cpu_s / usage.wall_s, 1) if usage.wall_s > LEAST_WALL_S else 0.0,
         memory_mb=round(usage.memory_current_bytes / MIB, 2),
         peak_memory_mb=round(usage.memory_peak_bytes / MIB, 2),
     )
@@ -258,6 +263,7 @@ _RUNS: tuple[Route, ...] = (
         reply_type=Event,
         examples=STREAM_EXAMPLES,
         at_root=True,
+        streams=True,
     ),
     SocketRoute(
         path="/execute/ws",
@@ -266,6 +272,7 @@ _RUNS: tuple[Route, ...] = (
         refuse=refuse,
         close_code=1003,
         single=True,
+        early=True,
         at_root=True,
         documented=False,
     ),

@@ -148,7 +148,10 @@ def _success(route: Route, of_types: dict[type[Any], JsonObject]) -> JsonObject:
     if route.reply_type is None:
         return {"description": route.summary, "content": {"text/plain": {"schema": {"type": "string"}}}}
     examples = {e.summary: {"value": json.loads(e.reply)} for e in route.examples if e.reply and e.status == 200}
-    return {"description": route.summary, "content": _json(of_types[route.reply_type], examples)}
+    content = _json(of_types[route.reply_type], examples)
+    if isinstance(route, ExecRoute) and route.streams:
+        content = {"text/event-stream": content["application/json"]}
+    return {"description": route.summary, "content": content}
 
 
 def _json(schema: JsonObject, examples: JsonObject | None = None) -> JsonObject:
