@@ -260,10 +260,9 @@ _RUNS: tuple[Route, ...] = (
         parse=parse_stream,
         render=render_exec,
         body_type=ExecBody,
-        reply_type=Event,
+        event_type=Event,
         examples=STREAM_EXAMPLES,
         at_root=True,
-        streams=True,
     ),
     SocketRoute(
         path="/execute/ws",
@@ -273,8 +272,9 @@ _RUNS: tuple[Route, ...] = (
         close_code=1003,
         single=True,
         early=True,
+        message_type=Message,
+        event_type=Event,
         at_root=True,
-        documented=False,
     ),
 )
 _SESSIONS: tuple[Route, ...] = (
@@ -295,6 +295,7 @@ _SESSIONS: tuple[Route, ...] = (
         summary="Download a file from a session",
         parse=parse_download,
         render=render_file,
+        query=("sessionId", "path"),
         reply_type=FileReply,
         examples=DOWNLOAD_EXAMPLES,
         at_root=True,
