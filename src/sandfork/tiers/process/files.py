@@ -51,17 +51,15 @@ class SandboxFiles:
             if name not in ours
         ]
 
-    async def size(self, path: str) -> int:
-        """Return the size of a regular file."""
-        size, _ = await self._whole(self._agent.size(inside_path(path)), path)
-        return size
-
-    async def read(self, path: str, max_bytes: int) -> AsyncIterator[bytes]:
-        """Yield a regular file in pieces, as long as it was at the beginning."""
+    async def read(self, path: str, max_bytes: int) -> tuple[int, AsyncIterator[bytes]]:
+        """Return the size of a regular file and as much content, in pieces."""
         inside = inside_path(path)
-        size, first = await self._whole(self._agent.size(inside), path)
+        size, inode = await self._whole(self._agent.size(inside), path)
         if size > max_bytes:
             raise FileNotInSandbox(f"{path}: larger than {max_bytes} bytes")
+        return size, self._pieces(path, inside, size, inode)
+
+    async def _pieces(self, path: str, inside: str, size: int, first: int) -> AsyncIterator[bytes]:
         at = 0
         while at < size:
             piece, inode = await self._whole(self._agent.read(inside, at, min(PIECE_BYTES, size - at)), path)

@@ -81,15 +81,10 @@ class ProcessSandbox(Guest):
         self._guests.discard(guest)
 
     def clear_soon(self) -> None:
-        """Begin to kill every process in the sandbox; `clear` waits for it."""
+        """Begin to kill every process in the sandbox; `cleared` waits for it."""
         if self._clearing is None or self._clearing.done():
             self._clearing = self._slot.tasks.spawn(self._clear())
             self._clearing.add_done_callback(lambda task: None if task.cancelled() else task.exception())
-
-    async def clear(self) -> None:
-        """Kill every process in a kept sandbox and wait until they are dead. *Raises* GuestLost."""
-        self.clear_soon()
-        await self.cleared()
 
     async def cleared(self) -> None:
         """Wait for a kill that is under way. *Raises* GuestLost when it failed: the sandbox is of no use any more."""

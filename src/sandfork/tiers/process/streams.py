@@ -30,6 +30,7 @@ class Streams:
         self._left = memoryview(b"")
         self._keep_stdin = False
         self._written: asyncio.Future[None] | None = None
+        self._begun: asyncio.Future[None] | None = None
         self._sink: OutputSink | None = None
         self._closed = False
         self.paused = False
@@ -41,6 +42,9 @@ class Streams:
         self._left = memoryview(stdin)
         self._writable()
         self._await_room()
+        if self._begun is not None:
+            self._begun.set_result(None)
+            self._begun = None
 
     def _await_room(self) -> None:
         if self._stdin >= 0 and self._left:
@@ -48,6 +52,9 @@ class Streams:
 
     async def feed(self, data: bytes) -> None:
         """Write more to a stdin that is kept open, as fast as it is read; no bytes close it."""
+        if self._sink is None and self._stdin >= 0:
+            self._begun = self._begun or self._loop.create_future()
+            await asyncio.shield(self._begun)
         await self._until_written()
         if self._stdin < 0:
             return
@@ -151,6 +158,9 @@ class Streams:
         if not self._closed:
             self.unwatch()
             self._closed = True
+            if self._begun is not None:
+                self._begun.set_result(None)
+                self._begun = None
             self._close_stdin()
             for fd in self._sources.values():
                 os.close(fd)
