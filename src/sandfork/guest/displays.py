@@ -1,8 +1,8 @@
 """Rich results: what a program shows goes to the host as MIME bundles on ctl, as a notebook would have them.
 
-Loaded by the zygote's children (see zygote.py), with `zygote` given, when a step may want rich results. In such a step the
-value of the last expression is shown, what `display` is called with, and the figures that are open at its end. A frame
-is written only while such a step runs: at any other time the server takes one for a forgery.
+Loaded by the zygote's children (see zygote.py), with `zygote` given, when a step may want rich results. In such a step
+the value of the last expression is shown, what `display` is called with, and the figures that are open at its end. A
+frame is written only while such a step runs: at any other time the server takes one for a forgery.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A lasting interpreter: step after step in one __main__, whose state stays.
 
-Loaded by the zygote's children (see zygote.py), with `zygote` given, when RUN says that the process is to last. Order of
-a step: the program's signal handlers -> limits, environment, stdin -> the code -> rich results -> what it raised is
+Loaded by the zygote's children (see zygote.py), with `zygote` given, when RUN says that the process is to last. Order
+of a step: the program's signal handlers -> limits, environment, stdin -> the code -> rich results -> what it raised is
 told, output is flushed -> signals are held back -> END. Then the next RUN is waited for.
 """
 

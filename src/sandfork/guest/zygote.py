@@ -37,6 +37,8 @@ END = struct.Struct("=iIQQ")
 # What __main__ holds before a program's first line, in the interpreter's own order.
 MAIN_NAMES = {name: value for name, value in globals().items() if name[:2] == "__"} | {"__doc__": None}
 
+SCOPE = globals()  # looked up here: from frames that are hidden the interpreter finds none
+
 # Preloaded modules whose global generators a fork would share, and how to give the child its own.
 RESEED: dict[str, Callable[[Any], None]] = {"numpy.random": lambda module: module.seed()}
 
@@ -200,7 +202,7 @@ def perform(job: Job) -> tuple[int, int, int]:
 
 def load_displays() -> Any:
     """Return the part that shows rich results."""
-    return load(DISPLAYS_CODE, zygote=types.SimpleNamespace(**globals()))
+    return load(DISPLAYS_CODE, zygote=types.SimpleNamespace(**SCOPE))
 
 
 def run(fd: int) -> NoReturn:
@@ -210,7 +212,7 @@ def run(fd: int) -> NoReturn:
     kill, restore = os.kill, signal.signal
     job = Job(read_run(fd))
     if job.lasting:
-        load(SESSION_CODE, zygote=types.SimpleNamespace(**globals())).serve(fd, job)
+        load(SESSION_CODE, zygote=types.SimpleNamespace(**SCOPE)).serve(fd, job)
     status, ready, done = perform(job)
     if status == -signal.SIGINT:
         plain.shut_down(0)
