@@ -5,9 +5,9 @@
     │   ├── InvalidRequest
     │   ├── PayloadTooLarge
     │   ├── UnknownLanguage
-    │   ├── WrongLanguage    for a session of one language
     │   ├── SessionNotFound
     │   ├── SessionConflict
+    │   │   └── WrongLanguage
     │   ├── FileNotInSandbox
     │   ├── Forbidden        a ceiling of the server or of the key
     │   └── NotSupported     a documented feature that this server does not have
@@ -82,17 +82,6 @@ class UnknownLanguage(CallerError):
         self.available = available
 
 
-class WrongLanguage(CallerError):
-    """The session takes programs of one language: `language`, and not `name`, which was asked for."""
-
-    code = "wrong_language"
-
-    def __init__(self, name: str, language: str) -> None:
-        super().__init__(f"the session takes programs in {language} only, not in {name}")
-        self.name = name
-        self.language = language
-
-
 class SessionNotFound(CallerError):
     """No session of that id belongs to this caller and dialect."""
 
@@ -103,6 +92,15 @@ class SessionConflict(CallerError):
     """The session is not as the request wants it: it is there already, of another language, or under other limits."""
 
     code = "session_conflict"
+
+
+class WrongLanguage(SessionConflict):
+    """The session takes programs in `language` only, and not in `name`, which was asked for."""
+
+    def __init__(self, name: str, language: str) -> None:
+        super().__init__(f"the session takes programs in {language} only, not in {name}")
+        self.name = name
+        self.language = language
 
 
 class FileNotInSandbox(CallerError):

@@ -129,9 +129,9 @@ class SessionKey:
 class SessionSpec:
     """What a new session is to be. None stands for the server's default.
 
-    `language` is what its first process is made for, and the only one it takes if `one_language`. `limits` hold for
-    the session as a whole but wall time, cpu time and output, which each execution has for itself. `lifetime_s` counts
-    from its making, `idle_s` from the end of its last use.
+    `language` is what its first process is made for; if `one_language` it takes no programs in another, but commands.
+    `limits` hold for the session as a whole but wall time, cpu time and output, which each execution has for itself.
+    `lifetime_s` counts from its making, `idle_s` from the end of its last use.
     """
 
     language: str | None = None
@@ -318,7 +318,7 @@ class ExecResult:
 
     `exit_code` is set when the program exited by itself, `signal` when a signal ended it. `detail` names
     what a policy refused, when the outcome alone does not say it. `state_lost` says that the session's interpreter
-    ended with this execution; the session goes on with a new one. `started_s` is when it was asked for, Unix time.
+    ended with this execution; the session goes on with a new one. `started_s` is when it was taken up, Unix time.
     """
 
     exec_id: str

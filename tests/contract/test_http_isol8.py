@@ -280,7 +280,7 @@ async def test_a_session_has_one_runtime() -> None:
     client = Client(stub_app())
     assert (await client.post("/execute", {**HELLO, "sessionId": "s"})).status == 200
     answer = await client.post("/execute", {"request": {"code": "1", "runtime": "node"}, "sessionId": "s"})
-    assert answer.status == 400
+    assert answer.status == 409
     assert answer.json["error"].startswith('Cannot switch runtime from "python" to "node"')
     assert (await client.post("/execute", {"request": {"cmd": "ls"}, "sessionId": "s"})).status == 200
 

@@ -551,7 +551,7 @@ def test_every_error_has_its_status_and_one_sentence(error: SandforkError, statu
 
 def test_another_runtime_in_a_session_is_told_as_its_clients_know_it() -> None:
     reply = render_error(WrongLanguage("node", "python"), "")
-    assert reply.status == 400
+    assert reply.status == 409
     assert json.loads(reply.body)["error"].startswith('Cannot switch runtime from "python" to "node"')
 
 
