@@ -98,7 +98,9 @@ class WrittenReply(msgspec.Struct, frozen=True):
 class TerminalBody(msgspec.Struct, frozen=True):
     """A terminal to open: the command that runs in it, and its size."""
 
-    argv: Annotated[list[Word], Meta(min_length=1, extra_json_schema=NAMED)] = ["/bin/bash"]
+    argv: Annotated[list[Word], Meta(min_length=1, extra_json_schema=NAMED)] = msgspec.field(
+        default_factory=lambda: ["/bin/bash"]
+    )
     cols: Size = 80
     rows: Size = 24
     env: Annotated[dict[EnvName, Word], Meta(description="Environment variables to add.")] = {}

@@ -127,8 +127,8 @@ class Conversation:
                 raise InvalidRequest("", "nothing was started yet")
             if isinstance(told, Input) and self._under_way:
                 await self._inputs.put(told.data)
-            elif isinstance(told, Signal) and self._under_way and self._telling.running is not None:
-                self._telling.running.signal(told.number)
+            elif isinstance(told, Signal) and self._under_way:
+                self._telling.signal(told.number)
 
     def _begin(self, ask: Ask) -> None:
         if self._under_way:
