@@ -73,13 +73,21 @@ class Bounds(msgspec.Struct, frozen=True):
         return Bounds(min(self.max_wall_s, limits.wall_s), self.max_code_bytes, self.max_batch, ceilings)
 
 
+def _no_id() -> str:
+    return ""
+
+
 class RawRequest(msgspec.Struct, frozen=True):
-    """A request as it came: header names are lower case; `params` are the path's; `query` is the raw string."""
+    """A request as it came: header names are lower case; `params` are the path's; `query` is the raw string.
+
+    `mint_id` makes an id that nobody had before and nobody can guess, for what a request begins without naming it.
+    """
 
     body: bytes = b""
     params: Mapping[str, str] = {}
     query: bytes = b""
     headers: Mapping[bytes, bytes] = {}
+    mint_id: Callable[[], str] = _no_id
 
 
 class Ask(msgspec.Struct, frozen=True):
