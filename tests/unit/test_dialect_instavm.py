@@ -29,7 +29,7 @@ from sandfork.dialects.actions import (
     ResizeTerminal,
     WriteFile,
 )
-from sandfork.dialects.base import Bounds, RawRequest, Reply
+from sandfork.dialects.base import Bounds, FormFile, RawRequest, Reply
 from sandfork.dialects.instavm import DIALECT, find_key, render_error
 from sandfork.dialects.refusals import MethodNotAllowed, UnsupportedMedia
 from sandfork.errors import (
@@ -87,9 +87,12 @@ class Task:
     ended: ExecResult | SandforkError | None = None
 
 
-def raw(body: Any = None, query: str = "", form: dict[str, str] | None = None, **params: str) -> RawRequest:
+def raw(
+    body: Any = None, query: str = "", form: dict[str, str] | None = None, file: str | None = None, **params: str
+) -> RawRequest:
     content = b"" if body is None else json.dumps(body).encode()
-    return RawRequest(content, params, query.encode(), mint_id=lambda: "fresh", form=form or {})
+    upload = None if file is None else FormFile("file", file, 3)
+    return RawRequest(content, params, query.encode(), form=form, file=upload, mint_id=lambda: "fresh")
 
 
 def asked(body: dict[str, Any], bounds: Bounds = BOUNDS) -> ExecRequest:
@@ -478,7 +481,8 @@ def test_a_policy_that_allows_anything_is_refused(allowed: dict[str, Any]) -> No
 
 
 def test_a_file_goes_up_by_its_form_and_comes_down_as_base64() -> None:
-    up = files.parse_upload(raw(form={"session_id": ID, "remote_path": "/tmp/a", "recursive": "false"}), BOUNDS)
+    form = {"session_id": ID, "remote_path": "/tmp/a", "recursive": "false"}
+    up = files.parse_upload(raw(form=form, file="/home/me/b"), BOUNDS)
     assert up == WriteFile(ID, "/tmp/a")
     assert told(files.render_uploaded(up, 3, "")) == {
         "session_id": ID,
@@ -491,17 +495,23 @@ def test_a_file_goes_up_by_its_form_and_comes_down_as_base64() -> None:
     assert told(files.render_download(down, b"\x00\xff", "")) == {"filename": "a", "content": "AP8=", "size": 2}
 
 
+@pytest.mark.parametrize(("name", "path"), [("b.txt", "d/b.txt"), ("/home/me/b.txt", "d/b.txt"), ("", "d/")])
+def test_a_file_that_goes_into_a_directory_keeps_its_name(name: str, path: str) -> None:
+    form = {"session_id": ID, "remote_path": "d/"}
+    assert files.parse_upload(raw(form=form, file=name), BOUNDS) == WriteFile(ID, path)
+
+
 def test_an_empty_file_has_content_that_is_no_empty_text_and_decodes_to_nothing() -> None:
     content = told(files.render_download(ReadFile(ID, "a"), b"", ""))["content"]
     assert content
     assert base64.b64decode(content) == b""
 
 
-@pytest.mark.parametrize("missing", ["session_id", "remote_path"])
+@pytest.mark.parametrize("missing", ["session_id", "remote_path", "file"])
 def test_a_form_without_a_field_is_refused_by_its_name(missing: str) -> None:
     form = {"session_id": ID, "remote_path": "a"}
     with pytest.raises(InvalidRequest) as refused:
-        files.parse_upload(raw(form={**form, missing: ""}), BOUNDS)
+        files.parse_upload(raw(form={**form, missing: ""}, file=None if missing == "file" else "b"), BOUNDS)
     assert told(render_error(refused.value, "")) == {
         "detail": [{"loc": ["body", missing], "msg": "Field required", "type": "missing"}]
     }

@@ -77,16 +77,28 @@ def _no_id() -> str:
     return ""
 
 
+class FormFile(msgspec.Struct, frozen=True):
+    """The file of a form: the field it came in, the name that the client gave it, its size."""
+
+    field: str
+    filename: str
+    size_bytes: int
+
+
 class RawRequest(msgspec.Struct, frozen=True):
     """A request as it came: header names are lower case; `params` are the path's; `query` is the raw string.
 
-    `mint_id` makes an id that nobody had before and nobody can guess, for what a request begins without naming it.
+    `form` has the fields of a form, None where the body is none; a `file` in it is written by a WriteFile without
+    content. `mint_id` makes an id that nobody had before and nobody can guess, for what a request begins without
+    naming it.
     """
 
     body: bytes = b""
     params: Mapping[str, str] = {}
     query: bytes = b""
     headers: Mapping[bytes, bytes] = {}
+    form: Mapping[str, str] | None = None
+    file: FormFile | None = None
     mint_id: Callable[[], str] = _no_id
 
 
@@ -241,15 +253,20 @@ class ActionRoute(Route):
     """Has the engine do something and answers with what it came to.
 
     `space` of what is done is the dialect's name, the owner the caller. `body_type` is the type of a JSON body; None
-    reads none. With `upload`, the largest body is that of uploads, and it is not read before the action is known when
-    `WriteFile` has no content. `cost` is what is charged.
+    reads none. With `upload`, the largest body is that of uploads. A body that is neither JSON nor a form is not read
+    before the action is known: a `WriteFile` without content writes it as it arrives. With `form` the body is a form,
+    urlencoded or multipart, with at most one file; where there is a `body_type` too, it is either. `form_type` is what
+    documents tell of its fields. `cost` is what is charged. `status` is that of a good answer, for documents.
     """
 
     parse: Callable[[RawRequest, Bounds], Action]
     render: Callable[[Action, Any, str], Reply]
     body_type: type[Any] | None = None
     upload: bool = False
+    form: bool = False
+    form_type: type[Any] | None = None
     cost: int = 0
+    status: int = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,8 +18,13 @@ _encode = msgspec.json.Encoder().encode
 
 
 def parse_upload(raw: RawRequest, bounds: Bounds) -> WriteFile:
-    """Read where a file is to go. *Raises* InvalidRequest, CallerError."""
-    return WriteFile(check_session(_field(raw, "session_id")), _field(raw, "remote_path"))
+    """Read where a file is to go: in a directory it keeps its name. *Raises* InvalidRequest, CallerError."""
+    session, path = check_session(_field(raw, "session_id")), _field(raw, "remote_path")
+    if raw.file is None:
+        raise InvalidRequest("file", "is required")
+    if path.endswith("/"):
+        path += raw.file.filename.rpartition("/")[2]
+    return WriteFile(session, path)
 
 
 def parse_download(raw: RawRequest, bounds: Bounds) -> ReadFile:
@@ -28,7 +33,7 @@ def parse_download(raw: RawRequest, bounds: Bounds) -> ReadFile:
 
 
 def _field(raw: RawRequest, name: str) -> str:
-    value = raw.form.get(name)
+    value = (raw.form or {}).get(name)
     if not value:
         raise InvalidRequest(name, "is required")
     return value

@@ -166,6 +166,8 @@ def _file_routes() -> tuple[Route, ...]:
             files.render_uploaded,
             wire.UploadReply,
             upload=True,
+            form=True,
+            form_type=wire.UploadForm,
         ),
         _action(
             "POST",
@@ -174,6 +176,8 @@ def _file_routes() -> tuple[Route, ...]:
             files.parse_download,
             files.render_download,
             wire.DownloadReply,
+            form=True,
+            form_type=wire.DownloadForm,
         ),
     )
 

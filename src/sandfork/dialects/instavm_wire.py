@@ -145,6 +145,22 @@ class KillReply(msgspec.Struct, frozen=True):
     status: str = "killed"
 
 
+class UploadForm(msgspec.Struct, frozen=True):
+    """A file to put into a session. `recursive` has no effect: directories on the way are made."""
+
+    file: Annotated[str, Meta(extra_json_schema={"format": "binary"})]
+    remote_path: Annotated[str, Meta(description="Relative to the work directory, or below it or /tmp.")]
+    session_id: str
+    recursive: bool = False
+
+
+class DownloadForm(msgspec.Struct, frozen=True):
+    """A file to get from a session."""
+
+    filename: str
+    session_id: str
+
+
 class UploadReply(msgspec.Struct, frozen=True):
     """A file that is in the session now."""
 

@@ -13,6 +13,7 @@ from functools import partial
 
 from sandfork.access import Access
 from sandfork.dialects.base import (
+    ActionRoute,
     Dialect,
     DocumentRoute,
     ExecRoute,
@@ -25,6 +26,7 @@ from sandfork.dialects.base import (
     Route,
 )
 from sandfork.errors import SandforkError
+from sandfork.http.actions import ActionEndpoint
 from sandfork.http.dispatch import Claim, DispatchEndpoint
 from sandfork.http.endpoints import (
     DocumentEndpoint,
@@ -38,6 +40,7 @@ from sandfork.http.endpoints import (
     WrongMethodEndpoint,
 )
 from sandfork.http.exchange import ClientGone, Exchange, Message, Receive, Send
+from sandfork.http.forms import Room
 from sandfork.http.languages import LanguageEndpoint, QueryEndpoint, language_names
 from sandfork.http.log import ExecutionLog, current
 from sandfork.http.metered import MeteredEndpoint
@@ -58,6 +61,7 @@ class App:
     def __init__(self, service: Service, spoken: Sequence[Spoken], execution_log: ExecutionLog | None) -> None:
         self._service = service
         self._log = execution_log
+        self._room = Room()
         self._spoken = spoken
         self._routes: RouteTable[Endpoint] = RouteTable()
         self._dispatch: dict[tuple[str, str], DispatchEndpoint] = {}
@@ -93,7 +97,8 @@ class App:
         except Exception:
             log.exception("request %s failed", exchange.request_id)
             reply = self._refuse(exchange, endpoint, SandforkError("internal error"))
-        await exchange.send(reply)
+        if reply is not None and not exchange.begun:
+            await exchange.send(reply)
 
     def _find(self, exchange: Exchange) -> Endpoint:
         found = self._routes.find(exchange.scope["method"], exchange.path)
@@ -134,6 +139,8 @@ class App:
     def _endpoint(self, dialect: Dialect, route: Route) -> Endpoint:
         if isinstance(route, ExecRoute):
             return ExecEndpoint(self._service, dialect, route)
+        if isinstance(route, ActionRoute):
+            return ActionEndpoint(self._service, dialect, route, self._room)
         if isinstance(route, HealthRoute):
             return HealthEndpoint(self._service, dialect, route)
         if isinstance(route, MetricsRoute):

@@ -6,9 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from sandfork.access import Access
 from sandfork.access_quotas import Quota
@@ -20,14 +18,15 @@ from sandfork.dialects.base import (
     ExecRoute,
     HealthRoute,
     LanguageState,
-    RawRequest,
     Reply,
     ServiceHealth,
 )
-from sandfork.dialects.refusals import CrossOrigin, MethodNotAllowed, NoSuchPath, render_undecided
+from sandfork.dialects.refusals import MethodNotAllowed, NoSuchPath, render_undecided
 from sandfork.errors import SandforkError
 from sandfork.http.exchange import Exchange
+from sandfork.http.intake import bounds_for, charge, identify
 from sandfork.http.ports import ExecutionEngine, RequestMetrics
+from sandfork.http.streaming import EventStream
 from sandfork.metrics import CONTENT_TYPE
 from sandfork.model import Caller, ExecRequest
 
@@ -41,12 +40,21 @@ class HttpSettings:
     `batch_parallel` is how many items of one batch are under way at once. A client is watched for going away once its
     program has run for `watch_after_s`. `languages` are all of the catalogue. `allowed_origins` are web origins whose
     pages may run programs in open mode. `quotas` are those of a dialect, by its name, in the place of its own.
+    Uploads come in within `upload_s`. Of a streamed answer at most `stream_buffer_bytes` wait for their client, who is
+    given up after `stall_s` in which it took nothing; after `ping_s` without anything to tell it gets a sign of life.
+    A WebSocket on which nothing runs is closed after `socket_idle_s` without a message.
     """
 
     dialect: str | None = None
     bounds: Bounds = field(default_factory=Bounds)
     max_body_bytes: int = 10 << 20
+    max_upload_bytes: int = 256 << 20
     body_timeout_s: float = 30.0
+    upload_s: float = 900.0
+    stream_buffer_bytes: int = 256 << 10
+    stall_s: float = 30.0
+    ping_s: float = 15.0
+    socket_idle_s: float = 60.0
     batch_parallel: int = 16
     watch_after_s: float = 0.005
     version: str = ""
@@ -81,8 +89,8 @@ class Endpoint(Protocol):
         """The name of the dialect the route belongs to, "" for none."""
         ...
 
-    async def answer(self, exchange: Exchange) -> Reply:
-        """Return the answer. *Raises* SandforkError, ClientGone."""
+    async def answer(self, exchange: Exchange) -> Reply | None:
+        """Return the answer, None when it was sent on the way. *Raises* SandforkError, ClientGone."""
         ...
 
     def refuse(self, exchange: Exchange, error: SandforkError) -> Reply:
@@ -109,27 +117,24 @@ class ExecEndpoint(DialectEndpoint):
         super().__init__(dialect)
         self._service = service
         self._settings = service.settings
+        self._of = dialect
         self._route = route
         self._quotas = service.settings.quotas_of(dialect)
 
-    async def answer(self, exchange: Exchange) -> Reply:
-        """Body limit, identify, read, parse, charge, run, render."""
+    async def answer(self, exchange: Exchange) -> Reply | None:
+        """Body limit, identify, read, parse, charge, run, render; or tell what happens while it runs."""
         service, settings, route = self._service, self._settings, self._route
-        headers = exchange.headers
         exchange.check_length(settings.max_body_bytes)
         exchange.check_json()
-        caller = exchange.caller = service.access.identify(headers, exchange.peer)
-        if service.access.open_mode and b"origin" in headers:
-            check_origin(headers, settings.allowed_origins)
-        body = await exchange.read_body(settings.max_body_bytes, settings.body_timeout_s)
-        raw = RawRequest(body, exchange.params, exchange.scope.get("query_string", b""), headers)
-        ask = route.parse(raw, bounds_for(caller, settings.bounds))
-        cost = len(ask.requests) if ask.cost is None else ask.cost
-        if self._quotas:
-            service.access.charge_within(caller, cost, self._quotas)
-        else:
-            service.access.charge(caller, cost)
+        caller = await identify(service, self._of, exchange, with_body=True)
+        await exchange.read_body(settings.max_body_bytes, settings.body_timeout_s)
+        ask = route.parse(exchange.raw, bounds_for(caller, settings.bounds))
+        charge(service, caller, len(ask.requests) if ask.cost is None else ask.cost, self._quotas)
         exchange.executed = True
+        if ask.writer is not None:
+            stream = EventStream(settings, service.engine, exchange, ask.writer)
+            await exchange.while_connected(stream.run(ask.requests[0], caller), settings.watch_after_s)
+            return None
         answers = await exchange.while_connected(self._run(ask, caller), settings.watch_after_s)
         failed = any(isinstance(answer, SandforkError) for answer in answers)
         return route.render(ask, answers, exchange.request_id if failed else "")
@@ -236,40 +241,3 @@ class WrongMethodEndpoint:
     async def answer(self, exchange: Exchange) -> Reply:
         """*Raises* MethodNotAllowed."""
         raise MethodNotAllowed(exchange.scope["method"], self._allow)
-
-
-def bounds_for(caller: Caller, bounds: Bounds) -> Bounds:
-    """Return the server's bounds, lowered to those of the caller's key."""
-    return bounds if caller.max_limits is None else bounds.lowered_to(caller.max_limits)
-
-
-def check_origin(headers: dict[bytes, bytes], allowed: Sequence[str]) -> None:
-    """Keep the pages of other sites from running programs on a server that asks for no key.
-
-    A browser names the origin of every POST a page makes. A page of this server reached by an address or as
-    `localhost` is let through; one reached by a name is not, as anybody's name can be made to point here (DNS
-    rebinding), unless it is in `allowed`. *Raises* CrossOrigin.
-    """
-    origin = headers[b"origin"].decode("latin-1")
-    if origin in allowed:
-        return
-    if not _is_own_page(origin, headers.get(b"host", b"").decode("latin-1")):
-        raise CrossOrigin("web pages of other origins may not run programs on a server without keys")
-
-
-def _is_own_page(origin: str, host: str) -> bool:
-    try:
-        parts = urlsplit(origin)
-        return parts.netloc == host and _is_address(parts.hostname or "")
-    except ValueError:
-        return False
-
-
-def _is_address(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
