@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +22,7 @@ OUTPUT = st.lists(
 
 def cut(output: bytes, places: list[int]) -> list[bytes]:
     edges = [0, *sorted(place % (len(output) + 1) for place in places), len(output)]
-    return [output[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [output[start:end] for start, end in itertools.pairwise(edges)]
 
 
 @given(OUTPUT, st.lists(st.integers(min_value=0), max_size=20))

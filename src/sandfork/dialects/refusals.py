@@ -70,6 +70,13 @@ class CrossOrigin(WireError):
     status = 403
 
 
+class UpgradeRequired(WireError):
+    """The path is that of a WebSocket, and this is a plain request."""
+
+    code = "upgrade_required"
+    status = 426
+
+
 class BodyTimeout(WireError):
     """The body did not arrive in time."""
 
@@ -103,7 +110,7 @@ def status_of(error: SandforkError) -> int:
 
 
 def error_headers(error: SandforkError) -> tuple[tuple[bytes, bytes], ...]:
-    """Return the headers an error needs in every dialect: Retry-After, Allow, WWW-Authenticate."""
+    """Return the headers an error needs in every dialect: Retry-After, Allow, Upgrade, WWW-Authenticate."""
     headers: list[tuple[bytes, bytes]] = []
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(max(1, -int(-error.retry_after_s // 1))).encode()))
@@ -111,6 +118,8 @@ def error_headers(error: SandforkError) -> tuple[tuple[bytes, bytes], ...]:
         headers.append((b"retry-after", b"1"))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", ", ".join(error.allow).encode()))
+    if isinstance(error, UpgradeRequired):
+        headers.append((b"upgrade", b"websocket"))
     if isinstance(error, Unauthenticated):
         headers.append((b"www-authenticate", b"Bearer"))
     return tuple(headers)

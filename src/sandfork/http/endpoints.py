@@ -21,7 +21,7 @@ from sandfork.dialects.base import (
     Reply,
     ServiceHealth,
 )
-from sandfork.dialects.refusals import MethodNotAllowed, NoSuchPath, render_undecided
+from sandfork.dialects.refusals import MethodNotAllowed, NoSuchPath, UpgradeRequired, render_undecided
 from sandfork.errors import SandforkError
 from sandfork.http.exchange import Exchange
 from sandfork.http.intake import bounds_for, charge, identify
@@ -228,6 +228,14 @@ class NowhereEndpoint(DialectEndpoint):
     async def answer(self, exchange: Exchange) -> Reply:
         """*Raises* NoSuchPath."""
         raise NoSuchPath(f"nothing answers at {exchange.path[:200]}")
+
+
+class SocketOnlyEndpoint(DialectEndpoint):
+    """Answers plain requests where there are only WebSockets."""
+
+    async def answer(self, exchange: Exchange) -> Reply:
+        """*Raises* UpgradeRequired."""
+        raise UpgradeRequired("there is a WebSocket here, and nothing else")
 
 
 class WrongMethodEndpoint:

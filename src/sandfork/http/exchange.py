@@ -98,6 +98,12 @@ class Exchange:
         return self._id
 
     @property
+    def sent_path(self) -> str:
+        """The path as it was sent, not decoded."""
+        raw: bytes | None = self.scope.get("raw_path")
+        return self.path if raw is None else raw.decode("latin-1")
+
+    @property
     def raw(self) -> RawRequest:
         """The request as far as it has been read."""
         query = self.scope.get("query_string", b"")
@@ -214,6 +220,9 @@ class Exchange:
             reply.content_type, ((b"content-length", b"%d" % len(reply.body)), *reply.headers), reply.status
         )
         await self.push(reply.body, more=False)
+
+    async def abandon(self) -> None:
+        """Leave an answer unfinished, which ends the connection and so tells the client that it is not whole."""
 
     async def begin(self, content_type: bytes, headers: Headers = (), status: int = 200) -> None:
         """Send the head of an answer whose body follows by `push`."""

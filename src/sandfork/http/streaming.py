@@ -36,6 +36,7 @@ class Telling:
         self._outbox = outbox
         self._request_id = request_id
         self.running: RunningExecution | None = None
+        self.started = asyncio.Event()
 
     async def execute(self, engine: ExecutionEngine, request: ExecRequest, caller: Caller) -> None:
         """Run the program and tell of it to its end. *Raises* SandforkError when no result came of it."""
@@ -48,6 +49,7 @@ class Telling:
     def start(self, running: RunningExecution) -> None:
         """Take the handle of the execution."""
         self.running = running
+        self.started.set()
         self._outbox.on_room = running.resume
         self._outbox.put(self._writer.started(running.exec_id))
 
