@@ -253,10 +253,11 @@ def _refused_routes() -> tuple[Route, ...]:
     paths = [f"/v1/{name}{rest}" for name in ELSEWHERE for rest in ("", "/{rest:path}")]
     paths += [f"/v1/vms/{{vm_id}}/{name}" for name in OF_MACHINES]
     paths += ["/v1/sessions/app-url/{session_id}"]
+    places = [(method, path) for path in paths for method in ("GET", "POST", "PUT", "PATCH", "DELETE")]
+    places.append(("PATCH", "/v1/vms/{vm_id}"))
     return tuple(
         QueryRoute(method=method, path=path, summary="Refused", render=refuse, documented=False)
-        for path in paths
-        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+        for method, path in places
     )
 
 
