@@ -6,6 +6,7 @@
     │   ├── PayloadTooLarge
     │   ├── UnknownLanguage
     │   ├── SessionNotFound
+    │   ├── SessionConflict
     │   ├── FileNotInSandbox
     │   ├── Forbidden        a ceiling of the server or of the key
     │   └── NotSupported     a documented feature that this server does not have
@@ -84,6 +85,12 @@ class SessionNotFound(CallerError):
     """No session of that id belongs to this caller and dialect."""
 
     code = "session_not_found"
+
+
+class SessionConflict(CallerError):
+    """The session is not as the request wants it: it is there already, of another language, or under other limits."""
+
+    code = "session_conflict"
 
 
 class FileNotInSandbox(CallerError):

@@ -266,7 +266,8 @@ class ExecPlan:
     """A request resolved against languages, policy and limits: no decision is left in it.
 
     `wall_s` of the limits counts from the moment the sandbox is given the program. `queue_deadline_s` is an
-    instant of the engine's monotonic clock until which the execution may wait for its turn.
+    instant of the engine's monotonic clock until which the execution may wait for its turn. `named_limits` are those
+    that the request named itself.
     """
 
     exec_id: str
@@ -279,6 +280,7 @@ class ExecPlan:
     isolation: str = "process"
     session: SessionUse | None = None
     secrets: tuple[str, ...] = ()
+    named_limits: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +342,15 @@ class ExecResult:
         if self.exit_code is not None:
             return self.exit_code
         return 128 + (self.signal or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskState:
+    """An execution that nobody waits for: `ended` is None while it runs. `created_s` is Unix time."""
+
+    task_id: str
+    created_s: float
+    ended: ExecResult | Exception | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -375,4 +375,4 @@ class Dialect:
     quotas: tuple[Quota, ...] = ()
     key_in_request: Callable[[RawRequest], bytes | None] | None = None
     refinements: Mapping[type[Any], Mapping[str, Any]] = field(default_factory=dict)
-    error_statuses: tuple[int, ...] = field(default=(400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 501, 503))
+    error_statuses: tuple[int, ...] = field(default=(400, 401, 403, 404, 405, 408, 409, 413, 415, 429, 500, 501, 503))

@@ -218,7 +218,8 @@ class ProcessTier:
         files: tuple[Path, ...] = ()
         if kind is m.Kind.FORK:
             argv = (language.interpreter, "/proc/self/fd/6", *language.preload)
-            files = (settings.guest / "zygote.py", settings.native / "zygote.so", settings.guest / "plain.py")
+            inside = (settings.guest / name for name in ("plain.py", "session.py", "displays.py"))
+            files = (settings.guest / "zygote.py", settings.native / "zygote.so", *inside)
         elif kind is m.Kind.PARK:
             script = settings.guest / "park_node.js" if self._launched.reduced else _PARK_SCRIPT
             argv = (language.interpreter, "--require", str(script), _PARK_MAIN)
