@@ -1,4 +1,4 @@
-"""InstaVM's published client, unchanged, against the service itself with real sandboxes: its SDK and its command line."""
+"""InstaVM's published client, unchanged, against the service with real sandboxes: its SDK and its command line."""
 
 from __future__ import annotations
 

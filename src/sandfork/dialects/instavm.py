@@ -106,5 +106,5 @@ DIALECT = Dialect(
     error_type=ErrorReply,
     description="Run code in sessions that keep its state.",
     key_in_request=find_key,
-    error_statuses=(400, 401, 403, 404, 405, 408, 413, 415, UNPROCESSABLE, 429, 500, 501, 503),
+    error_statuses=(400, 401, 403, 404, 405, 408, 409, 413, 415, UNPROCESSABLE, 429, 500, 501, 503),
 )

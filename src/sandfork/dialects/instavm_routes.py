@@ -105,7 +105,6 @@ def _session_routes() -> tuple[Route, ...]:
             examples=wire.SESSION_EXAMPLES,
             cost=1,
         ),
-        _action("GET", "/v1/sessions/session/{session_id}", "Tell a session", read, sessions.render_session, told),
         _action(
             "GET",
             "/v1/sessions/status/{session_id}",
@@ -113,14 +112,6 @@ def _session_routes() -> tuple[Route, ...]:
             read,
             sessions.render_status,
             wire.StatusReply,
-        ),
-        _action(
-            "GET",
-            "/v1/sessions/usage/{session_id}",
-            "Tell what a session used",
-            read,
-            sessions.render_usage,
-            wire.UsageReply,
         ),
         _action(
             "POST",
@@ -131,6 +122,15 @@ def _session_routes() -> tuple[Route, ...]:
             wire.KillReply,
             body_type=wire.KillBody,
         ),
+    )
+
+
+def _session_details_routes() -> tuple[Route, ...]:
+    read, used = sessions.parse_read, sessions.render_usage
+    told = sessions.render_session, wire.SessionReply
+    return (
+        _action("GET", "/v1/sessions/session/{session_id}", "Tell a session", read, *told),
+        _action("GET", "/v1/sessions/usage/{session_id}", "Tell what a session used", read, used, wire.UsageReply),
     )
 
 
@@ -264,6 +264,7 @@ def _refused_routes() -> tuple[Route, ...]:
 ROUTES: tuple[Route, ...] = (
     *_program_routes(),
     *_session_routes(),
+    *_session_details_routes(),
     *_machine_routes(),
     *_file_routes(),
     *_egress_routes("session/{session_id}"),
