@@ -114,6 +114,18 @@ def test_a_program_that_takes_too_long_is_answered_in_time_and_its_session_stays
     assert after["stdout"] == "1\n"
 
 
+def test_a_program_that_heeds_no_interrupt_is_answered_in_time_too(instavm: InstaVMClient) -> None:
+    stubborn, after = instavm.run(
+        "vm = client()\n"
+        'code = "import signal, time; z = 1; signal.signal(signal.SIGINT, signal.SIG_IGN)"\n'
+        "answer = [vm.execute(code + '\\nwhile True: time.sleep(1)', timeout=12)]\n"
+        "answer.append(vm.execute(\"print('z' in globals())\"))"
+    )
+    assert (stubborn["exit_code"], stubborn["state_lost"]) == (124, True)
+    assert "Execution timed out after 9s" in stubborn["stderr"]
+    assert after["stdout"] == "False\n"
+
+
 def test_a_program_that_a_limit_kills_says_so_and_the_session_goes_on_with_its_files(instavm: InstaVMClient) -> None:
     lost, after = instavm.run(
         "vm = client(memory_mb=128)\n"
@@ -322,7 +334,7 @@ def test_the_command_line_begins_a_program_and_asks_for_it_later(instavm: InstaV
 def test_the_command_line_opens_a_terminal(instavm: InstaVMClient) -> None:
     name = instavm.cli_json("create")["vm_id"]
     status, shown = instavm.at_terminal(("pty", name), b"echo $((6 * 7)); exit 3\n")
-    assert b"\n42\r\n" in shown
+    assert b"42\r\n" in shown
     assert status == 3
 
 

@@ -112,14 +112,14 @@ async def test_at_root_a_body_is_known_by_its_command_or_code() -> None:
 async def test_what_limits_do_and_values_are_shown(base: str, dialect: str | None) -> None:
     results = {
         "slow": ended(
-            outcome=Outcome.TIMED_OUT, exit_code=None, signal=2, stdout=b"so far\n", limits=Limits(wall_s=58)
+            outcome=Outcome.TIMED_OUT, exit_code=None, signal=2, stdout=b"so far\n", limits=Limits(wall_s=57)
         ),
         "value": ended(stdout=b"", displays=(Display("result", {"text/plain": "42"}),)),
         "lost": ended(outcome=Outcome.OUT_OF_MEMORY, exit_code=None, signal=9, stdout=b"", state_lost=True),
     }
     client = Client(stub_app(StubEngine(by_code(results)), dialect=dialect))
     slow, value, lost = [(await client.post(f"{base}/execute", {"command": code})).json for code in results]
-    assert (slow["stdout"], slow["stderr"], slow["exit_code"]) == ("so far\n", "Execution timed out after 58s", 124)
+    assert (slow["stdout"], slow["stderr"], slow["exit_code"]) == ("so far\n", "Execution timed out after 57s", 124)
     assert (value["stdout"], value["exit_code"]) == ("42\n", 0)
     assert (lost["state_lost"], lost["exit_code"]) == (True, 137)
 

@@ -4,7 +4,8 @@
   interactive interpreter shows it: it ends stdout, on a line of its own.
 - `timeout` is how long the client waits, so the program is stopped a little earlier: exit code 124, its output so far,
   and a last line on stderr. What begins and is asked for later has all of it.
-- What a limit stopped says so on a last line of stderr, too, and so does the loss of the interpreter's variables.
+- What a limit stopped says so on a last line of stderr, too, and so does a crash that took the interpreter's variables;
+  a program that ends its interpreter itself has only its own words there.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from sandfork.model import ExecRequest, ExecResult, LimitsOverride, Outcome, Ses
 
 TIMED_OUT = 124
 SPACE = "instavm"
-ANSWER_EARLY_S = 2.0
-"""How much earlier than the client gives up a program is stopped; less of a short timeout."""
+ANSWER_EARLY_S = 3.0
+"""How much earlier than the client gives up a program is interrupted, so that one that does not heed it can be killed in
+time, too; less of a short timeout."""
 SHOWS_VALUES = ("python", "python3", "py")
 STATE_LOST = "The session's interpreter was ended: its variables are gone, its files are kept"
 
@@ -148,7 +150,8 @@ def _stdout(result: ExecResult) -> str:
 
 
 def _stderr(result: ExecResult) -> str:
-    lines = [line for line in (_limit_line(result), STATE_LOST if result.state_lost else None) if line]
+    crashed = result.state_lost and result.outcome is not Outcome.EXITED
+    lines = [line for line in (_limit_line(result), STATE_LOST if crashed else None) if line]
     return with_last_line(result.stderr, "\n".join(lines)) if lines else text(result.stderr)
 
 
