@@ -207,6 +207,7 @@ def _egress_routes(place: str) -> tuple[Route, ...]:
 
 def _terminal_routes(place: str) -> tuple[Route, ...]:
     path = f"/v1/{place}/pty/sessions"
+    one = f"{path}/{{pty_id}}"
     told, read = wire.TerminalReply, terminals.parse_read
     return (
         _action(
@@ -220,18 +221,11 @@ def _terminal_routes(place: str) -> tuple[Route, ...]:
             cost=1,
         ),
         _action("GET", path, "List terminals", terminals.parse_list, terminals.render_list, wire.TerminalsReply),
-        _action("GET", f"{path}/{{pty_id}}", "Tell a terminal", read, terminals.render_terminal, told),
-        _action(
-            "DELETE",
-            f"{path}/{{pty_id}}",
-            "Close a terminal",
-            terminals.parse_close,
-            terminals.render_closed,
-            wire.ClosedReply,
-        ),
+        _action("GET", one, "Tell a terminal", read, terminals.render_terminal, told),
+        _action("DELETE", one, "Close a terminal", terminals.parse_close, terminals.render_closed, wire.ClosedReply),
         _action(
             "POST",
-            f"{path}/{{pty_id}}/resize",
+            f"{one}/resize",
             "Resize a terminal",
             terminals.parse_resize,
             terminals.render_terminal,
