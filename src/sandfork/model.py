@@ -159,7 +159,7 @@ class SessionUse:
 
 @dataclass(frozen=True, slots=True)
 class SessionState:
-    """A session as it is now; instants are Unix time in seconds."""
+    """A session as it is now, at `now_s`; instants are Unix time in seconds."""
 
     name: str
     language: str
@@ -171,6 +171,7 @@ class SessionState:
     executions: int
     usage: Usage
     metadata: Mapping[str, str]
+    now_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

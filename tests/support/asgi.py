@@ -184,17 +184,19 @@ class Client:
         chunks: Sequence[bytes] = (b"",),
         headers: Sequence[tuple[str, str]] = (),
         gone: asyncio.Event | None = None,
+        *,
+        unfinished: bool = False,
     ) -> Answered:
         """Send a request whose body comes in `chunks`; the client is gone when `gone` is set. Returns status 0 then.
 
-        No chunks at all mean a body that never comes.
+        No chunks at all mean a body that never comes; `unfinished`, that there is more of it that never comes.
         """
         answered, gone = Answered(), gone or asyncio.Event()
         waiting = list(chunks)
 
         async def receive() -> dict[str, Any]:
             if waiting:
-                return {"type": "http.request", "body": waiting.pop(0), "more_body": bool(waiting)}
+                return {"type": "http.request", "body": waiting.pop(0), "more_body": bool(waiting) or unfinished}
             await gone.wait()
             return {"type": "http.disconnect"}
 

@@ -198,6 +198,7 @@ class StubSessions:
             session.executions,
             Usage(cpu_user_s=0.5, cpu_system_s=0.25, memory_peak_bytes=9 << 20, memory_current_bytes=8 << 20),
             session.spec.metadata,
+            self._now(),
         )
 
     def list(self, space: str, owner: str) -> Sequence[SessionState]:

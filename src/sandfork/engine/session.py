@@ -87,8 +87,8 @@ class Session:
         """Whether a client is connected to one of its terminals."""
         return any(terminal.connected for terminal in self.terminals.values())
 
-    def state(self) -> SessionState:
-        """Return what there is to tell of it."""
+    def state(self, now_s: float) -> SessionState:
+        """Return what there is to tell of it at `now_s`, Unix time."""
         return SessionState(
             name=self.key.name,
             language=self.language,
@@ -100,6 +100,7 @@ class Session:
             executions=self.executions,
             usage=self.usage,
             metadata=self.spec.metadata,
+            now_s=now_s,
         )
 
     def adapt(self, plan: ExecPlan) -> ExecPlan:

@@ -68,7 +68,7 @@ class Sessions:
         language, template_key = self._planner.language_of(spec.language)
         session = await self._open(key, caller, spec, language, template_key)
         self._rest(session)
-        return session.state()
+        return session.state(self._now())
 
     async def _open(
         self, key: SessionKey, caller: Caller, spec: SessionSpec, language: str, template_key: str
@@ -182,11 +182,12 @@ class Sessions:
         session = self._sessions.get(key)
         if session is None:
             raise SessionNotFound(f"there is no session {key.name[:_NAME_MAX]!r}")
-        return session.state()
+        return session.state(self._now())
 
     def list(self, space: str, owner: str) -> list[SessionState]:
         """Return the owner's sessions, the oldest first."""
-        return [s.state() for key, s in self._sessions.items() if (key.space, key.owner) == (space, owner)]
+        now_s = self._now()
+        return [s.state(now_s) for key, s in self._sessions.items() if (key.space, key.owner) == (space, owner)]
 
     async def delete(self, key: SessionKey) -> None:
         """End a session and everything in it."""
