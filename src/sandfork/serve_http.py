@@ -104,7 +104,7 @@ class BoundedProtocol(Closing, HttpToolsProtocol):
 
 
 class BoundedSocket(Closing, WebSocketsSansIOProtocol):
-    """uvicorn's protocol for WebSockets, which gives up on clients that do not read, but not on those it does not read."""
+    """uvicorn's protocol for WebSockets, which gives up on clients that do not read, not on those that it does not."""
 
     def close_if_slow(self, now: float) -> None:
         """Close the connection when it should be closed and its client does not take the rest."""

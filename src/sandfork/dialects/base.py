@@ -237,13 +237,15 @@ class ExecRoute(Route):
 
     `as_results` are the errors that this route's contract shows inside a result: they reach `render` in the place of
     the execution's result. Every other error answers the whole request, and so do those of `not_all` when nothing but
-    such errors came of it.
+    such errors came of it. `event_type` is what documents tell of the events of a streamed answer, where there may be
+    one.
     """
 
     parse: Callable[[RawRequest, Bounds], Ask]
     render: Callable[[Ask, Sequence[Answer], str], Reply]
     body_type: type[Any]
     method: str = "POST"
+    event_type: Any = None
     as_results: tuple[type[SandforkError], ...] = ()
     not_all: tuple[type[SandforkError], ...] = (CapacityError,)
 
@@ -255,8 +257,9 @@ class ActionRoute(Route):
     `space` of what is done is the dialect's name, the owner the caller. `body_type` is the type of a JSON body; None
     reads none. With `upload`, the largest body is that of uploads. A body that is neither JSON nor a form is not read
     before the action is known: a `WriteFile` without content writes it as it arrives. With `form` the body is a form,
-    urlencoded or multipart, with at most one file; where there is a `body_type` too, it is either. `form_type` is what
-    documents tell of its fields. `cost` is what is charged. `status` is that of a good answer, for documents.
+    urlencoded or multipart, with at most one file; where there is a `body_type` too, it is either. `cost` is what is
+    charged. The rest is for documents: `form_type` tells the fields of a form, `status` is that of a good answer,
+    `reply_content` its content type where it is no JSON, `query` what the query may hold.
     """
 
     parse: Callable[[RawRequest, Bounds], Action]
@@ -267,6 +270,8 @@ class ActionRoute(Route):
     form_type: type[Any] | None = None
     cost: int = 0
     status: int = 200
+    reply_content: str = "text/plain"
+    query: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,6 +280,7 @@ class SocketRoute(Route):
 
     `receive(message, bounds)` reads a text or binary message. *Raises* CallerError, which `refuse` turns into text;
     `close_code` is the code to close with after that, None to go on. `single` closes with 1000 after one execution.
+    Documents tell of `message_type` and `event_type`, what a text message holds in either direction.
     """
 
     receive: Callable[[str | bytes, Bounds], Told]
@@ -282,6 +288,8 @@ class SocketRoute(Route):
     method: str = "GET"
     close_code: int | None = None
     single: bool = False
+    message_type: Any = None
+    event_type: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,13 +297,16 @@ class TerminalRoute(Route):
     """Connects a WebSocket to a terminal: what it shows goes out as binary messages.
 
     `select(raw)` gives the names of the session and the terminal; `receive(message)` reads what the client sends;
-    `exited(exit_code)` is the text that is sent when the command is over, before the connection is closed.
+    `exited(exit_code)` is the text that is sent when the command is over, before the connection is closed. Documents
+    tell of `message_type` and `event_type`, what a text message holds in either direction.
     """
 
     select: Callable[[RawRequest], tuple[str, str]]
     receive: Callable[[str | bytes], Told]
     exited: Callable[[int | None], str]
     method: str = "GET"
+    message_type: Any = None
+    event_type: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -125,8 +125,8 @@ class Conversation:
                 raise InvalidRequest("", "nothing was started yet")
             if isinstance(told, Input) and self._under_way:
                 await self._inputs.put(told.data)
-            elif isinstance(told, Signal) and self._under_way and self._telling.running is not None:
-                self._telling.running.signal(told.number)
+            elif isinstance(told, Signal) and self._under_way:
+                self._telling.signal(told.number)
 
     def _begin(self, ask: Ask) -> None:
         if self._under_way:
@@ -198,7 +198,7 @@ class SocketEndpoint(DialectEndpoint):
         self._route = route
 
     async def answer(self, exchange: Exchange) -> Reply | None:
-        """Identify, accept, converse. *Raises* AccessError, CrossOrigin before it is accepted, ClientGone at the end."""
+        """Identify, accept, converse. *Raises* ClientGone at the end; before it is accepted AccessError, CrossOrigin."""
         assert isinstance(exchange, SocketExchange)
         await identify(self._service, self._of, exchange, with_body=False)
         await exchange.accept()
