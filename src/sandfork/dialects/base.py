@@ -30,6 +30,7 @@ from sandfork.model import (
     ExecRequest,
     ExecResult,
     Limits,
+    SessionSpec,
     Stream,
     TemplateHealth,
 )
@@ -106,20 +107,33 @@ class Ask(msgspec.Struct, frozen=True):
     """What one request asks for: one execution or several.
 
     `echo` carries what the same route's render needs to know of the request; nobody else reads it. `cost` is what is
-    charged, where that is not the number of executions. With a `writer` the one execution is answered as it goes.
+    charged, where that is not the number of executions. With a `writer` the one execution is answered as it goes. Where
+    they go `in_turn`, they do not run in parallel.
     """
 
     requests: tuple[ExecRequest, ...]
     echo: Any = None
     cost: int | None = None
     writer: EventWriter | None = None
+    in_turn: InTurn | None = None
+
+
+class InTurn(msgspec.Struct, frozen=True):
+    """Executions that share a session, made for them and ended after them, and run in it one after another.
+
+    After an answer of which `go_on` is false the others are `NotRun`.
+    """
+
+    spec: SessionSpec
+    go_on: Callable[[Answer], bool]
 
 
 class EventWriter(Protocol):
     """Writes what happens to one execution in a dialect's words, as server-sent events or messages of a WebSocket.
 
     One writer is for one execution, for it remembers: a character may come in two chunks. Each method returns what to
-    send now, "" for nothing. Exactly one of `finished` and `failed` comes last.
+    send now, "" for nothing; each line of it is a message of a WebSocket. Exactly one of `finished` and `failed` comes
+    last.
     """
 
     def started(self, exec_id: str) -> str:
@@ -238,7 +252,7 @@ class ExecRoute(Route):
     `as_results` are the errors that this route's contract shows inside a result: they reach `render` in the place of
     the execution's result. Every other error answers the whole request, and so do those of `not_all` when nothing but
     such errors came of it. `event_type` is what documents tell of the events of a streamed answer, where there may be
-    one.
+    one; without a `reply_type` there is no other.
     """
 
     parse: Callable[[RawRequest, Bounds], Ask]
@@ -280,6 +294,7 @@ class SocketRoute(Route):
 
     `receive(message, bounds)` reads a text or binary message. *Raises* CallerError, which `refuse` turns into text;
     `close_code` is the code to close with after that, None to go on. `single` closes with 1000 after one execution.
+    What is fed or signalled before anything was started is refused, unless it may come `early`: then it is passed over.
     Documents tell of `message_type` and `event_type`, what a text message holds in either direction.
     """
 
@@ -288,6 +303,7 @@ class SocketRoute(Route):
     method: str = "GET"
     close_code: int | None = None
     single: bool = False
+    early: bool = False
     message_type: Any = None
     event_type: Any = None
 

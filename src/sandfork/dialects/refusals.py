@@ -32,6 +32,12 @@ class WireError(CallerError):
     status = 400
 
 
+class NotRun(CallerError):
+    """An earlier execution of the same request did not end as it had to for this one to run."""
+
+    code = "not_run"
+
+
 class NoSuchPath(WireError):
     """Nothing answers at this path."""
 

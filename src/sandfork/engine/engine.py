@@ -95,6 +95,7 @@ class Engine:
         self._settings = settings or EngineSettings()
         self._observe = observe
         self._clock_ns = clock_ns
+        self._now = now
         self._planner = Planner(catalogue, self._settings.policy, tier.isolation)
         self._admission = Admission(self._settings.admission)
         self._disposal = Disposal(
@@ -191,6 +192,7 @@ class Engine:
             plan,
             sink,
             received_ns=received_ns,
+            started_s=self._now(),
             clock_ns=self._clock_ns,
             grace_s=settings.kill_grace_s,
             interrupt_grace_s=settings.interrupt_grace_s,

@@ -14,7 +14,8 @@ from dataclasses import replace
 
 from sandfork.engine.execution import Execution
 from sandfork.engine.terminals import Terminal
-from sandfork.errors import ForkFailed, GuestLost, SessionConflict, SessionNotFound
+from sandfork.errors import ForkFailed, GuestLost, SessionConflict, SessionNotFound, WrongLanguage
+from sandfork.languages.catalogue import COMMAND
 from sandfork.model import ExecPlan, Limits, SessionKey, SessionSpec, SessionState, Usage
 from sandfork.tiers.base import BEFORE_START, Process, Sandbox, StepEnd
 
@@ -104,8 +105,8 @@ class Session:
 
     def adapt(self, plan: ExecPlan) -> ExecPlan:
         """Return `plan` under what holds for the session as a whole. *Raises* SessionConflict."""
-        if self.spec.one_language and plan.language != self.language:
-            raise SessionConflict(f"Cannot switch runtime from {self.language} to {plan.language}")
+        if self.spec.one_language and plan.language not in (self.language, COMMAND.key):
+            raise WrongLanguage(plan.language, self.language)
         for name in _OF_THE_SESSION:
             if name in plan.named_limits and getattr(plan.limits, name) != getattr(self.limits, name):
                 raise SessionConflict(f"limits.{name}: belongs to the session, which was made with another")

@@ -153,7 +153,9 @@ class Sessions:
                 raise SessionNotFound(f"there is no session {use.name!r}")
             if session is None:
                 assert use.make is not None
-                session = await self._open(key, caller, use.make, plan.language, plan.template_key)
+                named = use.make.language
+                language = plan.language if named is None else self._planner.language_of(named)[0]
+                session = await self._open(key, caller, use.make, language, plan.template_key)
             async with session.lock:
                 if session.ended is not None and use.make is not None:
                     continue  # it ended while we waited for it

@@ -34,10 +34,7 @@ class Claim:
 
 
 UNSPOKEN: Mapping[str, tuple[Claim, ...]] = {
-    "/execute": (
-        Claim("isol8", BodyMark(("request",))),
-        Claim("InstaVM", BodyMark(("command", "code"), certain=False)),
-    ),
+    "/execute": (Claim("InstaVM", BodyMark(("command", "code"), certain=False)),),
 }
 """Claims of dialects that others have and this server may not: their clients are told so, instead of a riddle."""
 

@@ -179,14 +179,14 @@ def _successes(route: Route, of_types: dict[Any, JsonObject]) -> JsonObject:
         told = {name: of_types[each] for name, each in schemas.items() if each is not None}
         return {"101": {"description": "The connection is a WebSocket from here on.", **told}}
     status, kind = (str(route.status), route.reply_content) if isinstance(route, ActionRoute) else ("200", "text/plain")
-    if route.reply_type is None:
-        return {status: {"description": route.summary, "content": {kind: {"schema": {"type": "string"}}}}}
-    examples = {e.summary: {"value": json.loads(e.reply)} for e in route.examples if e.reply and e.status == 200}
-    content = _json(of_types[route.reply_type], examples)
+    content: JsonObject = {}
+    if route.reply_type is not None:
+        examples = {e.summary: {"value": json.loads(e.reply)} for e in route.examples if e.reply and e.status == 200}
+        content |= _json(of_types[route.reply_type], examples)
     if isinstance(route, ExecRoute) and route.event_type is not None:
         schema = {"type": "string", "description": "Server-sent events.", "x-events": of_types[route.event_type]}
         content["text/event-stream"] = {"schema": schema}
-    return {status: {"description": route.summary, "content": content}}
+    return {status: {"description": route.summary, "content": content or {kind: {"schema": {"type": "string"}}}}}
 
 
 def _json(schema: JsonObject, examples: JsonObject | None = None) -> JsonObject:
