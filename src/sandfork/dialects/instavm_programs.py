@@ -27,7 +27,7 @@ from sandfork.model import ExecRequest, ExecResult, LimitsOverride, Outcome, Ses
 TIMED_OUT = 124
 SPACE = "instavm"
 ANSWER_EARLY_S = 3.0
-"""How much earlier than the client gives up a program is interrupted, so that one that does not heed it can be killed in
+"""How much earlier than the client gives up a program is interrupted, so that one that heeds nothing can be killed in
 time, too; less of a short timeout."""
 SHOWS_VALUES = ("python", "python3", "py")
 STATE_LOST = "The session's interpreter was ended: its variables are gone, its files are kept"
