@@ -97,7 +97,7 @@ def render_exec(ask: Ask, answers: Sequence[Answer], request_id: str) -> Reply:
                 stdout=_stdout(result),
                 stderr=_stderr(result),
                 exit_code=_exit_code(result),
-                execution_time=result.timings.exec_s,
+                execution_time=round(result.timings.exec_s, 6),
                 cpu_time=_cpu_s(result),
                 session_id=ask.echo,
                 state_lost=result.state_lost,
@@ -131,7 +131,7 @@ def render_task(action: ReadTask, task: Begun, request_id: str) -> Reply:
                 serialized_stdout=_stdout(ended),
                 serialized_stderr=_stderr(ended),
                 exit_code=_exit_code(ended),
-                execution_time=ended.timings.exec_s,
+                execution_time=round(ended.timings.exec_s, 6),
                 cpu_time=_cpu_s(ended),
                 state_lost=ended.state_lost,
             )
