@@ -104,8 +104,7 @@ class Guest:
 
     def fork_failed(self, step: int, error: int) -> None:
         """The warden, the zygote or the child itself could not go on."""
-        if not self._gone.done():
-            self._gone.set_result(None)
+        self._note_gone()
         if not self._parked.done():
             what = f"{m.step_name(step)}: {os.strerror(error)}"
             self._parked.set_exception(
@@ -290,8 +289,7 @@ class Guest:
 
     def exit_event(self, event: m.WardenEvent) -> None:
         """The warden reaped the program."""
-        if not self._gone.done():
-            self._gone.set_result(None)
+        self._note_gone()
         if self._state == _RESTING:
             self._state = _OVER
         if self._state in (_FORKING, _PARKED):
@@ -435,6 +433,10 @@ class Guest:
         """Wake whoever waits for the process to take bytes."""
         self._line.hang_up()
 
+    def _note_gone(self) -> None:
+        if not self._gone.done():
+            self._gone.set_result(None)
+
     async def gone(self) -> None:
         """Wait until the process is dead."""
         await asyncio.shield(self._gone)
@@ -442,4 +444,7 @@ class Guest:
     async def close(self) -> None:
         """Destroy the process, with a sandbox all in it, and wait until the slot is free."""
         self.release()
-        await self._slot.closed()
+        try:
+            await self._slot.closed()
+        finally:
+            self._note_gone()
