@@ -137,7 +137,7 @@ class Guest:
                             return ran
                     elif not self._drain(ran):
                         selector.unregister(key.fileobj)
-                if interrupted and not ready or interrupt_at and interrupt_at in ran.stdout:
+                if (interrupted and not ready) or (interrupt_at and interrupt_at in ran.stdout):
                     interrupted, interrupt_at = True, b""
                     self.interrupt()
         return ran
@@ -234,7 +234,7 @@ class BashGuest(Guest):
     """The lasting bash, as program_main starts it."""
 
     def __init__(self, work: Path) -> None:
-        script = "exec 14>&2 2>/dev/null; exec /bin/bash --noprofile --rcfile \"$0\" --noediting -i"
+        script = 'exec 14>&2 2>/dev/null; exec /bin/bash --noprofile --rcfile "$0" --noediting -i'
         super().__init__(["/bin/bash", "-c", script, str(GUEST / "session.bash")], 15, work)
 
     def begin(self, code: bytes, *, stdin: bytes | None = None) -> None:
