@@ -12,6 +12,7 @@ import pytest
 
 from sandfork.access import AccessSettings
 from sandfork.errors import FileNotInSandbox, Overloaded, SessionNotFound, UnknownLanguage
+from sandfork.http.log import ExecutionLog
 from sandfork.model import Display, Limits, Outcome, SessionKey, Snippet
 from tests.support.asgi import Answered, Client
 from tests.support.clock import in_virtual_time
@@ -466,6 +467,17 @@ async def test_what_is_typed_is_shown_and_the_end_is_told(base: str, dialect: st
     assert talk.closed == 1000
     told = (await client.get(f"{base}/v1/{kind}/{name}/pty/sessions/{terminal}")).json
     assert (told["alive"], told["exit_code"], told["cols"], told["rows"]) == (False, 0, 99, 33)
+
+
+@in_virtual_time
+async def test_a_key_in_an_address_or_a_body_is_not_logged() -> None:
+    written: list[bytes] = []
+    app = stub_app(keys=KEYS, log=ExecutionLog(written.append, lambda: 0.0))
+    await Socket([]).connect(app, "/instavm/v1/vms/x/pty/y/connect?api_key=key-1")
+    await Client(app).get("/instavm/v1/sessions/sandboxes?api_key=key-1")
+    await Client(app).post("/instavm/execute", {"command": 5, "api_key": "key-1"})
+    assert [json.loads(line)["status"] for line in written] == [404, 401, 422]
+    assert b"key-1" not in b"".join(written)
 
 
 @exactly

@@ -179,7 +179,7 @@ def test_any_answer_is_rendered_as_json(dialect: Dialect, route: ExecRoute, answ
 @given(field=strings, reason=strings, request_id=strings)
 def test_any_refusal_is_rendered_as_json(dialect: Dialect, field: str, reason: str, request_id: str) -> None:
     reply = dialect.render_error(InvalidRequest(field, reason), request_id)
-    assert reply.status == 400
+    assert reply.status in (400, 422)
     assert msgspec.json.decode(reply.body)
 
 
@@ -237,9 +237,11 @@ languages = st.lists(
     ),
     max_size=3,
 )
+#: One route for each way to answer: many say the same.
+QUESTIONS = {r.render: (d, r) for d in load_dialects() for r in d.routes if isinstance(r, QueryRoute | LanguageRoute)}
 queries = pytest.mark.parametrize(
     ("dialect", "route"),
-    [(d, r) for d in load_dialects() for r in d.routes if isinstance(r, QueryRoute | LanguageRoute)],
+    list(QUESTIONS.values()),
     ids=lambda each: f"{each.method} {each.path}" if isinstance(each, QueryRoute | LanguageRoute) else each.name,
 )
 

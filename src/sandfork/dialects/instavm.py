@@ -20,7 +20,7 @@ import msgspec
 
 from sandfork.dialects.base import Dialect, Example, HealthRoute, RawRequest, Reply, ServiceHealth
 from sandfork.dialects.instavm_routes import ROUTES
-from sandfork.dialects.instavm_wire import ErrorReply, HealthReply, Problem
+from sandfork.dialects.instavm_wire import ONE_PROGRAM, ErrorReply, ExecBody, HealthReply, Problem
 from sandfork.dialects.refusals import error_headers, public_message, status_of
 from sandfork.errors import (
     InvalidRequest,
@@ -106,5 +106,6 @@ DIALECT = Dialect(
     error_type=ErrorReply,
     description="Run code in sessions that keep its state.",
     key_in_request=find_key,
+    refinements={ExecBody: ONE_PROGRAM},
     error_statuses=(400, 401, 403, 404, 405, 408, 409, 413, 415, UNPROCESSABLE, 429, 500, 501, 503),
 )
