@@ -76,7 +76,7 @@ def test_a_process_that_joins_is_confined_as_the_first_is() -> None:
         "names = ('user', 'pid', 'mnt', 'net', 'ipc', 'uts', 'cgroup')\n"
         "status = dict(l.split(':\\t', 1) for l in open('/proc/self/status').read().splitlines() if ':\\t' in l)\n"
         "print([os.readlink(f'/proc/self/ns/{n}') for n in names])\n"
-        "print(status['CapEff'], status['CapBnd'], status['NoNewPrivs'], status['Seccomp'], status['Uid'], status['Groups'])\n"
+        "print([status[n] for n in ('CapEff', 'CapBnd', 'NoNewPrivs', 'Seccomp', 'Uid', 'Groups')])\n"
         "print(sorted(os.listdir('/proc/self/fd')), os.getsid(0) == os.getpid(), open('/proc/self/cgroup').read())\n"
     )
 
@@ -219,8 +219,8 @@ def test_files_are_moved_whole_and_never_elsewhere() -> None:
             ("plain", "file", 1),
         ]
         make = (
-            "import os\nos.symlink('/etc/passwd', 'link')\nos.mkfifo('fifo')\nos.symlink('/etc', 'etc')\nos.mkdir('d')\n"
-            "open('d/x', 'w').write('y')"
+            "import os\nos.symlink('/etc/passwd', 'link')\nos.mkfifo('fifo')\nos.symlink('/etc', 'etc')\n"
+            "os.mkdir('d')\nopen('d/x', 'w').write('y')"
         )
         await sandbox.exec(make_step(make), LIMITS, Tape())
         for path in ("link", "fifo", "etc/passwd", "../etc/passwd", "/etc/passwd", "missing", "d", "", "a\0b"):
