@@ -108,6 +108,21 @@ def test_a_limit_kill_ends_every_process_and_keeps_the_files() -> None:
     with_sandbox(check)
 
 
+def test_a_process_that_is_killed_and_closed_at_once_keeps_nobody_waiting() -> None:
+    async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
+        template = await tier.template("python")
+        for _ in range(5):
+            guest, tape = await template.join(sandbox), Tape()
+            running = asyncio.create_task(
+                guest.exec(make_step("print('begun', flush=True)\nimport time\ntime.sleep(3600)"), LIMITS, tape)
+            )
+            await tape.until(b"begun")
+            guest.kill(Outcome.TIMED_OUT)
+            await asyncio.gather(running, guest.close(), sandbox.cleared())
+
+    with_sandbox(check)
+
+
 def test_a_signal_reaches_the_program_and_its_group() -> None:
     async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
         code = (

@@ -101,8 +101,7 @@ class Guest:
 
     def fork_failed(self, step: int, error: int) -> None:
         """The warden, the zygote or the child itself could not go on."""
-        if not self._gone.done():
-            self._gone.set_result(None)
+        self.died()
         if not self._parked.done():
             what = f"{m.step_name(step)}: {os.strerror(error)}"
             self._parked.set_exception(
@@ -266,8 +265,7 @@ class Guest:
 
     def exit_event(self, event: m.WardenEvent) -> None:
         """The warden reaped the program."""
-        if not self._gone.done():
-            self._gone.set_result(None)
+        self.died()
         if self._state == _RESTING:
             self._state = _OVER
         if self._state in (_FORKING, _PARKED):
@@ -386,6 +384,11 @@ class Guest:
     def _hang_up(self) -> None:
         """Wake whoever waits for the process to take bytes."""
         self._line.hang_up()
+
+    def died(self) -> None:
+        """The process is dead; of one that is closed while it dies, only the freed slot says so."""
+        if not self._gone.done():
+            self._gone.set_result(None)
 
     async def gone(self) -> None:
         """Wait until the process is dead."""
