@@ -75,16 +75,25 @@ DIALECTS = load_dialects()
 LANGUAGES = [name for language in Catalogue.load().languages() for name in (language.name, *language.aliases)]
 DOCUMENT = json.loads(openapi_document([Spoken(each, each.prefix) for each in DIALECTS], "all", "1", LANGUAGES).body)
 SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
-OPERATIONS = [(path, method) for path, methods in DOCUMENT["paths"].items() for method in methods]
-#: Fields that are refused for what no schema can say: paths that fit together, templates of that language.
-UNSAID = re.compile(r"\b(files|collect|template|path|query)\b")
+OPERATIONS = [
+    (path, method)
+    for path, methods in DOCUMENT["paths"].items()
+    for method, operation in methods.items()
+    if "101" not in operation["responses"]  # a WebSocket is no operation that can be called
+]
+#: Fields that are refused for what no schema can say: paths that fit together, templates of that language, sizes that
+#: are too small, a part of the query that must be there.
+UNSAID = re.compile(
+    r"\b(files|collect|template|path|query|outputPaths|workdir|memoryLimit|sandboxSize|tmpSize|sessionId or path)\b"
+)
 
 
 def refused_field(response: Any) -> str:
-    """Return the field that an answer says is wrong, "" for none."""
+    """Return the field that an answer says is wrong, or all it says where it names none; "" for no such answer."""
     match response.status_code:
         case 400:
-            return str(response.json().get("field", ""))
+            reply = response.json()
+            return str(reply.get("field") or reply.get("error", ""))
         case 422:
             return " ".join(map(str, response.json()["detail"][0]["loc"]))
     return ""

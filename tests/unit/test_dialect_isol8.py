@@ -59,6 +59,7 @@ from sandfork.model import (
     Snippet,
     Stream,
     TemplateHealth,
+    Timings,
     Usage,
 )
 from tests.support.stub_engine import ended
@@ -304,7 +305,7 @@ def test_a_result_is_told_as_printed() -> None:
     result = ended(exec_id="550e8400", stdout=b"hello\n", started_s=1771070400.0)
     reply = replied(result)
     assert reply.pop("resourceUsage") == {
-        "cpuPercent": 41.7,
+        "cpuPercent": 37.7,
         "memoryMB": 0.0,
         "peakMemoryMB": 9.0,
         "networkBytesIn": 0,
@@ -330,7 +331,8 @@ def test_the_container_of_a_session_is_the_session_and_a_timestamp_has_milliseco
 
 
 def test_usage_that_was_not_measured_is_no_division_by_zero() -> None:
-    assert replied(ended(usage=Usage(cpu_user_s=1.0)))["resourceUsage"]["cpuPercent"] == 0.0
+    result = ended(usage=Usage(cpu_user_s=1.0), timings=Timings())
+    assert replied(result)["resourceUsage"]["cpuPercent"] == 0.0
 
 
 def test_files_come_as_base64_by_the_paths_asked_for_and_missing_ones_not_at_all() -> None:

@@ -83,7 +83,7 @@ from sandfork.errors import InvalidRequest, SandforkError, Unauthenticated
 from sandfork.model import ExecResult, OutputFile, SessionState, Usage
 
 MIB = 1 << 20
-LEAST_WALL_S = 1e-6
+LEAST_S = 1e-6
 """In less time than this nothing can be measured."""
 UNKNOWN_MESSAGE = "Unknown message type"
 SIGNALS = {
@@ -125,18 +125,18 @@ def render_exec(ask: Ask, answers: Sequence[Answer], request_id: str) -> Reply:
     result, asked = answers[0], ask.echo
     assert isinstance(result, ExecResult)  # no error of ours is a result here
     line = timed_out(result)
-    timings = result.timings
+    duration_s = result.timings.fork_s + result.timings.exec_s
     reply = ExecReply(
         stdout=text(result.stdout),
         stderr=with_last_line(result.stderr, line) if line else text(result.stderr),
         exit_code=exit_code(result),
-        duration_ms=round((timings.fork_s + timings.exec_s) * 1000),
+        duration_ms=round(duration_s * 1000),
         truncated=result.truncated,
         execution_id=result.exec_id,
         runtime=asked.runtime,
         timestamp=_instant(result.started_s),
         container_id=asked.session or result.exec_id,
-        resource_usage=_resources(result.usage),
+        resource_usage=_resources(result.usage, duration_s),
         files=_files(asked.paths, result.files) if asked.paths else UNSET,
     )
     return Reply(_encode(reply))
@@ -148,10 +148,10 @@ def _files(asked: Sequence[str], found: Sequence[OutputFile]) -> dict[str, str]:
     return {path: to_base64(contents[whole_path(path)]) for path in asked if whole_path(path) in contents}
 
 
-def _resources(usage: Usage) -> ResourceUsage:
+def _resources(usage: Usage, duration_s: float) -> ResourceUsage:
     cpu_s = usage.cpu_user_s + usage.cpu_system_s
     return ResourceUsage(
-        cpu_percent=round(100 * cpu_s / usage.wall_s, 1) if usage.wall_s > LEAST_WALL_S else 0.0,
+        cpu_percent=round(100 * cpu_s / duration_s, 1) if duration_s > LEAST_S else 0.0,
         memory_mb=round(usage.memory_current_bytes / MIB, 2),
         peak_memory_mb=round(usage.memory_peak_bytes / MIB, 2),
     )

@@ -15,6 +15,7 @@ PATHS = "absolute, below /sandbox or /tmp, or relative to /sandbox"
 # Only documents read these two: the engine is who refuses such names and words.
 EnvName = Annotated[str, Meta(extra_json_schema={"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"})]
 Word = Annotated[str, Meta(extra_json_schema={"pattern": r"^[^\u0000]*$"})]
+BASE64_PATTERN = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 SIZE_PATTERN = "^([0-9]{1,15}(?:[.][0-9]{1,6})?) ?([kmgtKMGT]?)[bB]?$"
 Size = Annotated[str, Meta(description="A number and its unit: 512m, 1g.", extra_json_schema={"pattern": SIZE_PATTERN})]
 Milliseconds = Annotated[int, Meta(ge=1, description="Milliseconds; lowered to the server's maximum.")]
@@ -87,7 +88,9 @@ class ExecBody(msgspec.Struct, frozen=True, rename="camel"):
 class ResourceUsage(msgspec.Struct, frozen=True):
     """What the run used, as the kernel counted it. Without a network nothing goes out or comes in."""
 
-    cpu_percent: Annotated[float, Meta(description="100 is one core.")] = msgspec.field(name="cpuPercent")
+    cpu_percent: Annotated[float, Meta(description="Of its duration; 100 is one core.")] = msgspec.field(
+        name="cpuPercent"
+    )
     memory_mb: Annotated[float, Meta(description="MiB, at the end.")] = msgspec.field(name="memoryMB")
     peak_memory_mb: Annotated[float, Meta(description="MiB.")] = msgspec.field(name="peakMemoryMB")
     network_bytes_in: int = msgspec.field(name="networkBytesIn", default=0)
@@ -122,7 +125,9 @@ class UploadBody(msgspec.Struct, frozen=True, rename="camel"):
 
     session_id: Session
     path: str
-    content: Annotated[str, Meta(description="Base64.", extra_json_schema={"contentEncoding": "base64"})]
+    content: Annotated[
+        str, Meta(description="Base64.", extra_json_schema={"contentEncoding": "base64", "pattern": BASE64_PATTERN})
+    ]
 
 
 class DoneReply(msgspec.Struct, frozen=True):

@@ -44,8 +44,8 @@ class EngineSettings:
     """Settings of the engine and its parts.
 
     `kill_grace_s`: how long a killed sandbox may take to say so. `interrupt_grace_s`: how long the interpreter of a
-    session may take to end a step whose time is over, before it is killed. `collect_s`: how long collecting files may take.
-    `dispose_delay_s`: how long after the result a sandbox is destroyed; `close_s`: how long that may take.
+    session may take to end a step whose time is over, before it is killed. `collect_s`: how long collecting files may
+    take. `dispose_delay_s`: how long after the result a sandbox is destroyed; `close_s`: how long that may take.
     """
 
     policy: LimitPolicy = field(default_factory=LimitPolicy)

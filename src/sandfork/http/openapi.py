@@ -184,7 +184,7 @@ def _successes(route: Route, of_types: dict[Any, JsonObject]) -> JsonObject:
         examples = {e.summary: {"value": json.loads(e.reply)} for e in route.examples if e.reply and e.status == 200}
         content |= _json(of_types[route.reply_type], examples)
     if isinstance(route, ExecRoute) and route.event_type is not None:
-        schema = {"type": "string", "description": "Server-sent events.", "x-events": of_types[route.event_type]}
+        schema = {"description": "Server-sent events.", "x-events": of_types[route.event_type]}
         content["text/event-stream"] = {"schema": schema}
     return {status: {"description": route.summary, "content": content or {kind: {"schema": {"type": "string"}}}}}
 

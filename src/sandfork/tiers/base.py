@@ -95,7 +95,7 @@ class Process(Protocol):
         ...
 
     async def feed(self, data: bytes) -> None:
-        """Write to the stdin of a step with `keep_stdin`, at its pace; no bytes close it. A program gone is no error."""
+        """Write to the stdin of a step with `keep_stdin`, at its pace; no bytes close it. Nobody there is no error."""
         ...
 
     def signal(self, number: int) -> None:
