@@ -23,7 +23,8 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from sandfork.access import Access, AccessSettings
 from sandfork.dialects import load_dialects, zeroboot
-from sandfork.engine.engine import Engine
+from sandfork.engine.engine import Engine, EngineSettings
+from sandfork.engine.sessions import SessionSettings
 from sandfork.http.app import build_app
 from sandfork.http.endpoints import HttpSettings
 from sandfork.http.openapi import Spoken, openapi_document
@@ -37,12 +38,16 @@ from tests.support.clock import in_virtual_time
 from tests.support.stub_engine import stub_app
 
 STARTED_WITHIN_S = 20.0
+#: All requests come from one address, and nobody ends the sessions they make.
+ENGINE_SETTINGS = EngineSettings(sessions=SessionSettings(most=10_000, most_of_one=10_000))
 
 
 async def serve(listener: socket.socket, started: threading.Event, stop: threading.Event) -> None:
     """Serve the whole service but for the sandboxes until `stop` is set."""
     catalogue, tier, metrics = Catalogue.load(), FakeTier(), Metrics()
-    engine = Engine(tier, catalogue, {spec.key: 2 for spec in catalogue.templates()}, observe=metrics.observe)
+    engine = Engine(
+        tier, catalogue, {spec.key: 2 for spec in catalogue.templates()}, ENGINE_SETTINGS, observe=metrics.observe
+    )
     metrics.watch(engine.statistics)
     access = Access(AccessSettings(), clock=time.monotonic)
     await engine.start()

@@ -12,6 +12,8 @@ from sandfork.errors import Overloaded, SandforkError, SessionNotFound
 from sandfork.model import Caller, ExecRequest, ExecResult, TaskState
 
 Execute = Callable[[ExecRequest, Caller], Awaitable[ExecResult]]
+Check = Callable[[ExecRequest, Caller], object]
+"""*Raises* CallerError for what can never run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +28,18 @@ class TaskSettings:
 class Tasks:
     """Owns the tasks until they are done, and their results until they are forgotten."""
 
-    def __init__(self, execute: Execute, settings: TaskSettings, now: Callable[[], float]) -> None:
+    def __init__(self, execute: Execute, check: Check, settings: TaskSettings, now: Callable[[], float]) -> None:
         """`now` is Unix time in seconds."""
         self._execute = execute
+        self._check = check
         self._settings = settings
         self._now = now
         self._kept: OrderedDict[str, tuple[str, TaskState]] = OrderedDict()
         self._running: dict[str, asyncio.Task[None]] = {}
 
     def start(self, request: ExecRequest, caller: Caller) -> TaskState:
-        """Begin one. *Raises* Overloaded."""
+        """Begin one. *Raises* CallerError for what can never run, Overloaded."""
+        self._check(request, caller)
         self._forget_old()
         if len(self._running) >= self._settings.most_running:
             raise Overloaded("too many executions are under way that nobody waits for", retry_after_s=5.0)
