@@ -202,13 +202,14 @@ class FramedGuest(Guest):
     """A guest that takes RUN."""
 
     file_name = "main"
+    words: tuple[str, ...] = ("main",)
 
     def begin(
         self, code: bytes, *, lasting: bool = True, rich: bool = False, stdin: bytes | None = None,
         env: dict[str, str] | None = None, args: Sequence[str] = (), limits: dict[str, int] | None = None,
     ) -> None:  # fmt: skip
         """Send RUN."""
-        fields = [packed("a", word.encode() + b"\0") for word in ("argv0", *args)]
+        fields = [packed("a", word.encode() + b"\0") for word in (*self.words, *args)]
         fields += [packed("e", f"{name}={value}".encode() + b"\0") for name, value in (env or {}).items()]
         fields += [packed("f", self.file_name.encode() + b"\0"), packed("c", code)]
         fields += [number(tag, value) for tag, value in (limits or {}).items()]
@@ -242,3 +243,14 @@ class BashGuest(Guest):
         if stdin is not None:
             (self.work / ".stdin").write_bytes(stdin)
         self.ctl.sendall(code + b"\0")
+
+
+class NodeGuest(FramedGuest):
+    """A parked node."""
+
+    file_name = "main.js"
+    words = ("node", "main.js")
+
+    def __init__(self, work: Path) -> None:
+        argv = ["/usr/bin/node", "--require", str(GUEST / "park_node.js"), "main.js"]
+        super().__init__(argv, 15, work)

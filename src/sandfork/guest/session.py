@@ -29,7 +29,7 @@ ALLOW_AWAIT = 0x2000  # ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, without importing ast
 IS_COROUTINE = 0x80  # inspect.CO_COROUTINE
 CPU_LIMIT = 112  # counts from the start of a process, so for this one the server counts
 INTERRUPTED = 130
-STEP_NAME = "<step "
+STEP_NAME = "<step-"
 
 
 class Signals:
