@@ -51,7 +51,7 @@ async def test_a_program_is_run_fed_and_told_of() -> None:
     socket.tell({"type": "end_stdin"})
     result = await socket.hear()
     assert (result["type"], result["exit_code"]) == ("result", 0)
-    assert engine.runs[0].fed == "é".encode() + b"\x01\xff"
+    assert bytes(engine.runs[0].fed) == "é".encode() + b"\x01\xff"
     await socket.close()
 
 

@@ -63,8 +63,8 @@ class Server:
     )
     stall_s: float = setting(
         30.0,
-        "How long the client of a streamed answer may take nothing while its program waits for it or is over; then it is "
-        "given up, and its program killed.",
+        "How long the client of a streamed answer may take nothing while its program waits for it or is over; then it "
+        "is given up, and its program killed.",
         low=1,
         high=3600,
     )
