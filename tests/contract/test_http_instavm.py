@@ -12,6 +12,7 @@ import pytest
 
 from sandfork.access import AccessSettings
 from sandfork.errors import FileNotInSandbox, Overloaded, SessionNotFound, UnknownLanguage
+from sandfork.http.log import ExecutionLog
 from sandfork.model import Display, Limits, Outcome, SessionKey, Snippet
 from tests.support.asgi import Answered, Client
 from tests.support.clock import in_virtual_time
@@ -237,7 +238,7 @@ async def test_a_session_is_made_told_found_and_killed(base: str, dialect: str |
     assert (await client.post(f"{base}/kill", {"session_id": name})).json["status"] == "killed"
     for path in ("session", "status", "usage"):
         gone = await client.get(f"{base}/v1/sessions/{path}/{name}")
-        assert (gone.status, gone.json) == (404, {"detail": "Session not found"})
+        assert (gone.status, gone.json) == (404, {"detail": f"no session {name}"})
     assert (await client.post(f"{base}/kill", {"session_id": name})).status == 404
     assert (await client.post(f"{base}/kill", {"session_id": "no id"})).status == 400
 
@@ -290,7 +291,7 @@ async def test_a_session_of_another_key_is_not_there(base: str, dialect: str | N
         await other.get(f"{base}/v1/sessions/{name}/pty/sessions"),
         await other.post(f"{base}/v1/vms/{name}/pty/sessions", {}),
     ]
-    assert {(answer.status, answer.body) for answer in answers} == {(404, b'{"detail":"Session not found"}')}
+    assert {(answer.status, answer.body) for answer in answers} == {(404, f'{{"detail":"no session {name}"}}'.encode())}
     assert (await mine.get(f"{base}/v1/sessions/session/{name}")).status == 200
 
 
@@ -466,6 +467,17 @@ async def test_what_is_typed_is_shown_and_the_end_is_told(base: str, dialect: st
     assert talk.closed == 1000
     told = (await client.get(f"{base}/v1/{kind}/{name}/pty/sessions/{terminal}")).json
     assert (told["alive"], told["exit_code"], told["cols"], told["rows"]) == (False, 0, 99, 33)
+
+
+@in_virtual_time
+async def test_a_key_in_an_address_or_a_body_is_not_logged() -> None:
+    written: list[bytes] = []
+    app = stub_app(keys=KEYS, log=ExecutionLog(written.append, lambda: 0.0))
+    await Socket([]).connect(app, "/instavm/v1/vms/x/pty/y/connect?api_key=key-1")
+    await Client(app).get("/instavm/v1/sessions/sandboxes?api_key=key-1")
+    await Client(app).post("/instavm/execute", {"command": 5, "api_key": "key-1"})
+    assert [json.loads(line)["status"] for line in written] == [404, 401, 422]
+    assert b"key-1" not in b"".join(written)
 
 
 @exactly

@@ -27,7 +27,7 @@ from sandfork.model import (
     TerminalSpec,
 )
 from sandfork.tiers.process import ProcessTier
-from tests.support.process import STUCK_S, process_tier, start_native
+from tests.support.process import STUCK_S, Tape, process_tier, start_native
 
 CALLER = Caller("somebody")
 KEY = SessionKey("native", "somebody", "s")
@@ -80,6 +80,12 @@ def with_engine(check: Callable[[Bench], Awaitable[None]], **settings: object) -
 
 
 KEYS = ("python", "python-numpy", "node", "command")
+
+
+async def until(reached: Callable[[], bool]) -> None:
+    """Let everything else go on until something is so."""
+    while not reached():
+        await asyncio.sleep(0)  # there is no event for it
 
 
 def said(result: ExecResult) -> tuple[int, bytes]:
@@ -196,10 +202,11 @@ def test_two_requests_that_make_one_session_make_one() -> None:
 def test_a_client_that_goes_away_interrupts_and_the_state_stays() -> None:
     async def check(bench: Bench) -> None:
         await bench.run("x = 1")
-        going = asyncio.create_task(bench.run("x = 2\nimport time\ntime.sleep(3600)"))
-        while bench.engine.statistics().admission.running == 0:
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.2)  # the program has no word of its own to wait for
+        request = ExecRequest(
+            Snippet("python", "x = 2\nprint('begun', flush=True)\nimport time\ntime.sleep(3600)"), session=USE
+        )
+        going = asyncio.create_task(bench.engine.execute(request, CALLER, tape := Tape()))
+        await tape.until(b"begun")
         going.cancel()
         with pytest.raises(asyncio.CancelledError):
             await going
@@ -212,8 +219,7 @@ def test_a_deleted_session_is_gone_with_all_in_it() -> None:
     async def check(bench: Bench) -> None:
         await bench.run("x = 1")
         running = asyncio.create_task(bench.run("import time\ntime.sleep(3600)"))
-        while bench.engine.statistics().admission.running == 0:
-            await asyncio.sleep(0)
+        await until(lambda: bench.engine.statistics().admission.running > 0)
         await bench.engine.sessions.delete(KEY)
         with pytest.raises(SessionNotFound):
             await running
@@ -229,10 +235,7 @@ def test_a_session_ends_when_it_is_idle_and_when_its_lifetime_is_over() -> None:
         await bench.engine.sessions.create(KEY, CALLER, SessionSpec(language="python", idle_s=0.2))
         other = SessionKey("native", "somebody", "other")
         await bench.engine.sessions.create(other, CALLER, SessionSpec(lifetime_s=0.2))
-        while len(bench.engine.sessions):
-            await asyncio.sleep(0.01)
-        while bench.tier.live:
-            await asyncio.sleep(0.01)
+        await until(lambda: not len(bench.engine.sessions) and not bench.tier.live)
 
     with_engine(check)
 
@@ -286,8 +289,8 @@ def test_a_terminal_outlives_its_client_and_tells_the_next_what_it_showed() -> N
 def test_a_task_survives_its_client() -> None:
     async def check(bench: Bench) -> None:
         task = bench.engine.tasks.start(ExecRequest(Snippet("python", "print(1)")), CALLER)
-        while (state := bench.engine.tasks.read(task.task_id, CALLER)).ended is None:
-            await asyncio.sleep(0.01)
+        await until(lambda: bench.engine.tasks.read(task.task_id, CALLER).ended is not None)
+        state = bench.engine.tasks.read(task.task_id, CALLER)
         assert isinstance(state.ended, ExecResult)
         assert state.ended.stdout == b"1\n"
         with pytest.raises(SessionNotFound):

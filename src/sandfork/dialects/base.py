@@ -74,10 +74,6 @@ class Bounds(msgspec.Struct, frozen=True):
         return Bounds(min(self.max_wall_s, limits.wall_s), self.max_code_bytes, self.max_batch, ceilings)
 
 
-def _no_id() -> str:
-    return ""
-
-
 class FormFile(msgspec.Struct, frozen=True):
     """The file of a form: the field it came in, the name that the client gave it, its size."""
 
@@ -90,8 +86,7 @@ class RawRequest(msgspec.Struct, frozen=True):
     """A request as it came: header names are lower case; `params` are the path's; `query` is the raw string.
 
     `form` has the fields of a form, None where the body is none; a `file` in it is written by a WriteFile without
-    content. `mint_id` makes an id that nobody had before and nobody can guess, for what a request begins without
-    naming it.
+    content. `mint_id` makes an id nobody can guess, for what a request begins without naming it.
     """
 
     body: bytes = b""
@@ -100,7 +95,7 @@ class RawRequest(msgspec.Struct, frozen=True):
     headers: Mapping[bytes, bytes] = {}
     form: Mapping[str, str] | None = None
     file: FormFile | None = None
-    mint_id: Callable[[], str] = _no_id
+    mint_id: Callable[[], str] = str
 
 
 class Ask(msgspec.Struct, frozen=True):

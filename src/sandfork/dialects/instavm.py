@@ -20,12 +20,11 @@ import msgspec
 
 from sandfork.dialects.base import Dialect, Example, HealthRoute, RawRequest, Reply, ServiceHealth
 from sandfork.dialects.instavm_routes import ROUTES
-from sandfork.dialects.instavm_wire import ErrorReply, HealthReply, Problem
+from sandfork.dialects.instavm_wire import ONE_PROGRAM, ErrorReply, ExecBody, HealthReply, Problem
 from sandfork.dialects.refusals import error_headers, public_message, status_of
 from sandfork.errors import (
     InvalidRequest,
     SandforkError,
-    SessionNotFound,
     Unauthenticated,
     UnknownLanguage,
 )
@@ -69,8 +68,6 @@ def render_error(error: SandforkError, request_id: str) -> Reply:
     detail = public_message(error)
     if isinstance(error, Unauthenticated):
         detail = "Not authenticated" if error.missing else "Invalid API key"
-    elif isinstance(error, SessionNotFound):
-        detail = "Session not found"
     return Reply(_encode(ErrorReply(detail)), status_of(error), headers=headers)
 
 
@@ -106,5 +103,6 @@ DIALECT = Dialect(
     error_type=ErrorReply,
     description="Run code in sessions that keep its state.",
     key_in_request=find_key,
+    refinements={ExecBody: ONE_PROGRAM},
     error_statuses=(400, 401, 403, 404, 405, 408, 409, 413, 415, UNPROCESSABLE, 429, 500, 501, 503),
 )

@@ -27,7 +27,7 @@ from sandfork.model import ExecRequest, ExecResult, LimitsOverride, Outcome, Ses
 TIMED_OUT = 124
 SPACE = "instavm"
 ANSWER_EARLY_S = 3.0
-"""How much earlier than the client gives up a program is interrupted, so that one that does not heed it can be killed in
+"""How much earlier than the client gives up a program is interrupted, so that one that heeds nothing can be killed in
 time, too; less of a short timeout."""
 SHOWS_VALUES = ("python", "python3", "py")
 STATE_LOST = "The session's interpreter was ended: its variables are gone, its files are kept"
@@ -97,7 +97,7 @@ def render_exec(ask: Ask, answers: Sequence[Answer], request_id: str) -> Reply:
                 stdout=_stdout(result),
                 stderr=_stderr(result),
                 exit_code=_exit_code(result),
-                execution_time=result.timings.exec_s,
+                execution_time=round(result.timings.exec_s, 6),
                 cpu_time=_cpu_s(result),
                 session_id=ask.echo,
                 state_lost=result.state_lost,
@@ -131,7 +131,7 @@ def render_task(action: ReadTask, task: Begun, request_id: str) -> Reply:
                 serialized_stdout=_stdout(ended),
                 serialized_stderr=_stderr(ended),
                 exit_code=_exit_code(ended),
-                execution_time=ended.timings.exec_s,
+                execution_time=round(ended.timings.exec_s, 6),
                 cpu_time=_cpu_s(ended),
                 state_lost=ended.state_lost,
             )

@@ -147,7 +147,15 @@ def _machine_routes() -> tuple[Route, ...]:
             body_type=wire.MachineBody,
             cost=1,
         ),
-        _action("GET", "/v1/sessions/sandboxes", "List sessions", sessions.parse_list, sessions.render_list, listed),
+        _action(
+            "GET",
+            "/v1/sessions/sandboxes",
+            "List sessions",
+            sessions.parse_list,
+            sessions.render_list,
+            listed,
+            query=("metadata", "limit"),
+        ),
         _action("GET", "/v1/vms", "List all sessions", sessions.parse_list_machines, sessions.render_list, listed),
         _action("GET", "/v1/vms/{vm_id}", "Tell a session", read, sessions.render_session, told),
         _action(

@@ -15,6 +15,12 @@ Columns = Annotated[int, Meta(ge=1, le=1000)]
 Key = Annotated[str | None, Meta(description="An API key, where no header has one.")]
 Labels = Annotated[dict[str, Any], Meta(description="Labels to find the session by.")]
 Value = str | int | float | bool
+Allowed = Annotated[bool, Meta(extra_json_schema=UNAVAILABLE)]
+Places = Annotated[list[str] | None, Meta(extra_json_schema=UNAVAILABLE)]
+EnvName = Annotated[str, Meta(extra_json_schema={"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"})]
+FileName = Annotated[str, Meta(extra_json_schema={"minLength": 1}, description="Below the work directory or /tmp.")]
+NAME: dict[str, Any] = {"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"}
+"""Extra schema of a session's id; only documents read it, as what does not fit is 400 and not 422."""
 
 
 class ExecBody(msgspec.Struct, frozen=True):
@@ -23,10 +29,18 @@ class ExecBody(msgspec.Struct, frozen=True):
     command: Annotated[str | None, Meta(description="Source text.")] = None
     code: Annotated[str | None, Meta(description="The same, under another name.")] = None
     api_key: Key = None
-    session_id: Annotated[str | None, Meta(description="The session; without one a new one is made.")] = None
+    session_id: Annotated[
+        str | None, Meta(description="The session; without one a new one is made.", extra_json_schema=NAME)
+    ] = None
     language: Annotated[str | None, Meta(extra_json_schema=LANGUAGE)] = "python"
     timeout: Annotated[int, Meta(ge=1, le=600, description="Seconds in which the answer is there.")] = 60
     vault_ids: Annotated[list[str] | None, Meta(extra_json_schema=UNAVAILABLE)] = None
+
+
+ONE_PROGRAM: dict[str, Any] = {
+    "anyOf": [{"required": [name], "properties": {name: {"type": "string"}}} for name in ("command", "code")]
+}
+"""What the types cannot say: a program is there."""
 
 
 class ExecReply(msgspec.Struct, frozen=True):
@@ -74,7 +88,7 @@ class SessionBody(msgspec.Struct, frozen=True):
     memory_mb: Annotated[int, Meta(ge=128, le=8192)] | None = None
     vcpu_count: Annotated[int, Meta(extra_json_schema={"enum": [1, 2, 4, 6, 8]})] | None = None
     metadata: Labels | None = None
-    env: Annotated[dict[str, Value], Meta(description="What its programs find in their environment.")] | None = None
+    env: Annotated[dict[EnvName, Value], Meta(description="What its programs find in their environment.")] | None = None
 
 
 class MachineBody(SessionBody, frozen=True):
@@ -133,7 +147,7 @@ class UsageReply(msgspec.Struct, frozen=True):
 class KillBody(msgspec.Struct, frozen=True):
     """A session to end."""
 
-    session_id: str
+    session_id: Annotated[str, Meta(extra_json_schema=NAME)]
     api_key: Key = None
 
 
@@ -149,16 +163,16 @@ class UploadForm(msgspec.Struct, frozen=True):
     """A file to put into a session. `recursive` has no effect: directories on the way are made."""
 
     file: Annotated[str, Meta(extra_json_schema={"format": "binary"})]
-    remote_path: Annotated[str, Meta(description="Relative to the work directory, or below it or /tmp.")]
-    session_id: str
+    remote_path: FileName
+    session_id: Annotated[str, Meta(extra_json_schema=NAME)]
     recursive: bool = False
 
 
 class DownloadForm(msgspec.Struct, frozen=True):
     """A file to get from a session."""
 
-    filename: str
-    session_id: str
+    filename: FileName
+    session_id: Annotated[str, Meta(extra_json_schema=NAME)]
 
 
 class UploadReply(msgspec.Struct, frozen=True):
@@ -181,12 +195,12 @@ class DownloadReply(msgspec.Struct, frozen=True):
 class EgressBody(msgspec.Struct, frozen=True):
     """What a session may reach; this server takes only what allows nothing."""
 
-    allow_public_repos: bool = False
-    allow_package_managers: bool = False
-    allow_http: bool = False
-    allow_https: bool = False
-    allowed_domains: list[str] | None = None
-    allowed_cidrs: list[str] | None = None
+    allow_public_repos: Allowed = False
+    allow_package_managers: Allowed = False
+    allow_http: Allowed = False
+    allow_https: Allowed = False
+    allowed_domains: Places = None
+    allowed_cidrs: Places = None
     api_key: Key = None
 
 
@@ -210,7 +224,7 @@ class TerminalBody(msgspec.Struct, frozen=True):
     rows: Columns = 24
     command: str | None = None
     shell: str | None = None
-    id: str | None = None
+    id: Annotated[str | None, Meta(extra_json_schema={"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"})] = None
     api_key: Key = None
 
 

@@ -44,8 +44,8 @@ class EngineSettings:
     """Settings of the engine and its parts.
 
     `kill_grace_s`: how long a killed sandbox may take to say so. `interrupt_grace_s`: how long the interpreter of a
-    session may take to end a step whose time is over, before it is killed. `collect_s`: how long collecting files may take.
-    `dispose_delay_s`: how long after the result a sandbox is destroyed; `close_s`: how long that may take.
+    session may take to end a step whose time is over, before it is killed. `collect_s`: how long collecting files may
+    take. `dispose_delay_s`: how long after the result a sandbox is destroyed; `close_s`: how long that may take.
     """
 
     policy: LimitPolicy = field(default_factory=LimitPolicy)
@@ -107,7 +107,7 @@ class Engine:
         self._pool = Pool(tier, targets, self._settings.pool, self._disposal.add_now)
         self._executions: set[Execution] = set()
         self.sessions = SessionDesk(self._pool, self._planner, self._disposal, self._settings.sessions, now)
-        self.tasks = Tasks(self.execute, self._settings.tasks, now)
+        self.tasks = Tasks(self.execute, self._plan, self._settings.tasks, now)
 
     async def start(self) -> None:
         """Make the templates and park a first sandbox of each; see `health` for those that could not be made."""
@@ -129,7 +129,7 @@ class Engine:
         received_ns = self._clock_ns()
         plan: ExecPlan | None = None
         try:
-            plan = self._planner.plan(mint_exec_id(), request, caller, self._pool.unavailable)
+            plan = self._plan(request, caller)
             if plan.session is not None:
                 result = await self._execute_in_session(plan, sink, on_start, received_ns)
             else:
@@ -139,6 +139,9 @@ class Engine:
             raise
         self._observe(caller, plan, result)
         return result
+
+    def _plan(self, request: ExecRequest, caller: Caller) -> ExecPlan:
+        return self._planner.plan(mint_exec_id(), request, caller, self._pool.unavailable)
 
     async def batch(self, requests: Sequence[ExecRequest], caller: Caller) -> list[ExecResult | SandforkError]:
         """Execute all, each waiting for a slot of its own; return results or errors in the order of `requests`."""

@@ -14,6 +14,7 @@ from sandfork.model import ExecPlan, ExecResult, Outcome, Timings
 from sandfork.tiers.base import Collected, OutputSink, Process, StepEnd
 
 NANO = 1e-9
+_GRACE_AT_LEAST_S = 0.2
 
 
 class Execution:
@@ -59,8 +60,8 @@ class Execution:
     ) -> None:
         """`sink` is who follows the output; without one it is kept. `started_s` is Unix time.
 
-        `grace_s` is how long a kill may take, `interrupt_grace_s` how long a lasting interpreter may take to end its
-        step before it is killed.
+        `grace_s` is how long a kill may take, `interrupt_grace_s` the most that a lasting interpreter may take to end
+        its step before it is killed.
         """
         self.plan = plan
         self.received_ns = received_ns
@@ -68,7 +69,8 @@ class Execution:
         self.queued_ns = self.admitted_ns = self._sent_ns = self._ended_ns = clock_ns()
         self._clock_ns = clock_ns
         self._kill_grace_s = grace_s
-        self._interrupt_grace_s = interrupt_grace_s
+        # Who gives little time waits little longer than that, too.
+        self._interrupt_grace_s = min(interrupt_grace_s, max(_GRACE_AT_LEAST_S, plan.limits.wall_s / 4))
         self._interrupted: Outcome | None = None
         self._fold = Fold()
         secrets = Secrets(plan.secrets) if plan.secrets else None

@@ -9,7 +9,8 @@ execution gets a new one. A limit's kill takes every process of the session, and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from sandfork.engine.execution import Execution
@@ -50,6 +51,7 @@ class Session:
         self.created_s = self.last_used_s = now_s
         self.expires_s = 0.0
         self.executions = 0
+        self.waiting = 0
         self.usage = Usage()
         self.running: Execution | None = None
         self.ended: SessionNotFound | None = None
@@ -71,6 +73,19 @@ class Session:
         if self.ended is not None or self._sandbox is None:
             raise self.ended or SessionNotFound("the session is not there yet")
         return self._sandbox
+
+    @asynccontextmanager
+    async def in_turn(self) -> AsyncIterator[None]:
+        """Wait until nobody else has the turn, and have it."""
+        self.waiting += 1
+        try:
+            await self.lock.acquire()
+        finally:
+            self.waiting -= 1
+        try:
+            yield
+        finally:
+            self.lock.release()
 
     def check_open(self) -> None:
         """*Raises* SessionNotFound once the session is over."""
@@ -121,7 +136,7 @@ class Session:
         *Raises* what the tier raises, and SessionNotFound when the session ends meanwhile.
         """
         plan = execution.plan
-        lost = False
+        died = False
         while True:
             process = await self._process_for(plan)
             self.running = execution
@@ -131,9 +146,9 @@ class Session:
                 self._forget(plan, process)
                 if self.ended is not None:
                     raise self.ended from error
-                if error.step != BEFORE_START or execution.wrote or lost:
+                if error.step != BEFORE_START or execution.wrote or died:
                     raise
-                lost = plan.step.lasting  # it died since its last step
+                died = True  # since its last step, or before its first: once more, in a new one
                 continue
             except BaseException:
                 self._forget(plan, process)
@@ -143,7 +158,7 @@ class Session:
             if not end.alive:
                 self._forget(plan, process)
             self._count(end)
-            return end, plan.step.lasting and (lost or not end.alive)
+            return end, plan.step.lasting and (died or not end.alive)
 
     async def _process_for(self, plan: ExecPlan) -> Process:
         sandbox = self.sandbox

@@ -28,13 +28,17 @@ _NAME_MAX = 200
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """Bounds of sessions: counts, and seconds. `file_bytes` is the largest file that is moved in or out."""
+    """Bounds of sessions: counts, and seconds. `file_bytes` is the largest file that is moved in or out.
+
+    `most_waiting` is how many executions may wait for their turn in one session.
+    """
 
     most: int = 256
     most_of_one: int = 64
     idle_s: float = 3600.0
     lifetime_s: float = 86400.0
     terminals: int = 8
+    most_waiting: int = 64
     file_bytes: int = 256 << 20
 
 
@@ -156,7 +160,9 @@ class Sessions:
                 named = use.make.language
                 language = plan.language if named is None else self._planner.language_of(named)[0]
                 session = await self._open(key, caller, use.make, language, plan.template_key)
-            async with session.lock:
+            if session.waiting >= self.settings.most_waiting:
+                raise Overloaded(f"{session.waiting} executions wait for their turn in the session", retry_after_s=1.0)
+            async with session.in_turn():
                 if session.ended is not None and use.make is not None:
                     continue  # it ended while we waited for it
                 try:

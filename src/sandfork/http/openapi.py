@@ -117,7 +117,7 @@ def _say_what_is_on_offer(components: JsonObject, languages: Sequence[str]) -> N
                 del each["anyOf"]
                 each["enum"] = each.pop("x-only")
             if each.pop("x-languages", False) and languages:
-                each["enum"] = sorted(languages)
+                each["enum"] = [*sorted(languages), *([None] if {"type": "null"} in each.get("anyOf", ()) else [])]
 
 
 def _operation(spoken: Spoken, route: Route, of_types: dict[Any, JsonObject]) -> JsonObject:

@@ -95,7 +95,7 @@ class Process(Protocol):
         ...
 
     async def feed(self, data: bytes) -> None:
-        """Write to the stdin of a step with `keep_stdin`, at its pace; no bytes close it. A program gone is no error."""
+        """Write to the stdin of a step with `keep_stdin`, at its pace; no bytes close it. Nobody there is no error."""
         ...
 
     def signal(self, number: int) -> None:
@@ -119,7 +119,7 @@ class Files(Protocol):
     """The files of a sandbox, from outside: no link, FIFO or device ever leads anywhere else.
 
     Paths are relative to the work directory or absolute below one that the sandbox may write to. *Raises*
-    FileNotInSandbox; GuestLost.
+    FileNotInSandbox; DiskFull; GuestLost.
     """
 
     async def list(self, path: str) -> Sequence[FileEntry]:

@@ -15,23 +15,23 @@ program kills every process in it, and nothing else of it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import signal
 import socket
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sandfork.errors import ForkFailed, GuestLost, TierError
 from sandfork.model import InputFile, Limits, Outcome, Step
 from sandfork.tiers.base import BEFORE_START, OutputSink, StepEnd
 from sandfork.tiers.process import messages as m
+from sandfork.tiers.process.answer import Answer
 from sandfork.tiers.process.displays import Showing
 from sandfork.tiers.process.line import Line
-from sandfork.tiers.process.run import STDIN_FILE, run_frame, step_text
-from sandfork.tiers.process.verdict import never_ran, outcome_of_signal, usage_of
+from sandfork.tiers.process.orders import Orders
+from sandfork.tiers.process.run import STDIN_FILE
+from sandfork.tiers.process.verdict import never_ran, outcome_of_failure, outcome_of_signal, usage_of
 from sandfork.tiers.process.watch import Watch
 
 if TYPE_CHECKING:
@@ -64,19 +64,16 @@ class Guest:
         self._slot = slot
         self._line = Line(ctl)
         self._streams = streams
-        self._base_env = base_env
-        self._execs = execs
+        self._orders = Orders(slot, base_env, execs=execs)
         self._joined = home
         self._frames = m.FrameReader(_FRAME_MAX)
         self._showing: Showing | None = None
         self._since: Mark | None = None
         self._lasting = False
-        self._boots: bytes | None = None  # the first step's text, for an interpreter that is not ready for it yet
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._state = _FORKING
         self._parked: asyncio.Future[None] = self._loop.create_future()
-        self._ended: asyncio.Future[StepEnd] | None = None
-        self._unread: StepEnd | None = None  # the program is over, and the sink does not take its last output yet
+        self._answer = Answer()
         self._killed: Outcome | None = None  # before the program began
         self._watch = Watch(slot, streams, self._cpu_spent)
         self._started_ns = 0
@@ -104,16 +101,16 @@ class Guest:
 
     def fork_failed(self, step: int, error: int) -> None:
         """The warden, the zygote or the child itself could not go on."""
-        self._note_gone()
+        self.died()
         if not self._parked.done():
             what = f"{m.step_name(step)}: {os.strerror(error)}"
             self._parked.set_exception(
                 ForkFailed(f"forking a sandbox failed at {what}", step=m.step_name(step), errno=error)
             )
-        elif self._ended is not None and not self._ended.done():
+        elif self._answer.awaited:
             self._state = _OVER
             self._watch.end()
-            self._ended.set_exception(GuestLost("the sandbox's init died"))
+            self._answer.fail(GuestLost("the sandbox's init died"))
         elif self._state in (_PARKED, _STARTING, _RESTING):
             self._state = _OVER
             self._hang_up()
@@ -159,9 +156,8 @@ class Guest:
             self.fork_failed(*m.FAIL.unpack(body))
         elif kind == m.FAILED and self._state == _RUNNING and not self._exec_failed:
             self._exec_failed = True  # the exit status, which follows, says it to the caller
-        elif kind == m.READY and self._state == _RUNNING and self._boots is not None and not body:
-            text, self._boots = self._boots, None
-            self._slot.tasks.spawn(self._send_text(text))
+        elif kind == m.READY and self._state == _RUNNING and self._orders.boots and not body:
+            self._slot.tasks.spawn(self._line.tell(self._orders.take_text()))
         elif kind == m.DISPLAY and self._state == _RUNNING and self._showing is not None:
             self._display(body)
         elif self._state != _OVER:
@@ -188,7 +184,7 @@ class Guest:
         """Run one step; see the port. *Raises* GuestLost, ForkFailed, FileNotInSandbox."""
         if self._killed is not None:
             return never_ran(self._killed)
-        if self._state not in (_PARKED, _RESTING) or self._unanswered:
+        if self._state not in (_PARKED, _RESTING) or self._answer.awaited:
             raise GuestLost("the sandbox is not waiting for a program", step=BEFORE_START)
         again, self._state = self._state == _RESTING, _STARTING
         try:
@@ -225,21 +221,11 @@ class Guest:
         self._started_ns = 0
         self._claimed_ns = None
 
-    def _message(self, step: Step, limits: Limits, *, again: bool) -> bytes:
-        """Return what starts the step: RUN, or its text for an interpreter that was exec'd for the step before."""
-        if not (self._lasting and self._execs):
-            return run_frame(step, limits, self._base_env, self._slot.means, self._slot.work_dir)
-        if again:
-            return step_text(step)
-        self._boots = step_text(step)
-        step = replace(step, code=None)
-        return run_frame(step, limits, self._base_env, self._slot.means, self._slot.work_dir)
-
     async def _start(self, step: Step, limits: Limits, sink: OutputSink, *, again: bool) -> asyncio.Future[StepEnd]:
         """Send RUN: in one write where it fits, which is nearly always; the child is woken by it."""
         if self._died:
             raise GuestLost("the parked sandbox had died")
-        frame = self._message(step, limits, again=again)
+        frame = self._orders.message(step, limits, again=again)
         self._showing = Showing(sink) if step.rich else None
         self._frames.max_len = Showing.FRAME_MAX if step.rich else _FRAME_MAX
         self._streams.begin(b"" if step.lasting else step.stdin, sink, keep_stdin=step.keep_stdin)
@@ -253,18 +239,12 @@ class Guest:
         # A frame that stays incomplete is never run.
         if self._died:
             raise GuestLost("the sandbox died while taking its program")
-        self._ended = self._loop.create_future()
         self._state = _RUNNING
-        return self._ended
+        return self._answer.begin()
 
     @property
     def _died(self) -> bool:
         return self._state != _STARTING
-
-    async def _send_text(self, text: bytes) -> None:
-        """Hand an interpreter that has just come up its first step. One that dies over it is told by its exit."""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            await self._line.finish(text)
 
     async def feed(self, data: bytes) -> None:
         """Write to stdin at the program's pace; see the port."""
@@ -278,10 +258,6 @@ class Guest:
     def _killed_with(self) -> Outcome | None:
         return self._killed
 
-    @property
-    def _unanswered(self) -> bool:
-        return self._ended is not None and not self._ended.done()
-
     def _cpu_spent(self) -> None:
         self.kill(Outcome.CPU_LIMIT)
 
@@ -289,7 +265,7 @@ class Guest:
 
     def exit_event(self, event: m.WardenEvent) -> None:
         """The warden reaped the program."""
-        self._note_gone()
+        self.died()
         if self._state == _RESTING:
             self._state = _OVER
         if self._state in (_FORKING, _PARKED):
@@ -310,19 +286,13 @@ class Guest:
             self._exited(os.WEXITSTATUS(event.status), ready_ns, done_ns)
 
     def _exited(self, code: int, ready_ns: int, done_ns: int) -> None:
-        outcome = Outcome.EXITED
-        if code:
-            oom_kills, pids_denied = self._slot.meter.events(self._since)
-            if oom_kills:
-                outcome = Outcome.OUT_OF_MEMORY
-            elif pids_denied:
-                outcome = Outcome.PIDS_LIMIT
-            else:
-                # Whether the disk was full only the inside knows; ask before the answer.
-                self._state = _RESTING if self._rests else _OVER
-                self._slot.tasks.spawn(self._exited_after_look(code, ready_ns, done_ns))
-                return
-        self._finish(outcome, code, None, ready_ns, done_ns)
+        outcome = outcome_of_failure(*self._slot.meter.events(self._since)) if code else Outcome.EXITED
+        if outcome is not None:
+            self._finish(outcome, code, None, ready_ns, done_ns)
+            return
+        # Whether the disk was full only the inside knows; ask before the answer.
+        self._state = _RESTING if self._rests else _OVER
+        self._slot.tasks.spawn(self._exited_after_look(code, ready_ns, done_ns))
 
     async def _exited_after_look(self, code: int, ready_ns: int, done_ns: int) -> None:
         try:
@@ -342,7 +312,7 @@ class Guest:
             # The figures first: with its last process the slot's cgroup is gone.
             self._finish(outcome, None, signal.SIGKILL, self._started_ns, time.monotonic_ns())
             self._kill_all()
-            self._answer_unread(outcome)
+            self._answer.give_up_reading(outcome)
         elif self._state in (_PARKED, _STARTING):
             self._killed = outcome
             self._state = _OVER
@@ -351,9 +321,9 @@ class Guest:
         elif self._state == _RESTING:
             self._state = _OVER
             self._kill_all()
-            self._answer_unread(outcome)
+            self._answer.give_up_reading(outcome)
         elif self._state == _OVER:
-            self._answer_unread(outcome)
+            self._answer.give_up_reading(outcome)
 
     def _kill_all(self) -> None:
         """Have every process of the sandbox killed; of one that is not kept, the sandbox with them."""
@@ -374,39 +344,24 @@ class Guest:
         try:
             figures = self._slot.figures(self._reaped, self._since)
         except OSError as error:
-            self._lost(f"its cgroup is gone ({error.strerror})")
+            self._answer.fail(GuestLost(f"the sandbox was lost: its cgroup is gone ({error.strerror})"))
             return
         end = StepEnd(outcome, code, number, ready_ns, done_ns, usage_of(figures, done_ns - ready_ns), alive)
         if self._streams.drain():
-            self._answer(end)
+            self._answer.give(end)
         else:
-            self._unread = end
+            self._answer.keep(end)
 
     @property
     def _rests(self) -> bool:
         """Whether the process stays for another step after END."""
         return self._lasting and self._reaped is None
 
-    def _lost(self, reason: str) -> None:
-        """Nobody can tell any more what the program used or how it ended."""
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_exception(GuestLost(f"the sandbox was lost: {reason}"))
-
     def resume(self) -> None:
         """Read output again after the sink refused more; a program that is over is answered once all is read."""
         self._streams.resume()
-        if self._unread is not None and self._streams.drain():
-            self._answer(self._unread)
-
-    def _answer(self, end: StepEnd) -> None:
-        self._unread = None
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_result(end)
-
-    def _answer_unread(self, outcome: Outcome) -> None:
-        """Killed: answer without what the sink did not take."""
-        if self._unread is not None:
-            self._answer(replace(self._unread, outcome=outcome))
+        if self._answer.kept is not None and self._streams.drain():
+            self._answer.give(self._answer.kept)
 
     # --- close ---
 
@@ -414,7 +369,6 @@ class Guest:
         """Have the process killed, with a sandbox all in it, and give up this side's descriptors; who waits is told."""
         if self._state == _CLOSED:
             return
-        before = self._state
         self._state = _CLOSED
         self._watch.end()
         self._loop.remove_reader(self._line.fd)
@@ -425,15 +379,14 @@ class Guest:
         if not self._parked.done():
             self._parked.set_exception(ForkFailed("the sandbox was closed while it was forked"))
             self._parked.exception()
-        if before in (_RUNNING, _OVER) and self._ended is not None and not self._ended.done():
-            self._ended.set_exception(GuestLost("the sandbox was closed"))
-            self._ended.exception()
+        self._answer.fail(GuestLost("the sandbox was closed"))
 
     def _hang_up(self) -> None:
         """Wake whoever waits for the process to take bytes."""
         self._line.hang_up()
 
-    def _note_gone(self) -> None:
+    def died(self) -> None:
+        """The process is dead; of one that is closed while it dies, only the freed slot says so."""
         if not self._gone.done():
             self._gone.set_result(None)
 
@@ -444,7 +397,4 @@ class Guest:
     async def close(self) -> None:
         """Destroy the process, with a sandbox all in it, and wait until the slot is free."""
         self.release()
-        try:
-            await self._slot.closed()
-        finally:
-            self._note_gone()
+        await self._slot.closed()

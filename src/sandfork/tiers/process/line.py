@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 
 
@@ -46,6 +47,11 @@ class Line:
             self._sending = False
             if self._closed:
                 self._sock.close()
+
+    async def tell(self, message: bytes) -> None:
+        """Send it whole, to whom it may concern: a receiver that is gone is no error."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            await self.finish(message)
 
     def hang_up(self) -> None:
         """Have a `finish` under way fail."""

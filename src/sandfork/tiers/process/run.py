@@ -64,7 +64,7 @@ def run_frame(step: Step, limits: Limits, base_env: bytes, means: Means, work_di
 
 
 def step_text(step: Step) -> bytes:
-    """Return a step as an interpreter takes it that reads text up to a NUL; its environment is set on its first line."""
+    """Return a step for an interpreter that reads text up to a NUL; its environment is set on its first line."""
     exports = "".join(f"export {name}={shlex.quote(value)}; " for name, value in step.env)
     return exports.encode("utf-8", "surrogateescape") + (step.code or b"") + b"\0"
 

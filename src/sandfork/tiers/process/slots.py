@@ -148,6 +148,8 @@ class Tenancy:
 
     def freed(self, event: m.WardenEvent | None) -> None:
         """The warden freed the slot (or is gone)."""
+        if self.guest is not None:
+            self.guest.died()
         self.guest = None
         if self._overdue is not None:
             self._overdue.cancel()

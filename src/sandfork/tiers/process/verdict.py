@@ -22,6 +22,13 @@ def outcome_of_signal(number: int, oom_kills: int) -> Outcome:
     return Outcome.OUT_OF_MEMORY if outcome is Outcome.SIGNALLED and oom_kills else outcome
 
 
+def outcome_of_failure(oom_kills: int, pids_denied: int) -> Outcome | None:
+    """Return what an exit code other than 0 means; None where the kernel's counts do not tell."""
+    if oom_kills:
+        return Outcome.OUT_OF_MEMORY
+    return Outcome.PIDS_LIMIT if pids_denied else None
+
+
 def never_ran(outcome: Outcome) -> StepEnd:
     """Return the end of a program that was killed before it began."""
     now = time.monotonic_ns()
