@@ -52,7 +52,9 @@ def inside_directory(path: str) -> str:
     for prefix, inside in _WRITABLE:
         if path.rstrip("/") + "/" == prefix:
             return inside.rstrip("/") or "."
-    return inside_path(path) if path.strip("/.") or path.startswith("/") else "."
+    if not path.startswith("/") and set(path.split("/")) <= {"", "."}:
+        return "."
+    return inside_path(path)
 
 
 class AgentClient:

@@ -33,7 +33,7 @@ from sandfork.tiers.process.displays import Showing
 from sandfork.tiers.process.line import Line
 from sandfork.tiers.process.orders import Orders
 from sandfork.tiers.process.run import STDIN_FILE
-from sandfork.tiers.process.verdict import never_ran, outcome_of_failure, outcome_of_signal, usage_of, bounded_stamps
+from sandfork.tiers.process.verdict import bounded_stamps, never_ran, outcome_of_failure, outcome_of_signal, usage_of
 from sandfork.tiers.process.watch import Watch
 
 if TYPE_CHECKING:
