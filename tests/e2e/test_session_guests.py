@@ -358,7 +358,9 @@ def test_figures_tables_and_images_are_shown(python: Guest) -> None:
     assert "<table" in ran.displays[0]["data"]["text/html"]
     ran = python.run("from PIL import Image\nImage.new('RGB', (4, 4))", rich=True)
     assert base64.b64decode(ran.displays[0]["data"]["image/png"]).startswith(PNG)
-    assert python.run("print(plt.get_fignums(), [f for f in sys.meta_path if 'Pyplot' in repr(f)])").stdout == b"[] []\n"
+    assert (
+        python.run("print(plt.get_fignums(), [f for f in sys.meta_path if 'Pyplot' in repr(f)])").stdout == b"[] []\n"
+    )
 
 
 def test_node_shows_the_value_of_the_last_expression(node: Guest) -> None:
@@ -405,7 +407,10 @@ def test_an_error_that_nobody_catches_ends_the_step_with_1(node: Guest, code: st
 def test_a_step_lasts_as_long_as_what_it_began(node: Guest) -> None:
     code = "async function main() { await new Promise(r => setTimeout(r, 20)); console.log('done') }\nmain(); console.log(1)"
     assert node.run(code).stdout == b"1\ndone\n"
-    assert node.run("require('child_process').exec('echo child', (e, out) => console.log(out.trim()))").stdout == b"child\n"
+    assert (
+        node.run("require('child_process').exec('echo child', (e, out) => console.log(out.trim()))").stdout
+        == b"child\n"
+    )
 
 
 def test_a_server_outlasts_its_step_and_serves_later_ones(node: Guest) -> None:
@@ -429,7 +434,10 @@ def test_every_place_of_import_is_told_apart(node: Guest) -> None:
 
 def test_the_exit_code_is_the_steps(node: Guest) -> None:
     assert node.run("process.exitCode = 5").status == 5
-    assert node.run("console.log(process.argv.slice(2), process.env.A)", args=["q"], env={"A": "b"}).stdout == b"[ 'q' ] b\n"
+    assert (
+        node.run("console.log(process.argv.slice(2), process.env.A)", args=["q"], env={"A": "b"}).stdout
+        == b"[ 'q' ] b\n"
+    )
 
 
 def test_output_goes_on_after_an_interrupted_write(node: Guest) -> None:

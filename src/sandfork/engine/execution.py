@@ -9,12 +9,17 @@ from signal import SIGINT
 
 from sandfork.engine.masking import Mask, Secrets
 from sandfork.engine.output import Cap, Fold
-from sandfork.errors import GuestLost, SandforkError
+from sandfork.errors import ForkFailed, GuestLost, SandforkError, TierError
 from sandfork.model import ExecPlan, ExecResult, Outcome, Timings
-from sandfork.tiers.base import Collected, OutputSink, Process, StepEnd
+from sandfork.tiers.base import BEFORE_START, Collected, OutputSink, Process, StepEnd
 
 NANO = 1e-9
 _GRACE_AT_LEAST_S = 0.2
+
+
+def never_began(error: BaseException) -> bool:
+    """Tell whether the tier says that the program surely did not begin, so that running it again is safe."""
+    return isinstance(error, ForkFailed) or (isinstance(error, GuestLost) and error.step == BEFORE_START)
 
 
 class Execution:
@@ -44,6 +49,7 @@ class Execution:
         "plan",
         "queued_ns",
         "received_ns",
+        "sent",
         "started_s",
     )
 
@@ -82,6 +88,7 @@ class Execution:
         self._timer: asyncio.TimerHandle | None = None
         self._error: SandforkError | None = None
         self._abandoned = False
+        self.sent = False
         self._begun = asyncio.Event() if plan.step.keep_stdin else None
 
     @property
@@ -106,6 +113,7 @@ class Execution:
         """
         self._refuse_stopped()
         plan = self.plan
+        self.sent = True
         self._process = process
         if self._begun is not None:
             self._begun.set()
@@ -120,6 +128,10 @@ class Execution:
                 self._refuse_stopped()
                 raise GuestLost(f"no word within {self._kill_grace_s:g} s of a kill") from None
             raise
+        except TierError as error:
+            if self._begun is not None and never_began(error):
+                self._begun.clear()
+            raise
         finally:
             self._ended_ns = self._clock_ns()
             self._detach()
@@ -127,6 +139,11 @@ class Execution:
         if self._mask is not None:
             self._mask.flush(cut=self._cap.exceeded or end.outcome is not Outcome.EXITED)
         return end
+
+    def over(self) -> None:
+        """Let go of who waits to feed it: it has ended, or never begins."""
+        if self._begun is not None:
+            self._begun.set()
 
     def result(self, end: StepEnd, collected: Collected, *, state_lost: bool = False) -> ExecResult:
         """Return what came of it; output over the cap makes the outcome OUTPUT_LIMIT, however the program ended.
@@ -163,10 +180,13 @@ class Execution:
 
     async def feed(self, data: bytes) -> None:
         """Write to a stdin that is kept open, at the program's pace; what comes before it begins waits for it."""
-        if self._begun is not None:
+        while self._begun is not None:
             await self._begun.wait()
-        if self._process is not None:
-            await self._process.feed(data)
+            if (process := self._process) is None:
+                return
+            await process.feed(data)
+            if self._begun.is_set():
+                return  # otherwise it never began there
 
     def signal(self, number: int) -> None:
         """Send the program a signal."""
@@ -174,7 +194,9 @@ class Execution:
             self._process.signal(number)
 
     def withdraw(self) -> None:
-        """Nobody waits for it any more: interrupt a lasting interpreter, kill any other program."""
+        """Nobody waits for it any more: interrupt a lasting interpreter, kill any other program, begin none."""
+        if self._process is None:
+            self._error = self._error or SandforkError("nobody waits for it any more")
         self._interrupt(Outcome.SIGNALLED)
 
     def stop(self, error: SandforkError) -> None:
@@ -222,8 +244,14 @@ class Execution:
         if self._timer is not None:
             self._timer.cancel()
         self._interrupted = self._interrupted or outcome
-        self._arm(self._interrupt_grace_s, partial(self._kill, outcome))
+        self._arm(self._interrupt_grace_s / 2, partial(self._insist, outcome))
         self._process.signal(SIGINT)
+
+    def _insist(self, outcome: Outcome) -> None:
+        """Interrupt again: what came before the interpreter had begun the step was not for this one, to it."""
+        self._arm(self._interrupt_grace_s / 2, partial(self._kill, outcome))
+        if self._process is not None:
+            self._process.signal(SIGINT)
 
     def _kill(self, outcome: Outcome) -> None:
         if self._process is None:

@@ -41,7 +41,7 @@ class OutputSink(Protocol):
         ...
 
     def display(self, shown: Display) -> None:
-        """Take a rich value, in its place among the output."""
+        """Take a rich value, behind all output that the program wrote before it."""
         ...
 
 

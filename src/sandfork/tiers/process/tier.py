@@ -89,9 +89,8 @@ class ProcessTier:
         missing = [f"cgroup {name}" for name in launched.missing_controllers]
         self._refuse_missing(missing)
         self._warden = Warden(launched.warden, self._slot_event, self._warden_lost)
-        self._slots = Slots(
-            self._warden, launched.cgroups, launched.unified, settings.most_sandboxes, settings.cores, self._means()
-        )
+        most = min(settings.most_sandboxes, m.SLOTS_MAX)
+        self._slots = Slots(self._warden, launched.cgroups, launched.unified, most, settings.cores, self._means())
         try:
             await self._warden.up()
             self._warden.send(m.request(m.Request.PROFILE, 0, payload=self._profile()))
