@@ -342,7 +342,7 @@ def serve(names: list[str], depth: tuple[ctypes.Array[ctypes.c_int], int, int]) 
     # Looked up here: a first look-up makes objects, which each child would make anew.
     before_fork, after_fork = ctypes.pythonapi.PyOS_BeforeFork, ctypes.pythonapi.PyOS_AfterFork_Child
     before_fork()
-    result = core.sandfork_zygote(ORDERS, REPORTS)
+    result = core.sandfork_zygote(ORDERS, REPORTS, after_fork)
     if result < 0:
         os._exit(0)
     after_fork()

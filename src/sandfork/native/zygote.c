@@ -3,6 +3,7 @@
  *
  * No libc, no Python API: one binary serves every interpreter of every image.
  */
+#include "hugetext.h"
 #include "zygote.h"
 
 void *memcpy(void *to, const void *from, size_t n)
@@ -38,10 +39,14 @@ __attribute__((visibility("default"))) long sandfork_configure(int fd)
     return r < 0 ? r : read_all(fd, confinement.paths, confinement.profile.paths_len);
 }
 
-/* Load the allow list, tell the warden that warm-up is over, then serve. Returns as zygote_fork does. */
-__attribute__((visibility("default"))) long sandfork_zygote(int orders, int reports)
+/*
+ * Load the allow list, tell the warden that warm-up is over, then serve. Returns as zygote_fork does. `text` is any
+ * function of the interpreter's.
+ */
+__attribute__((visibility("default"))) long sandfork_zygote(int orders, int reports, const void *text)
 {
     void *tid_address = NULL;
+    huge_text((uint64_t)text);
     /* Where libc caches the thread id, so that the child's copy is right without libc's fork. */
     SYS(prctl, PR_GET_TID_ADDRESS, &tid_address, 0, 0, 0);
     long r = load_filter(confinement.bpf, confinement.profile.bpf_len);
