@@ -326,7 +326,6 @@ def serve(names: list[str], depth: tuple[ctypes.Array[ctypes.c_int], int, int]) 
     scratch = os.memfd_create("rehearsal")
     for _ in range(SETTLING):
         rehearse(f"/proc/self/fd/{scratch}")
-        threading._after_fork()  # type: ignore[attr-defined]
     if depth[1] > 0:
         even_depth(f"/proc/self/fd/{scratch}", *depth)
     os.close(scratch)
@@ -338,6 +337,8 @@ def serve(names: list[str], depth: tuple[ctypes.Array[ctypes.c_int], int, int]) 
         raise RuntimeError("a preloaded module started a thread: forking with locks held by it would hang")
     if os.getpid() <= 2:
         raise RuntimeError("pid too low: libraries compare pids to notice a fork")
+    hooks, place = plain.hooks_of_forks(threading._after_fork)  # type: ignore[attr-defined]
+    reset, hooks[place] = hooks[place], int  # a fork of one thread that holds no lock has nothing to reset
     gc.freeze()
     # Looked up here: a first look-up makes objects, which each child would make anew.
     before_fork, after_fork = ctypes.pythonapi.PyOS_BeforeFork, ctypes.pythonapi.PyOS_AfterFork_Child
@@ -346,6 +347,7 @@ def serve(names: list[str], depth: tuple[ctypes.Array[ctypes.c_int], int, int]) 
     if result < 0:
         os._exit(0)
     after_fork()
+    hooks[place] = reset
     return bool(result == 1)
 
 
