@@ -366,14 +366,14 @@ def even_depth(path: str, state: ctypes.Array[ctypes.c_int], place: int, left_pl
 
 
 def child(urgent: bool) -> NoReturn:
-    """Be the program, from a fresh fork on. An urgent one does not rehearse: its request already waits."""
+    """Be the program, from a fresh fork on. An urgent one has said READY and does not rehearse."""
     global WORK_DIR
     WORK_DIR = os.getcwd()  # /sandbox, unless there are no namespaces
     reseed()
     if not urgent:
         rehearse(WORK_DIR + "/.rehearsal")
         os.unlink(WORK_DIR + "/.rehearsal")
-    os.write(CTL, FRAME.pack(33, 0))
+        os.write(CTL, FRAME.pack(33, 0))
     run(CTL)
 
 

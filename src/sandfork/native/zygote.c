@@ -53,5 +53,11 @@ __attribute__((visibility("default"))) long sandfork_zygote(int orders, int repo
     if (r < 0)
         return r;
     report_ready(reports);
-    return zygote_fork(&confinement, orders, reports, tid_address);
+    r = zygote_fork(&confinement, orders, reports, tid_address);
+    if (r == 1) {
+        /* It may be sent its program while the interpreter is still coming to itself. */
+        const struct frame ready = {FRAME_READY, {0}, 0};
+        write_all(CTL_FD, &ready, sizeof ready);
+    }
+    return r;
 }
