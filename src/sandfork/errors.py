@@ -6,6 +6,8 @@
     │   ├── PayloadTooLarge
     │   ├── UnknownLanguage
     │   ├── SessionNotFound
+    │   ├── SessionConflict
+    │   │   └── WrongLanguage
     │   ├── FileNotInSandbox
     │   ├── Forbidden        a ceiling of the server or of the key
     │   └── NotSupported     a documented feature that this server does not have
@@ -84,6 +86,21 @@ class SessionNotFound(CallerError):
     """No session of that id belongs to this caller and dialect."""
 
     code = "session_not_found"
+
+
+class SessionConflict(CallerError):
+    """The session is not as the request wants it: it is there already, of another language, or under other limits."""
+
+    code = "session_conflict"
+
+
+class WrongLanguage(SessionConflict):
+    """The session takes programs in `language` only, and not in `name`, which was asked for."""
+
+    def __init__(self, name: str, language: str) -> None:
+        super().__init__(f"the session takes programs in {language} only, not in {name}")
+        self.name = name
+        self.language = language
 
 
 class FileNotInSandbox(CallerError):

@@ -176,6 +176,8 @@ def http_settings(service: Service) -> HttpSettings:
         dialect=None if server.dialect == ALL_DIALECTS else server.dialect,
         bounds=Bounds(maximum.wall_s, server.max_code_bytes, server.max_batch, maximum),
         max_body_bytes=server.max_body_bytes,
+        max_upload_bytes=server.max_upload_bytes,
+        stall_s=server.stall_s,
         batch_parallel=min(MOST_PARALLEL, config.admission.max_running),
         version=__version__,
         isolation=service.tier.isolation,
@@ -247,7 +249,7 @@ def _tell_templates(engine: Engine) -> None:
 async def _serve(service: Service, app: App, engine: Engine, announce: Announce) -> None:
     """Answer requests until the first signal; then drain, which a second signal cuts short."""
     drain_s = service.config.server.drain_s
-    server = build_server(app, drain_s + SEND_S, most_connections())
+    server = build_server(app, drain_s + SEND_S, most_connections(), service.config.server.max_body_bytes)
     server.on_started = partial(announce, service)
     end = _End()
     stop_on_signals(asyncio.get_running_loop(), end.ask)

@@ -1,7 +1,8 @@
 """The HTTP server: uvicorn with bounds on what a connection may cost before it has asked anything.
 
 uvicorn bounds neither the size of a request's head nor the time a client takes to send it. Here a head larger than
-`MAX_HEAD_BYTES`, or one not complete `HEAD_S` after the connection or the last answer, ends the connection.
+`MAX_HEAD_BYTES`, or one not complete `HEAD_S` after the connection or the last answer, ends the connection. Nor does it
+bound how long a connection that is being closed waits for its client to take what was sent: here that is `CLOSING_S`.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 MAX_HEAD_BYTES = 64 << 10
 HEAD_S = 30.0
 KEEP_ALIVE_S = 75
+CLOSING_S = 10.0
+PING_S = 20.0
+"""How often the client of a WebSocket is asked whether it is there, and how long it may take to answer."""
 LOOKED_AT = 64
 """How many connections are looked at for one to close, when there are too many."""
 SWEEP_TICKS = 50
@@ -32,8 +37,22 @@ HEAD_TOO_LARGE = (
 )
 
 
-class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which gives up on heads that are too large or too slow."""
+class Closing:
+    """Since when a connection is being closed."""
+
+    closing_since = 0.0
+
+    def abort_if_stuck(self, transport: asyncio.Transport, now: float) -> None:
+        """Break a connection whose client does not take the rest of what was sent."""
+        if not transport.is_closing():
+            return
+        self.closing_since = self.closing_since or now
+        if now - self.closing_since > CLOSING_S:
+            transport.abort()
+
+
+class BoundedProtocol(Closing, HttpToolsProtocol):
+    """uvicorn's protocol, which gives up on heads that are too large or too slow, and on clients that do not read."""
 
     head_bytes = 0
     in_head = False
@@ -81,6 +100,30 @@ class BoundedProtocol(HttpToolsProtocol):
         """Close the connection when its client has been sending one head, or nothing at all, for `HEAD_S`."""
         if self.waiting_since and now - self.waiting_since > HEAD_S:
             self.transport.close()
+        self.abort_if_stuck(self.transport, now)
+
+
+class BoundedSocket(Closing, WebSocketsSansIOProtocol):
+    """uvicorn's protocol for WebSockets, which gives up on clients that do not read, not on those that it does not."""
+
+    def close_if_slow(self, now: float) -> None:
+        """Close the connection when it should be closed and its client does not take the rest."""
+        self.abort_if_stuck(self.transport, now)
+
+    def keepalive_timeout(self) -> None:
+        """Ask again where the answer may just not have been read, as it is behind messages that wait."""
+        if self.read_paused:
+            self.pong_timer = self.pending_ping_payload = None
+            self.schedule_ping()
+        else:
+            super().keepalive_timeout()
+
+    def handle_parser_exception(self) -> None:
+        """Close the connection, also when it fails before it is one."""
+        if self.conn.close_sent is None:
+            self.transport.close()
+        else:
+            super().handle_parser_exception()
 
 
 class Server(uvicorn.Server):
@@ -107,19 +150,25 @@ class Server(uvicorn.Server):
         if counter % SWEEP_TICKS == 0:
             now = time.monotonic()
             for connection in tuple(self.server_state.connections):
-                if isinstance(connection, BoundedProtocol):
+                if isinstance(connection, BoundedProtocol | BoundedSocket):
                     connection.close_if_slow(now)
         return await super().on_tick(counter)
 
 
-def build_server(app: Any, send_s: float, most_connections: int = 1 << 20) -> Server:
+def build_server(app: Any, send_s: float, most_connections: int = 1 << 20, max_message_bytes: int = 10 << 20) -> Server:
     """Return a server for the ASGI `app`; at its end, answers under way have `send_s` to be sent.
 
     Connections take descriptors that sandboxes need, and anybody may make them: there are at most `most_connections`.
+    A message of a WebSocket has at most `max_message_bytes`; none is compressed, for a small one might not stay small.
     """
     config = uvicorn.Config(
         app,
         http=type("Protocol", (BoundedProtocol,), {"most_connections": most_connections}),
+        ws=BoundedSocket,
+        ws_max_size=max_message_bytes,
+        ws_ping_interval=PING_S,
+        ws_ping_timeout=PING_S,
+        ws_per_message_deflate=False,
         lifespan="off",
         interface="asgi3",
         access_log=False,

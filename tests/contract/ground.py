@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from sandfork.model import Limits, Step, Stream
+from sandfork.model import Display, Limits, Step, Stream
 from sandfork.tiers.base import Sandbox, StepEnd, Tier
 from sandfork.tiers.fake import FakeTier
 from sandfork.tiers.process import ProcessTier
@@ -81,6 +81,7 @@ class Recorder:
 
     def __init__(self, *, pausing: bool = False) -> None:
         self.chunks: list[tuple[Stream, bytes]] = []
+        self.displays: list[Display] = []
         self.pausing = pausing
         self.paused = False
         self.broken_promises = 0
@@ -92,6 +93,9 @@ class Recorder:
         self.wrote.set()
         self.paused = self.pausing
         return not self.pausing
+
+    def display(self, shown: Display) -> None:
+        self.displays.append(shown)
 
     def of(self, stream: Stream) -> bytes:
         return b"".join(data for name, data in self.chunks if name == stream)

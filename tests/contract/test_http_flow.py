@@ -297,20 +297,6 @@ async def test_head_answers_as_get_does() -> None:
 
 
 @in_virtual_time
-async def test_a_websocket_is_refused() -> None:
-    sent: list[Any] = []
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "websocket.connect"}
-
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-
-    await stub_app()({"type": "websocket", "path": "/v1/exec", "headers": []}, receive, send)
-    assert [message["type"] for message in sent] == ["websocket.close"]
-
-
-@in_virtual_time
 async def test_the_lifespan_protocol_is_answered() -> None:
     messages = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
     sent: list[Any] = []

@@ -16,7 +16,7 @@ from sandfork.http.dispatch import UNIDENTIFIED_BYTES
 from sandfork.http.endpoints import HttpSettings
 from sandfork.http.log import ExecutionLog
 from sandfork.metrics import Metrics
-from sandfork.model import Command
+from sandfork.model import Command, Snippet
 from tests.support.asgi import Client
 from tests.support.clock import in_virtual_time, virtual_loop
 from tests.support.stub_engine import StubEngine, stub_app
@@ -37,6 +37,17 @@ async def test_a_body_with_tasks_is_fabers() -> None:
     assert engine.requests[0].program == Command(("echo", "hi"))
 
 
+@in_virtual_time
+async def test_a_body_with_a_request_is_isol8s() -> None:
+    engine = StubEngine()
+    answer = await Client(stub_app(engine)).post("/execute", {"request": {"code": "1", "runtime": "python"}})
+    assert (answer.status, answer.json["exitCode"]) == (200, 0)
+    assert engine.requests[0].program == Snippet("python", "1")
+    for request in (None, {}):
+        answer = await Client(stub_app()).post("/execute", {"request": request, "code": "1"})
+        assert (answer.status, set(answer.json)) == (400, {"error"})
+
+
 @pytest.mark.parametrize("rest", [{"code": "1"}, {"command": "ls"}, {"requests": {}}, {"language": "python"}])
 @in_virtual_time
 async def test_the_mark_of_a_dialect_outweighs_what_others_call_their_fields(rest: dict[str, Any]) -> None:
@@ -54,9 +65,6 @@ async def test_a_mark_of_a_wrong_type_still_names_its_dialect(value: Any) -> Non
 @pytest.mark.parametrize(
     ("body", "title"),
     [
-        ({"request": {"code": "1", "runtime": "python"}}, "isol8"),
-        ({"request": None}, "isol8"),
-        ({"request": {}, "code": "1"}, "isol8"),
         ({"code": "print(1)", "language": "python"}, "InstaVM"),
         ({"command": "ls"}, "InstaVM"),
     ],
@@ -179,9 +187,11 @@ async def test_a_refusal_is_logged_under_the_dialect_it_was_of() -> None:
     client = Client(stub_app(log=ExecutionLog(written.append, lambda: 0.0)))
     await client.post("/execute", {"tasks": []})
     await client.post("/execute", {"request": {}})
+    await client.post("/execute", {"command": "ls"})
     lines = [json.loads(line) for line in written]
     assert [(line.get("dialect", ""), line["error"], line["status"]) for line in lines] == [
         ("faber", "invalid_request", 400),
+        ("isol8", "invalid_request", 400),
         ("", "not_supported", 501),
     ]
 

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from sandfork.dialects import load_dialects
+from sandfork.dialects.actions import Begin
 from sandfork.dialects.base import (
     Ask,
     Bounds,
@@ -23,8 +24,9 @@ from sandfork.dialects.base import (
     RawRequest,
     Reply,
     ServiceHealth,
+    SocketRoute,
 )
-from sandfork.errors import CallerError, ForkFailed, GuestLost, InvalidRequest, NotSupported, Overloaded, SandforkError
+from sandfork.errors import CallerError, ForkFailed, GuestLost, InvalidRequest, Overloaded, SandforkError
 from sandfork.model import (
     ExecRequest,
     ExecResult,
@@ -43,7 +45,19 @@ every_route = pytest.mark.parametrize(
 bounded = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 
 NESTED = {"base64", "wall_s", "pids", "command", "args", "env", "files", "resource_limits", "memory_limit"}
-NAMES = sorted({name for _, r in ROUTES for name in r.body_type.__struct_fields__} | NESTED)
+NESTED |= {
+    "code",
+    "cmd",
+    "runtime",
+    "timeoutMs",
+    "outputPaths",
+    "workdir",
+    "memoryLimit",
+    "cpuLimit",
+    "secrets",
+    "type",
+}
+NAMES = sorted({name for _, r in ROUTES for name in r.body_type.__struct_encode_fields__} | NESTED)
 strings = st.text(max_size=20) | st.sampled_from(["", "python", "none", "process", "\0", "../x", "a/b", "x" * 300])
 leaves = (
     st.none()
@@ -70,7 +84,7 @@ def parsed(route: ExecRoute, body: bytes) -> Ask | None:
     """Return what a route makes of a body, None when it is the caller's fault."""
     try:
         return route.parse(RawRequest(body), Bounds(max_wall_s=60.0, max_code_bytes=100, max_batch=3))
-    except (InvalidRequest, NotSupported) as refused:
+    except CallerError as refused:
         refused.message.encode()
         return None
 
@@ -101,7 +115,8 @@ def test_a_good_body_with_any_fields_changed_is_understood_or_refused(
     dialect: Dialect, route: ExecRoute, changes: dict[str, Any], index: int
 ) -> None:
     good = json.loads(route.examples[index % len(route.examples)].request)
-    for target in good.get("executions") or good.get("tasks") or [good]:
+    inner = [good[name] for name in ("request", "options") if name in good]
+    for target in good.get("executions") or good.get("tasks") or inner or [good]:
         target.update(changes)
     ask = parsed(route, json.dumps(good).encode())
     if ask is not None:
@@ -154,7 +169,7 @@ def test_any_answer_is_rendered_as_json(dialect: Dialect, route: ExecRoute, answ
     document = msgspec.json.decode(reply.body)
     first = document.get("results", [document])[0]
     if isinstance(answer, ExecResult):
-        assert isinstance(first["exit_code"], int)
+        assert isinstance(first.get("exit_code", first.get("exitCode")), int)
         assert (first["stdout"] or "") == answer.stdout.decode("utf-8", "replace")
         assert (first["stderr"] or "").startswith(answer.stderr.decode("utf-8", "replace"))
 
@@ -166,6 +181,34 @@ def test_any_refusal_is_rendered_as_json(dialect: Dialect, field: str, reason: s
     reply = dialect.render_error(InvalidRequest(field, reason), request_id)
     assert reply.status == 400
     assert msgspec.json.decode(reply.body)
+
+
+sockets = pytest.mark.parametrize(
+    "route",
+    [r for d in load_dialects() for r in d.routes if isinstance(r, SocketRoute)],
+    ids=lambda route: str(route.path),
+)
+messages = (
+    st.text()
+    | raw_bodies
+    | st.fixed_dictionaries(
+        {"type": st.sampled_from(["execute", "start", "stdin", "signal", "x"])},
+        optional={"request": bodies, "data": leaves, "signal": st.sampled_from(["SIGINT", "", 2]), "code": strings},
+    ).map(json.dumps)
+)
+
+
+@sockets
+@bounded
+@given(message=messages)
+def test_any_message_of_a_websocket_is_understood_or_refused(route: SocketRoute, message: str | bytes) -> None:
+    try:
+        told = route.receive(message, Bounds(max_wall_s=60.0, max_code_bytes=100))
+    except CallerError as refused:
+        told = None
+        assert isinstance(json.loads(route.refuse(refused, "req-1")), dict)
+    if isinstance(told, Begin):
+        well_formed(told.ask)
 
 
 templates = st.builds(TemplateHealth, strings, st.booleans(), counts, counts, counts, strings)

@@ -53,10 +53,20 @@ class Server:
         "What the root path speaks: `all` is our own API, with every dialect below its prefix; else the name of one.",
     )
     max_body_bytes: int = setting(10 * MIB, "Largest request body; a larger one is answered 413.", low=KIB, high=GIB)
+    max_upload_bytes: int = setting(
+        256 * MIB, "Largest upload of a file into a session; it is passed on as it arrives.", low=KIB, high=64 * GIB
+    )
     max_code_bytes: int = setting(MIB, "Largest source text of one execution.", low=1, high=GIB)
     max_batch: int = setting(100, "Most executions in one batch or task list.", low=1, high=10_000)
     trusted_proxies: tuple[str, ...] = setting(
         (), "Addresses or networks whose `X-Forwarded-For` is believed; nobody else's is."
+    )
+    stall_s: float = setting(
+        30.0,
+        "How long the client of a streamed answer may take nothing while its program waits for it or is over; then it is "
+        "given up, and its program killed.",
+        low=1,
+        high=3600,
     )
     drain_s: float = setting(
         30.0, "How long running executions may go on after SIGTERM before they are killed.", low=0, high=3600

@@ -55,6 +55,7 @@ class ReadFile(msgspec.Struct, frozen=True):
     session: str
     path: str
     raw: bool = False
+    max_bytes: int = 64 << 20
 
 
 class WriteFile(msgspec.Struct, frozen=True):

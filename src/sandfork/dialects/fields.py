@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import json
 import math
 import re
@@ -131,6 +132,26 @@ def is_text(value: str) -> bool:
 def text(output: bytes) -> str:
     """Return program output as text; what is not UTF-8 becomes U+FFFD."""
     return output.decode("utf-8", "replace")
+
+
+class ChunkedText:
+    """The output of one stream as text, chunk by chunk: in all it is what `text` makes of the whole, however it is cut.
+
+    A character that is not complete yet comes with the chunk that completes it.
+    """
+
+    __slots__ = ("_decoder",)
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, data: bytes) -> str:
+        """Return the text of a chunk, "" when it holds no whole character."""
+        return self._decoder.decode(data)
+
+    def end(self) -> str:
+        """Return what is left of a character that never was completed."""
+        return self._decoder.decode(b"", True)
 
 
 def utf8_or_none(content: bytes) -> str | None:

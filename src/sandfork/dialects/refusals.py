@@ -18,6 +18,7 @@ from sandfork.errors import (
     PayloadTooLarge,
     RateLimited,
     SandforkError,
+    SessionConflict,
     SessionNotFound,
     TierError,
     TierUnavailable,
@@ -29,6 +30,12 @@ class WireError(CallerError):
     """The request is wrong as HTTP, before any dialect reads its body."""
 
     status = 400
+
+
+class NotRun(CallerError):
+    """An earlier execution of the same request did not end as it had to for this one to run."""
+
+    code = "not_run"
 
 
 class NoSuchPath(WireError):
@@ -70,6 +77,13 @@ class CrossOrigin(WireError):
     status = 403
 
 
+class UpgradeRequired(WireError):
+    """The path is that of a WebSocket, and this is a plain request."""
+
+    code = "upgrade_required"
+    status = 426
+
+
 class BodyTimeout(WireError):
     """The body did not arrive in time."""
 
@@ -82,6 +96,7 @@ STATUSES: tuple[tuple[type[SandforkError], int], ...] = (
     (RateLimited, 429),
     (Forbidden, 403),
     (SessionNotFound, 404),
+    (SessionConflict, 409),
     (FileNotInSandbox, 404),
     (PayloadTooLarge, 413),
     (NotSupported, 501),
@@ -103,7 +118,7 @@ def status_of(error: SandforkError) -> int:
 
 
 def error_headers(error: SandforkError) -> tuple[tuple[bytes, bytes], ...]:
-    """Return the headers an error needs in every dialect: Retry-After, Allow, WWW-Authenticate."""
+    """Return the headers an error needs in every dialect: Retry-After, Allow, Upgrade, WWW-Authenticate."""
     headers: list[tuple[bytes, bytes]] = []
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(max(1, -int(-error.retry_after_s // 1))).encode()))
@@ -111,6 +126,8 @@ def error_headers(error: SandforkError) -> tuple[tuple[bytes, bytes], ...]:
         headers.append((b"retry-after", b"1"))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", ", ".join(error.allow).encode()))
+    if isinstance(error, UpgradeRequired):
+        headers.append((b"upgrade", b"websocket"))
     if isinstance(error, Unauthenticated):
         headers.append((b"www-authenticate", b"Bearer"))
     return tuple(headers)

@@ -1,9 +1,10 @@
 """The Python zygote: a warm interpreter that forks on request, and what its children do.
 
 Started by the warden with a clean environment and these descriptors: 3 orders, 4 reports, 5 the confinement profile,
-6 this file, 7 zygote.so, 8 plain.py. Order: import what programs use -> rehearse -> freeze the heap -> C loop. The
-parent never returns from there and never runs user code. A child comes back confined: it takes its own randomness,
-rehearses once (so that the page faults of a first run are behind it), says READY and waits for RUN.
+6 this file, 7 zygote.so, 8 plain.py, 9 session.py, 10 displays.py. Order: import what programs use -> rehearse ->
+freeze the heap -> C loop. The parent never returns from there and never runs user code. A child comes back confined:
+it takes its own randomness, rehearses once (so that the page faults of a first run are behind it), says READY and waits
+for RUN.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
-ORDERS, REPORTS, PROFILE, SELF, CORE, PLAIN = range(3, 9)
+ORDERS, REPORTS, PROFILE, SELF, CORE, PLAIN, SESSION, DISPLAYS = range(3, 11)
 CTL = 63
 WORK_DIR = "/sandbox"
 FRAME = struct.Struct("=B3xI")
@@ -36,19 +37,31 @@ END = struct.Struct("=iIQQ")
 # What __main__ holds before a program's first line, in the interpreter's own order.
 MAIN_NAMES = {name: value for name, value in globals().items() if name[:2] == "__"} | {"__doc__": None}
 
+SCOPE = globals()  # looked up here: from frames that are hidden the interpreter finds none
+
 # Preloaded modules whose global generators a fork would share, and how to give the child its own.
 RESEED: dict[str, Callable[[Any], None]] = {"numpy.random": lambda module: module.seed()}
 
 
-def load(fd: int, name: str) -> Any:
-    """Return a module made of the text in `fd`, under a name that nothing can import."""
-    module = types.ModuleType(name)
+def read(fd: int, name: str) -> types.CodeType:
+    """Return the code of the text in `fd`."""
     with open(fd, "rb") as file:
-        exec(compile(file.read(), f"<sandfork {name}>", "exec"), module.__dict__)
+        return compile(file.read(), f"<sandfork {name}>", "exec")
+
+
+def load(code: types.CodeType, **given: Any) -> Any:
+    """Return a module made of `code` and what it is given, under a name that nothing can import."""
+    module = types.ModuleType("sandfork")
+    module.__dict__.update(given)
+    first = sys.path.pop(0)  # the program's own files may be called as what we import
+    exec(code, module.__dict__)
+    sys.path.insert(0, first)
     return module
 
 
-plain = load(PLAIN, "plain")
+plain = load(read(PLAIN, "plain"))
+# Loaded by the children that are asked for what is in there; for all others they are pages that nobody touches.
+SESSION_CODE, DISPLAYS_CODE = read(SESSION, "session"), read(DISPLAYS, "displays")
 
 
 def read_exactly(fd: int, size: int) -> bytes:
@@ -66,7 +79,7 @@ def read_exactly(fd: int, size: int) -> bytes:
 class Job:
     """What RUN asks for."""
 
-    __slots__ = ("argv", "code", "env", "limits", "name")
+    __slots__ = ("argv", "code", "env", "lasting", "limits", "name", "rich", "stdin")
 
     def __init__(self, body: bytes) -> None:
         """Take RUN's fields."""
@@ -75,6 +88,8 @@ class Job:
         self.limits: list[tuple[int, int]] = []
         self.name = "main.py"
         self.code = b""
+        self.lasting = self.rich = False
+        self.stdin = ""
         at, end = 0, len(body)
         while at < end:
             tag, size = FRAME.unpack_from(body, at)
@@ -89,8 +104,14 @@ class Job:
                 self.env.append((name, value))
             elif tag == 102:
                 self.name = body[start : at - 1].decode("utf-8", "surrogateescape")
-            else:
+            elif tag in LIMITS:
                 self.limits.append((tag, int.from_bytes(body[start:at], sys.byteorder)))
+            elif tag == 108:
+                self.lasting = any(body[start:at])
+            elif tag == 114:
+                self.rich = any(body[start:at])
+            elif tag == 105:
+                self.stdin = body[start : at - 1].decode("utf-8", "surrogateescape")
 
 
 def read_run(fd: int) -> bytes:
@@ -150,32 +171,13 @@ def new_main(path: str) -> types.ModuleType:
 def run_code(source: bytes, path: str, main: types.ModuleType) -> BaseException | None:
     """Compile and execute; return what was raised."""
     try:
-        if reads_as_text(source):
+        if plain.reads_as_text(source):
             exec(compile(source, path, "exec", dont_inherit=True), main.__dict__)
         else:
-            run_file(path, main)
+            plain.run_file(path, main)
     except BaseException as error:
         return error
     return None
-
-
-def reads_as_text(source: bytes) -> bool:
-    """Tell whether a source is plain UTF-8 and does not say what it is: such reads the same from memory."""
-    try:
-        source.decode()
-    except UnicodeDecodeError:
-        return False
-    return b"\0" not in source and b"coding" not in b"".join(source.split(b"\n", 2)[:2])
-
-
-def run_file(path: str, main: types.ModuleType) -> None:
-    """Have the interpreter read the file itself: how it takes odd encodings and zero bytes, only it knows."""
-    libc = ctypes.CDLL(None)
-    libc.fopen.restype = ctypes.c_void_p
-    run = ctypes.pythonapi.PyRun_FileExFlags
-    run.restype, names = ctypes.py_object, ctypes.py_object(main.__dict__)
-    file = ctypes.c_void_p(libc.fopen(os.fsencode(path), b"rb"))
-    run(file, os.fsencode(path), 257, names, names, 1, None)  # 257: Py_file_input
 
 
 def perform(job: Job) -> tuple[int, int, int]:
@@ -190,11 +192,17 @@ def perform(job: Job) -> tuple[int, int, int]:
     sys.orig_argv[:] = [sys.executable, *sys.argv]
     sys.path[0] = WORK_DIR
     main = new_main(path)
+    execute = load_displays().run_code if job.rich else run_code
     clock = time.clock_gettime_ns
     ready = clock(time.CLOCK_MONOTONIC)
-    error = run_code(job.code, path, main)
+    error = execute(job.code, path, main)
     done = clock(time.CLOCK_MONOTONIC)
     return plain.status_of(error), ready, done
+
+
+def load_displays() -> Any:
+    """Return the part that shows rich results."""
+    return load(DISPLAYS_CODE, zygote=types.SimpleNamespace(**SCOPE))
 
 
 def run(fd: int) -> NoReturn:
@@ -202,7 +210,10 @@ def run(fd: int) -> NoReturn:
     own_pid, own_socket = os.getpid(), os.fstat(fd)[:3]
     write, leave, getpid, fstat = os.write, os._exit, os.getpid, os.fstat
     kill, restore, give_way = os.kill, signal.signal, os.sched_yield
-    status, ready, done = perform(Job(read_run(fd)))
+    job = Job(read_run(fd))
+    if job.lasting:
+        load(SESSION_CODE, zygote=types.SimpleNamespace(**SCOPE)).serve(fd, job)
+    status, ready, done = perform(job)
     if status == -signal.SIGINT:
         plain.shut_down(0)
         restore(signal.SIGINT, signal.SIG_DFL)
@@ -330,7 +341,7 @@ def serve(names: list[str], depth: tuple[ctypes.Array[ctypes.c_int], int, int]) 
     if depth[1] > 0:
         even_depth(f"/proc/self/fd/{scratch}", *depth)
     os.close(scratch)
-    plain.hide_frames(sys._getframe(1).f_code, globals())
+    plain.hide_frames(sys._getframe(1).f_code, globals(), (SESSION_CODE, DISPLAYS_CODE))
     linecache.clearcache()
     for _ in range(3):
         gc.collect()

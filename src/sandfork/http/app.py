@@ -13,6 +13,7 @@ from functools import partial
 
 from sandfork.access import Access
 from sandfork.dialects.base import (
+    ActionRoute,
     Dialect,
     DocumentRoute,
     ExecRoute,
@@ -23,8 +24,11 @@ from sandfork.dialects.base import (
     QueryRoute,
     Reply,
     Route,
+    SocketRoute,
+    TerminalRoute,
 )
 from sandfork.errors import SandforkError
+from sandfork.http.actions import ActionEndpoint
 from sandfork.http.dispatch import Claim, DispatchEndpoint
 from sandfork.http.endpoints import (
     DocumentEndpoint,
@@ -35,9 +39,11 @@ from sandfork.http.endpoints import (
     MetricsEndpoint,
     NowhereEndpoint,
     Service,
+    SocketOnlyEndpoint,
     WrongMethodEndpoint,
 )
 from sandfork.http.exchange import ClientGone, Exchange, Message, Receive, Send
+from sandfork.http.forms import Room
 from sandfork.http.languages import LanguageEndpoint, QueryEndpoint, language_names
 from sandfork.http.log import ExecutionLog, current
 from sandfork.http.metered import MeteredEndpoint
@@ -45,6 +51,9 @@ from sandfork.http.openapi import Spoken, openapi_document
 from sandfork.http.page import reference_page, try_it_page
 from sandfork.http.ports import ExecutionEngine, RequestMetrics
 from sandfork.http.routing import RouteTable, normalised
+from sandfork.http.sockets import SocketEndpoint
+from sandfork.http.terminals import TerminalEndpoint
+from sandfork.http.websocket import SocketExchange
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +67,10 @@ class App:
     def __init__(self, service: Service, spoken: Sequence[Spoken], execution_log: ExecutionLog | None) -> None:
         self._service = service
         self._log = execution_log
+        self._room = Room()
         self._spoken = spoken
         self._routes: RouteTable[Endpoint] = RouteTable()
+        self._sockets: RouteTable[Endpoint] = RouteTable()
         self._dispatch: dict[tuple[str, str], DispatchEndpoint] = {}
         self._nowhere = {
             each.prefix: self._metered(each.dialect, NowhereEndpoint(each.dialect))
@@ -76,13 +87,17 @@ class App:
             await self._answer(Exchange(scope, receive, send))
         elif scope["type"] == "websocket":
             await receive()
-            await send({"type": "websocket.close", "code": 1008})
+            await self._answer(SocketExchange(scope, receive, send))
         elif scope["type"] == "lifespan":
             await _live(receive, send)
 
     async def _answer(self, exchange: Exchange) -> None:
         current.set(exchange)
-        endpoint = self._routes.exact(exchange.scope["method"], exchange.path) or self._find(exchange)
+        if isinstance(exchange, SocketExchange):
+            endpoint = self._find(exchange, self._sockets, "GET")
+        else:
+            method = exchange.scope["method"]
+            endpoint = self._routes.exact(method, exchange.path) or self._find(exchange, self._routes, method)
         exchange.dialect = endpoint.dialect
         try:
             reply = await endpoint.answer(exchange)
@@ -93,10 +108,11 @@ class App:
         except Exception:
             log.exception("request %s failed", exchange.request_id)
             reply = self._refuse(exchange, endpoint, SandforkError("internal error"))
-        await exchange.send(reply)
+        if reply is not None:
+            await _reply(exchange, reply)
 
-    def _find(self, exchange: Exchange) -> Endpoint:
-        found = self._routes.find(exchange.scope["method"], exchange.path)
+    def _find(self, exchange: Exchange, routes: RouteTable[Endpoint], method: str) -> Endpoint:
+        found = routes.find(method, exchange.sent_path)
         if found.endpoint is not None:
             exchange.params = found.params
             return found.endpoint
@@ -118,6 +134,9 @@ class App:
             self._add_document(spoken, route)
             return
         dialect = spoken.dialect
+        if isinstance(route, SocketRoute | TerminalRoute):
+            self._add_socket(spoken, route)
+            return
         endpoint = self._metered(dialect, self._endpoint(dialect, route))
         self._routes.add(route.method, spoken.prefix + route.path, endpoint)
         if not (route.at_root and spoken.prefix):
@@ -131,9 +150,22 @@ class App:
             self._routes.add(*place, self._dispatch[place])
         self._dispatch[place].add(Claim(dialect.title, route.mark, endpoint))
 
+    def _add_socket(self, spoken: Spoken, route: SocketRoute | TerminalRoute) -> None:
+        """Add an endpoint for WebSockets, and one that tells those who ask there by plain HTTP."""
+        dialect, service = spoken.dialect, self._service
+        if isinstance(route, SocketRoute):
+            endpoint: Endpoint = SocketEndpoint(service, dialect, route)
+        else:
+            endpoint = TerminalEndpoint(service, dialect, route)
+        for prefix in dict.fromkeys((spoken.prefix, "") if route.at_root else (spoken.prefix,)):
+            self._sockets.add("GET", prefix + route.path, self._metered(dialect, endpoint))
+            self._routes.add("GET", prefix + route.path, self._metered(dialect, SocketOnlyEndpoint(dialect)))
+
     def _endpoint(self, dialect: Dialect, route: Route) -> Endpoint:
         if isinstance(route, ExecRoute):
             return ExecEndpoint(self._service, dialect, route)
+        if isinstance(route, ActionRoute):
+            return ActionEndpoint(self._service, dialect, route, self._room)
         if isinstance(route, HealthRoute):
             return HealthEndpoint(self._service, dialect, route)
         if isinstance(route, MetricsRoute):
@@ -175,6 +207,14 @@ class App:
             self._routes.add("GET", f"{place.prefix}/openapi.json", self._document(place, self._document_of(place)))
         if self._spoken[0].dialect.name == ROOT_DIALECT:
             self._routes.add("GET", "/docs", DocumentEndpoint(try_it_page))
+
+
+async def _reply(exchange: Exchange, reply: Reply) -> None:
+    """Send an answer, unless another has begun."""
+    try:
+        await (exchange.abandon() if exchange.begun else exchange.send(reply))
+    except ClientGone:
+        return
 
 
 async def _live(receive: Receive, send: Send) -> None:

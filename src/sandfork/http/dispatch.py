@@ -17,9 +17,7 @@ from sandfork.dialects.refusals import render_undecided
 from sandfork.errors import InvalidRequest, NotSupported, PayloadTooLarge, SandforkError, Unauthenticated
 from sandfork.http.endpoints import Endpoint, Service
 from sandfork.http.exchange import Exchange
-
-UNIDENTIFIED_BYTES = 256 << 10
-"""The most that is read for a caller whose headers name no key, before its dialect can tell it so in its own words."""
+from sandfork.http.intake import UNIDENTIFIED_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +34,7 @@ class Claim:
 
 
 UNSPOKEN: Mapping[str, tuple[Claim, ...]] = {
-    "/execute": (
-        Claim("isol8", BodyMark(("request",))),
-        Claim("InstaVM", BodyMark(("command", "code"), certain=False)),
-    ),
+    "/execute": (Claim("InstaVM", BodyMark(("command", "code"), certain=False)),),
 }
 """Claims of dialects that others have and this server may not: their clients are told so, instead of a riddle."""
 
@@ -61,7 +56,7 @@ class DispatchEndpoint:
         self._claims.append(claim)
         self._unspoken = tuple(each for each in self._unspoken if each.title.lower() != claim.title.lower())
 
-    async def answer(self, exchange: Exchange) -> Reply:
+    async def answer(self, exchange: Exchange) -> Reply | None:
         """Read the body, choose, pass on. *Raises* what the chosen endpoint raises, and CallerError before."""
         exchange.check_length(self._service.settings.max_body_bytes)
         exchange.check_json()

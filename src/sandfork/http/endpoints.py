@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from ipaddress import ip_address
+from dataclasses import dataclass, field, replace
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from sandfork.access import Access
 from sandfork.access_quotas import Quota
@@ -19,17 +19,19 @@ from sandfork.dialects.base import (
     Dialect,
     ExecRoute,
     HealthRoute,
+    InTurn,
     LanguageState,
-    RawRequest,
     Reply,
     ServiceHealth,
 )
-from sandfork.dialects.refusals import CrossOrigin, MethodNotAllowed, NoSuchPath, render_undecided
-from sandfork.errors import SandforkError
+from sandfork.dialects.refusals import MethodNotAllowed, NoSuchPath, NotRun, UpgradeRequired, render_undecided
+from sandfork.errors import SandforkError, SessionNotFound
 from sandfork.http.exchange import Exchange
+from sandfork.http.intake import bounds_for, charge, identify
 from sandfork.http.ports import ExecutionEngine, RequestMetrics
+from sandfork.http.streaming import EventStream
 from sandfork.metrics import CONTENT_TYPE
-from sandfork.model import Caller, ExecRequest
+from sandfork.model import Caller, ExecRequest, SessionKey, SessionUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +43,21 @@ class HttpSettings:
     `batch_parallel` is how many items of one batch are under way at once. A client is watched for going away once its
     program has run for `watch_after_s`. `languages` are all of the catalogue. `allowed_origins` are web origins whose
     pages may run programs in open mode. `quotas` are those of a dialect, by its name, in the place of its own.
+    Uploads come in within `upload_s`. Of a streamed answer at most `stream_buffer_bytes` wait for their client, who is
+    given up after `stall_s` in which it took nothing; after `ping_s` without anything to tell it gets a sign of life.
+    A WebSocket on which nothing runs is closed after `socket_idle_s` without a message.
     """
 
     dialect: str | None = None
     bounds: Bounds = field(default_factory=Bounds)
     max_body_bytes: int = 10 << 20
+    max_upload_bytes: int = 256 << 20
     body_timeout_s: float = 30.0
+    upload_s: float = 900.0
+    stream_buffer_bytes: int = 256 << 10
+    stall_s: float = 30.0
+    ping_s: float = 15.0
+    socket_idle_s: float = 60.0
     batch_parallel: int = 16
     watch_after_s: float = 0.005
     version: str = ""
@@ -81,8 +92,8 @@ class Endpoint(Protocol):
         """The name of the dialect the route belongs to, "" for none."""
         ...
 
-    async def answer(self, exchange: Exchange) -> Reply:
-        """Return the answer. *Raises* SandforkError, ClientGone."""
+    async def answer(self, exchange: Exchange) -> Reply | None:
+        """Return the answer, None when it was sent on the way. *Raises* SandforkError, ClientGone."""
         ...
 
     def refuse(self, exchange: Exchange, error: SandforkError) -> Reply:
@@ -109,42 +120,64 @@ class ExecEndpoint(DialectEndpoint):
         super().__init__(dialect)
         self._service = service
         self._settings = service.settings
+        self._of = dialect
         self._route = route
         self._quotas = service.settings.quotas_of(dialect)
 
-    async def answer(self, exchange: Exchange) -> Reply:
-        """Body limit, identify, read, parse, charge, run, render."""
+    async def answer(self, exchange: Exchange) -> Reply | None:
+        """Body limit, identify, read, parse, charge, run, render; or tell what happens while it runs."""
         service, settings, route = self._service, self._settings, self._route
-        headers = exchange.headers
         exchange.check_length(settings.max_body_bytes)
         exchange.check_json()
-        caller = exchange.caller = service.access.identify(headers, exchange.peer)
-        if service.access.open_mode and b"origin" in headers:
-            check_origin(headers, settings.allowed_origins)
-        body = await exchange.read_body(settings.max_body_bytes, settings.body_timeout_s)
-        raw = RawRequest(body, exchange.params, exchange.scope.get("query_string", b""), headers)
-        ask = route.parse(raw, bounds_for(caller, settings.bounds))
-        cost = len(ask.requests) if ask.cost is None else ask.cost
-        if self._quotas:
-            service.access.charge_within(caller, cost, self._quotas)
-        else:
-            service.access.charge(caller, cost)
+        caller = await identify(service, self._of, exchange, with_body=True)
+        await exchange.read_body(settings.max_body_bytes, settings.body_timeout_s)
+        ask = route.parse(exchange.raw, bounds_for(caller, settings.bounds))
+        charge(service, caller, len(ask.requests) if ask.cost is None else ask.cost, self._quotas)
         exchange.executed = True
+        if ask.writer is not None:
+            stream = EventStream(settings, service.engine, exchange, ask.writer)
+            await exchange.while_connected(stream.run(ask.requests[0], caller), settings.watch_after_s)
+            return None
         answers = await exchange.while_connected(self._run(ask, caller), settings.watch_after_s)
         failed = any(isinstance(answer, SandforkError) for answer in answers)
         return route.render(ask, answers, exchange.request_id if failed else "")
 
     async def _run(self, ask: Ask, caller: Caller) -> Sequence[Answer]:
-        if len(ask.requests) == 1:
+        if ask.in_turn is not None:
+            answers = await self._run_in_turn(ask.requests, ask.in_turn, caller)
+        elif len(ask.requests) == 1:
             try:
                 return (await self._service.engine.execute(ask.requests[0], caller),)
             except self._route.as_results as error:
-                answers: list[Answer] = [error]
+                answers = [error]
         else:
             answers = await self._run_all(ask.requests, caller)
-        if answers and all(isinstance(answer, self._route.not_all) for answer in answers):
+        if answers and all(isinstance(answer, (NotRun, *self._route.not_all)) for answer in answers):
             raise answers[0]  # type: ignore[misc]  # the line above says that it is an exception
         return answers
+
+    async def _run_in_turn(self, requests: Sequence[ExecRequest], in_turn: InTurn, caller: Caller) -> list[Answer]:
+        """Run one after another in a session of their own, until one of them says that the rest do not run."""
+        if not requests:
+            return []
+        sessions, name = self._service.engine.sessions, secrets.token_hex(16)
+        key, use = SessionKey(self.dialect, caller.key_id, name), SessionUse(self.dialect, name, fresh=True)
+        answers: list[Answer] = []
+        await sessions.create(key, caller, in_turn.spec)
+        try:
+            for request in requests:
+                try:
+                    answer: Answer = await self._service.engine.execute(replace(request, session=use), caller)
+                except self._route.as_results as error:
+                    answer = error
+                answers.append(answer)
+                if not in_turn.go_on(answer):
+                    break
+        finally:
+            with contextlib.suppress(SessionNotFound):
+                await asyncio.shield(sessions.delete(key))
+        left = len(requests) - len(answers)
+        return answers + [NotRun("an earlier one of this request did not succeed") for _ in range(left)]
 
     async def _run_all(self, requests: Sequence[ExecRequest], caller: Caller) -> list[Answer]:
         """Run all, a bounded number at a time. An error that is no item of the reply stops the rest."""
@@ -225,6 +258,14 @@ class NowhereEndpoint(DialectEndpoint):
         raise NoSuchPath(f"nothing answers at {exchange.path[:200]}")
 
 
+class SocketOnlyEndpoint(DialectEndpoint):
+    """Answers plain requests where there are only WebSockets."""
+
+    async def answer(self, exchange: Exchange) -> Reply:
+        """*Raises* UpgradeRequired."""
+        raise UpgradeRequired("there is a WebSocket here, and nothing else")
+
+
 class WrongMethodEndpoint:
     """Answers at a path of another endpoint, in its words, the methods that it does not take."""
 
@@ -236,40 +277,3 @@ class WrongMethodEndpoint:
     async def answer(self, exchange: Exchange) -> Reply:
         """*Raises* MethodNotAllowed."""
         raise MethodNotAllowed(exchange.scope["method"], self._allow)
-
-
-def bounds_for(caller: Caller, bounds: Bounds) -> Bounds:
-    """Return the server's bounds, lowered to those of the caller's key."""
-    return bounds if caller.max_limits is None else bounds.lowered_to(caller.max_limits)
-
-
-def check_origin(headers: dict[bytes, bytes], allowed: Sequence[str]) -> None:
-    """Keep the pages of other sites from running programs on a server that asks for no key.
-
-    A browser names the origin of every POST a page makes. A page of this server reached by an address or as
-    `localhost` is let through; one reached by a name is not, as anybody's name can be made to point here (DNS
-    rebinding), unless it is in `allowed`. *Raises* CrossOrigin.
-    """
-    origin = headers[b"origin"].decode("latin-1")
-    if origin in allowed:
-        return
-    if not _is_own_page(origin, headers.get(b"host", b"").decode("latin-1")):
-        raise CrossOrigin("web pages of other origins may not run programs on a server without keys")
-
-
-def _is_own_page(origin: str, host: str) -> bool:
-    try:
-        parts = urlsplit(origin)
-        return parts.netloc == host and _is_address(parts.hostname or "")
-    except ValueError:
-        return False
-
-
-def _is_address(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True

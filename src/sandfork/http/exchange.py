@@ -7,10 +7,10 @@ client is watched only once its program has run for a while.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sandfork.dialects.base import Reply
+from sandfork.dialects.base import FormFile, RawRequest, Reply
 from sandfork.dialects.refusals import BodyTimeout, UnsupportedMedia
 from sandfork.engine.ids import mint_exec_id
 from sandfork.errors import InvalidRequest, PayloadTooLarge
@@ -23,6 +23,7 @@ T = TypeVar("T")
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Headers = tuple[tuple[bytes, bytes], ...]
 
 NOBODY = Caller("", "")
 JSON_TYPES = frozenset({b"application/json", b"text/json", b"application/x-www-form-urlencoded", b""})
@@ -36,7 +37,8 @@ class ClientGone(Exception):  # it is no error: nobody is left to be told
 class Exchange:
     """One HTTP request: what was asked, and the ways to answer. `caller` is NOBODY until identified.
 
-    `chosen` is the endpoint that the one of its path passed it on to, if that was one of several.
+    `chosen` is the endpoint that the one of its path passed it on to, if that was one of several. `further_headers`
+    gives what every answer gets besides its own. Once an answer has `begun` there is no other.
     """
 
     __slots__ = (
@@ -47,10 +49,14 @@ class Exchange:
         "_send",
         "_task",
         "_watcher",
+        "begun",
         "caller",
         "chosen",
         "dialect",
         "executed",
+        "file",
+        "form",
+        "further_headers",
         "headers",
         "params",
         "path",
@@ -72,6 +78,10 @@ class Exchange:
         self.chosen: Endpoint | None = None
         self.dialect = ""
         self.executed = False
+        self.begun = False
+        self.form: Mapping[str, str] | None = None
+        self.file: FormFile | None = None
+        self.further_headers: Callable[[], Headers] = tuple
         self._receive = receive
         self._send = send
         self._body: bytes | None = None
@@ -87,6 +97,18 @@ class Exchange:
             self._id = mint_exec_id()
         return self._id
 
+    @property
+    def sent_path(self) -> str:
+        """The path as it was sent, not decoded."""
+        raw: bytes | None = self.scope.get("raw_path")
+        return self.path if raw is None else raw.decode("latin-1")
+
+    @property
+    def raw(self) -> RawRequest:
+        """The request as far as it has been read."""
+        query = self.scope.get("query_string", b"")
+        return RawRequest(self._body or b"", self.params, query, self.headers, self.form, self.file, mint_exec_id)
+
     def check_length(self, max_bytes: int) -> None:
         """Refuse a body that its header says is too large. *Raises* PayloadTooLarge, InvalidRequest."""
         declared = self.headers.get(b"content-length")
@@ -98,11 +120,14 @@ class Exchange:
 
     def check_json(self) -> None:
         """Refuse a body whose headers say that it is no plain JSON. *Raises* UnsupportedMedia."""
-        headers = self.headers
-        content_type = headers.get(b"content-type", b"")
+        content_type = self.headers.get(b"content-type", b"")
         if content_type not in JSON_TYPES:
             _check_type(content_type)
-        encoding = headers.get(b"content-encoding")
+        self.check_encoding()
+
+    def check_encoding(self) -> None:
+        """Refuse a compressed body. *Raises* UnsupportedMedia."""
+        encoding = self.headers.get(b"content-encoding")
         if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
             raise UnsupportedMedia("compressed request bodies are not accepted")
 
@@ -133,6 +158,30 @@ class Exchange:
         if message["type"] == "http.disconnect":
             raise ClientGone
         return body
+
+    async def body_chunks(self, max_bytes: int, stall_s: float, whole_s: float) -> AsyncGenerator[bytes, None]:
+        """Yield the body as it arrives: each part within `stall_s`, all of it within `whole_s`.
+
+        *Raises* PayloadTooLarge as soon as it is, BodyTimeout, ClientGone.
+        """
+        clock = asyncio.get_running_loop().time
+        size, end_s, more = 0, clock() + whole_s, True
+        while more:
+            wait_s = max(0.0, min(stall_s, end_s - clock()))
+            try:
+                async with asyncio.timeout(wait_s):
+                    message = await self._receive()
+            except TimeoutError:
+                raise BodyTimeout(f"no more of the request body arrived within {wait_s:g} s") from None
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            body: bytes = message.get("body", b"")
+            size += len(body)
+            if size > max_bytes:
+                raise PayloadTooLarge(max_bytes)
+            more = message.get("more_body", False)
+            if body:
+                yield body
 
     async def while_connected(self, work: Coroutine[Any, Any, T], watch_after_s: float) -> T:
         """Await `work`, cancelling it when the client goes away. *Raises* ClientGone then.
@@ -167,9 +216,23 @@ class Exchange:
 
     async def send(self, reply: Reply) -> None:
         """Send a whole answer."""
-        headers = [(b"content-type", reply.content_type), (b"content-length", b"%d" % len(reply.body)), *reply.headers]
-        await self._send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": reply.body})
+        await self.begin(
+            reply.content_type, ((b"content-length", b"%d" % len(reply.body)), *reply.headers), reply.status
+        )
+        await self.push(reply.body, more=False)
+
+    async def abandon(self) -> None:
+        """Leave an answer unfinished, which ends the connection and so tells the client that it is not whole."""
+
+    async def begin(self, content_type: bytes, headers: Headers = (), status: int = 200) -> None:
+        """Send the head of an answer whose body follows by `push`."""
+        self.begun = True
+        pairs = [(b"content-type", content_type), *headers, *self.further_headers()]
+        await self._send({"type": "http.response.start", "status": status, "headers": pairs})
+
+    async def push(self, body: bytes, *, more: bool = True) -> None:
+        """Send a part of the body, once there is room on the way; `more` tells whether others follow."""
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 def _joined(pairs: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

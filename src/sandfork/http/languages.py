@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from sandfork.dialects.base import Dialect, LanguageRoute, LanguageState, QueryRoute, RawRequest, Reply
 from sandfork.errors import SandforkError
-from sandfork.http.endpoints import DialectEndpoint, Service, check_origin
+from sandfork.http.endpoints import DialectEndpoint, Service
 from sandfork.http.exchange import Exchange
+from sandfork.http.intake import identify
 from sandfork.model import Caller, Command, ExecRequest, LimitsOverride
 
 VERSION_S = 10.0
@@ -33,12 +34,13 @@ class QueryEndpoint(DialectEndpoint):
 
     def __init__(self, service: Service, dialect: Dialect, route: QueryRoute) -> None:
         super().__init__(dialect)
+        self._of = dialect
         self._service = service
         self._route = route
 
     async def answer(self, exchange: Exchange) -> Reply:
         """Identify, read what there is to read, render."""
-        raw = await take_query(self._service, exchange, with_body=self._route.body_type is not None)
+        raw = await take_query(self._service, self._of, exchange, with_body=self._route.body_type is not None)
         return self._route.render(raw, language_states(self._service))
 
 
@@ -47,13 +49,14 @@ class LanguageEndpoint(DialectEndpoint):
 
     def __init__(self, service: Service, dialect: Dialect, route: LanguageRoute) -> None:
         super().__init__(dialect)
+        self._of = dialect
         self._service = service
         self._route = route
         self._versions: dict[str, str | None] = {}
 
     async def answer(self, exchange: Exchange) -> Reply:
         """Identify, find, ask for the version, render. *Raises* NoSuchLanguage."""
-        raw = await take_query(self._service, exchange, with_body=False)
+        raw = await take_query(self._service, self._of, exchange, with_body=False)
         state = self._route.select(raw, language_states(self._service))
         if state.runnable and state.version is None:
             state = replace(state, version=await self._version(state, exchange.caller))
@@ -73,14 +76,13 @@ class LanguageEndpoint(DialectEndpoint):
         return self._versions[state.name]
 
 
-async def take_query(service: Service, exchange: Exchange, *, with_body: bool) -> RawRequest:
+async def take_query(service: Service, dialect: Dialect, exchange: Exchange, *, with_body: bool) -> RawRequest:
     """Identify the caller and return what was asked. *Raises* Unauthenticated, CrossOrigin, CallerError, ClientGone."""
-    settings, headers = service.settings, exchange.headers
+    settings = service.settings
     if with_body:
         exchange.check_length(settings.max_body_bytes)
         exchange.check_json()
-    exchange.caller = service.access.identify(headers, exchange.peer)
-    if service.access.open_mode and b"origin" in headers:
-        check_origin(headers, settings.allowed_origins)
-    body = await exchange.read_body(settings.max_body_bytes, settings.body_timeout_s) if with_body else b""
-    return RawRequest(body, exchange.params, exchange.scope.get("query_string", b""), headers)
+    await identify(service, dialect, exchange, with_body=with_body)
+    if with_body:
+        await exchange.read_body(settings.max_body_bytes, settings.body_timeout_s)
+    return exchange.raw

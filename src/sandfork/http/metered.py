@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import msgspec
-
 from sandfork.access_quotas import Quota
 from sandfork.dialects.base import Reply
 from sandfork.errors import SandforkError
 from sandfork.http.endpoints import Endpoint, Service
-from sandfork.http.exchange import NOBODY, Exchange
+from sandfork.http.exchange import NOBODY, Exchange, Headers
 from sandfork.model import Caller
 
 
@@ -24,25 +22,26 @@ class MeteredEndpoint:
         self._quotas = quotas
         self.dialect = endpoint.dialect
 
-    async def answer(self, exchange: Exchange) -> Reply:
+    async def answer(self, exchange: Exchange) -> Reply | None:
         """Answer as the other does. *Raises* what it raises."""
-        return self._with_standing(exchange, await self._endpoint.answer(exchange))
+        exchange.further_headers = lambda: self._standing(exchange)
+        return await self._endpoint.answer(exchange)
 
     def refuse(self, exchange: Exchange, error: SandforkError) -> Reply:
         """Refuse as the other does."""
-        return self._with_standing(exchange, self._endpoint.refuse(exchange, error))
+        exchange.further_headers = lambda: self._standing(exchange)
+        return self._endpoint.refuse(exchange, error)
 
-    def _with_standing(self, exchange: Exchange, reply: Reply) -> Reply:
+    def _standing(self, exchange: Exchange) -> Headers:
         access, caller = self._service.access, exchange.caller
         if caller is NOBODY:
             caller = Caller("", access.address_of(exchange.headers, exchange.peer))
         standing = access.standing(caller, self._quotas)
         if standing is None:
-            return reply
+            return ()
         figures = (
             (b"x-ratelimit-limit", standing.limit),
             (b"x-ratelimit-remaining", standing.remaining),
             (b"x-ratelimit-reset", math.ceil(self._service.now() + standing.reset_s)),
         )
-        headers = tuple((name, b"%d" % number) for name, number in figures)
-        return msgspec.structs.replace(reply, headers=(*reply.headers, *headers))
+        return tuple((name, b"%d" % number) for name, number in figures)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-from sandfork.errors import SandforkError
 from sandfork.model import (
     Caller,
     ExecRequest,
@@ -15,6 +13,7 @@ from sandfork.model import (
     SessionKey,
     SessionSpec,
     SessionState,
+    TaskState,
     TemplateHealth,
     TerminalSpec,
     TerminalState,
@@ -153,15 +152,6 @@ class Connection(Protocol):
     def close(self) -> None:
         """Go away; the terminal stays."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class TaskState:
-    """An execution that nobody waits for: `ended` is None while it runs. `created_s` is Unix time."""
-
-    task_id: str
-    created_s: float
-    ended: ExecResult | SandforkError | None
 
 
 class Tasks(Protocol):

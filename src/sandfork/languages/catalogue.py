@@ -83,6 +83,7 @@ class Language:
     file_name: str
     argv: tuple[str, ...]
     templates: tuple[TemplateSpec, ...]
+    session_argv: tuple[str, ...] = ()
     _scans: tuple[tuple[TemplateSpec, Callable[[str], bool]], ...] = field(compare=False, repr=False, default=())
 
     def installed(self, exists: Callable[[str], bool]) -> bool:
@@ -158,7 +159,7 @@ def _parse_file(path: Path) -> Language:
 
 def parse_language(where: str, table: Mapping[str, object]) -> Language:
     """Return the language a TOML table describes. *Raises* CatalogueError naming `where` and the key."""
-    reader = _Reader(where, table, ("name", "aliases", "extension", "file_name", "argv", "template"))
+    reader = _Reader(where, table, ("name", "aliases", "extension", "file_name", "argv", "session", "template"))
     name = reader.text("name", _NAME)
     argv = reader.texts("argv")
     if not argv or not argv[0].startswith("/") or argv.count(FILE_MARK) != 1:
@@ -178,6 +179,7 @@ def parse_language(where: str, table: Mapping[str, object]) -> Language:
         file_name=reader.text("file_name", _FILE_NAME),
         argv=argv,
         templates=templates,
+        session_argv=reader.texts("session", ()),
         _scans=tuple((spec, compile_scan(spec.imports)) for spec in templates if spec.imports),
     )
 

@@ -67,6 +67,16 @@ static long cell_identity(const struct cell_birth *b, uint32_t *step)
     return SYS(prctl, PR_SET_DUMPABLE, 1, 0, 0, 0);
 }
 
+/* What is asked of a zygote for a process in a sandbox that has `limits`. */
+static struct fork_order cell_fork_order(const struct cell_birth *b, const struct limits *limits)
+{
+    struct fork_order order = {b->slot, b->open_files, (uint32_t)host.hierarchy_count,
+                               b->order_flags | (host.unified ? ORDER_INTO_CGROUP : 0), 0, 0, 0};
+    if (!host.hierarchy_count)
+        limit_by_rlimits(&order, limits);
+    return order;
+}
+
 static long cell_order(const struct cell_birth *b, uint32_t *step)
 {
     *step = STEP_ORDER;
@@ -74,10 +84,7 @@ static long cell_order(const struct cell_birth *b, uint32_t *step)
     if (self < 0)
         return self;
     int fds[FDS_MAX] = {(int)self, b->fds[0], b->fds[1], b->fds[2], b->fds[3]};
-    struct fork_order order = {b->slot, b->open_files, (uint32_t)host.hierarchy_count,
-                               b->order_flags | (host.unified ? ORDER_INTO_CGROUP : 0), 0, 0, 0};
-    if (!host.hierarchy_count)
-        limit_by_rlimits(&order, &host.slots[b->slot].limits);
+    struct fork_order order = cell_fork_order(b, &host.slots[b->slot].limits);
     for (int i = 0; i < host.hierarchy_count; i++)
         fds[ORDER_CGROUPS + i] = b->cgroup_fds[i];
     long r = send_fds(b->orders, &order, sizeof order, fds, ORDER_CGROUPS + host.hierarchy_count);

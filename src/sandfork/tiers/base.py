@@ -126,12 +126,11 @@ class Files(Protocol):
         """Return the entries of a directory, sorted by name."""
         ...
 
-    async def size(self, path: str) -> int:
-        """Return the size of a regular file."""
-        ...
+    async def read(self, path: str, max_bytes: int) -> tuple[int, AsyncIterator[bytes]]:
+        """Return the size of a regular file and just as much content, in chunks; at most `max_bytes`.
 
-    def read(self, path: str, max_bytes: int) -> AsyncIterator[bytes]:
-        """Yield a regular file in chunks; one larger than `max_bytes` is FileNotInSandbox."""
+        The chunks end with FileNotInSandbox when the file does not stay the same meanwhile.
+        """
         ...
 
     async def write(self, path: str, chunks: AsyncIterable[bytes], mode: int = 0o644) -> int:
@@ -163,8 +162,8 @@ class Sandbox(Process, Protocol):
         """Have the sandbox outlive its programs, under these limits. *Raises* TierError."""
         ...
 
-    async def clear(self) -> None:
-        """Kill every process in a kept sandbox; its files stay, and processes can join it anew."""
+    async def cleared(self) -> None:
+        """Wait until what `kill` began in a kept sandbox is done. *Raises* GuestLost when it failed."""
         ...
 
 

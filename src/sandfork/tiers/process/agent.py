@@ -7,6 +7,7 @@ comes back is data of the sandbox's and is treated as such: bounded, and matched
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fnmatch
 import os
@@ -43,6 +44,14 @@ def inside_path(path: str) -> str:
     if path.startswith("/") or ".." in parts or not parts or "\0" in path:
         raise FileNotInSandbox(f"{path!r} is not a path in the sandbox; use one relative to /sandbox, or below /tmp")
     return "/".join(parts)
+
+
+def inside_directory(path: str) -> str:
+    """Turn a directory's path into one relative to the work directory, itself included. *Raises* FileNotInSandbox."""
+    for prefix, inside in _WRITABLE:
+        if path.rstrip("/") + "/" == prefix:
+            return inside.rstrip("/") or "."
+    return inside_path(path) if path.strip("/.") or path.startswith("/") else "."
 
 
 class AgentClient:
@@ -116,7 +125,7 @@ class AgentClient:
         try:
             _, chunks = await self._ask(m.GET, inside_path(path), max_bytes)
         except OSError as error:
-            raise FileNotInSandbox(f"{path}: {_reason(error)}") from error
+            raise FileNotInSandbox(f"{path}: {reason_of(error)}") from error
         return b"".join(chunks)
 
     async def delete(self, path: str) -> None:
@@ -125,6 +134,45 @@ class AgentClient:
             await self._ask(m.DELETE, inside_path(path), 0)
         except OSError as error:
             raise FileNotInSandbox(f"{path}: {error.strerror}") from error
+
+    async def size(self, inside: str) -> tuple[int, int]:
+        """Return size and inode of a regular file; paths here are relative to the work directory. *Raises* OSError."""
+        _, chunks = await self._ask(m.SIZE, inside, 0)
+        if len(chunks) != 1 or len(chunks[0]) != m.INODE.size:
+            raise GuestLost("a file's size in no form known here")
+        size, inode = m.INODE.unpack(chunks[0])
+        return size, inode
+
+    async def read(self, inside: str, offset: int, count: int) -> tuple[bytes, int]:
+        """Return a piece of a regular file, and its inode. *Raises* OSError."""
+        inode, chunks = await self._ask(m.READ, inside, offset, m.NUMBER.pack(count))
+        return b"".join(chunks), inode
+
+    async def make(self, inside: str, mode: int) -> None:
+        """Make a file, or an empty one of what is there, and the directories above it. *Raises* OSError."""
+        await self._ask(m.PUT, inside, mode)
+
+    async def write(self, inside: str, offset: int, piece: bytes) -> None:
+        """Write a piece of a file that is there. *Raises* OSError."""
+        await self._ask(m.WRITE, inside, offset, piece)
+
+    async def remove(self, inside: str) -> None:
+        """Remove a file or an empty directory. *Raises* OSError."""
+        await self._ask(m.DELETE, inside, 0)
+
+    async def discard(self, inside: str) -> None:
+        """Remove a file that could not be written whole, if it can still be had."""
+        with contextlib.suppress(OSError, GuestLost):
+            await self.remove(inside)
+
+    async def entries(self, inside: str) -> list[str]:
+        """Return the names in a directory. *Raises* OSError."""
+        _, chunks = await self._ask(m.LIST, inside, _ENTRIES_MAX)
+        return [os.fsdecode(chunk[9:]) for chunk in chunks]
+
+    async def kill_all(self) -> None:
+        """Kill every process of the sandbox but its init. *Raises* OSError, GuestLost."""
+        await self._ask(m.KILL, ".", 0)
 
     async def free_bytes(self) -> int:
         """Return the bytes free in the work directory's file system, 0 when it has no inode left."""
@@ -239,7 +287,8 @@ def _as_asked(pattern: str, path: str) -> str:
     return path
 
 
-def _reason(error: OSError) -> str:
+def reason_of(error: OSError) -> str:
+    """Say why the agent would not, in words for who asked."""
     if error.errno == errno.EFBIG:
         return "larger than what may be collected"
     if error.errno == errno.EINVAL:

@@ -34,6 +34,7 @@ from sandfork.tiers.process.warden import Warden
 _LOG = logging.getLogger("sandfork.tier")
 _KINDS = {TemplateKind.FORK: m.Kind.FORK, TemplateKind.PARK: m.Kind.PARK, TemplateKind.NONE: m.Kind.NONE}
 _PARK_SCRIPT = "/run/sandfork/park_node.js"
+_DRIVERS = ("park_node.js", "session.bash")
 _PARK_MAIN = "main.js"  # in the work directory; written when the program is known
 
 
@@ -178,8 +179,8 @@ class ProcessTier:
         if self._launched.reduced:
             self._root = shared_root(self._settings.guest_packages)
             return
-        park = (self._settings.guest / "park_node.js").read_bytes()
-        self._root = host_root(self._settings.guest_packages, {_PARK_SCRIPT: park})
+        drivers = {f"/run/sandfork/{name}": (self._settings.guest / name).read_bytes() for name in _DRIVERS}
+        self._root = host_root(self._settings.guest_packages, drivers)
         with tempfile.TemporaryFile() as plan:
             plan.write(self._root.plan)
             plan.flush()
@@ -218,7 +219,8 @@ class ProcessTier:
         files: tuple[Path, ...] = ()
         if kind is m.Kind.FORK:
             argv = (language.interpreter, "/proc/self/fd/6", *language.preload)
-            files = (settings.guest / "zygote.py", settings.native / "zygote.so", settings.guest / "plain.py")
+            inside = (settings.guest / name for name in ("plain.py", "session.py", "displays.py"))
+            files = (settings.guest / "zygote.py", settings.native / "zygote.so", *inside)
         elif kind is m.Kind.PARK:
             script = settings.guest / "park_node.js" if self._launched.reduced else _PARK_SCRIPT
             argv = (language.interpreter, "--require", str(script), _PARK_MAIN)
