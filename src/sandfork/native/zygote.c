@@ -4,6 +4,7 @@
  * No libc, no Python API: one binary serves every interpreter of every image.
  */
 #include "hugetext.h"
+#include "receive.h"
 #include "zygote.h"
 
 void *memcpy(void *to, const void *from, size_t n)
@@ -54,10 +55,34 @@ __attribute__((visibility("default"))) long sandfork_zygote(int orders, int repo
         return r;
     report_ready(reports);
     r = zygote_fork(&confinement, orders, reports, tid_address);
-    if (r == 1) {
+    if (r > 0 && r & ORDER_URGENT) {
         /* It may be sent its program while the interpreter is still coming to itself. */
         const struct frame ready = {FRAME_READY, {0}, 0};
         write_all(CTL_FD, &ready, sizeof ready);
     }
     return r;
+}
+
+/* Wait for RUN on `fd`, put its limits in force and write its file; 0, or -errno (-EINTR: nothing has come yet). */
+__attribute__((visibility("default"))) long sandfork_receive(int fd, struct received *out)
+{
+    return take_run(fd, out);
+}
+
+/* Where a RUN lies that is short enough. */
+__attribute__((visibility("default"))) void *sandfork_short_run(void)
+{
+    return short_run + sizeof(struct frame);
+}
+
+/* Give back the memory of a RUN that was not. */
+__attribute__((visibility("default"))) void sandfork_release(void)
+{
+    release_run();
+}
+
+/* Say END on `fd`; `times` are when the program was ready and done, in ns. */
+__attribute__((visibility("default"))) void sandfork_end(int fd, int status, const uint64_t *times)
+{
+    end_run(fd, status, times);
 }
