@@ -168,7 +168,8 @@ def test_cpu_time_not_named_is_at_least_the_wall_time(asked: LimitsOverride, cpu
 
 def test_features_that_are_not_there_are_refused_and_not_ignored() -> None:
     refuse(NotSupported, "packages", packages=("requests",))
-    refuse(NotSupported, "session", session="s")
+    with pytest.raises(NotSupported, match="session"):
+        plan(replace(HELLO, session=SessionUse("native", "s")), isolation="reduced")
     refuse(NotSupported, "network", network="filtered")
     refuse(Forbidden, "network", network="host")
     refuse(NotSupported, "isolation", isolation="microvm")
