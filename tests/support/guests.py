@@ -40,6 +40,7 @@ zygote = types.ModuleType("zygote")
 with open(6, "rb") as file:
     exec(compile(file.read(), "/proc/self/fd/6", "exec"), zygote.__dict__)
 sys.path.insert(0, os.getcwd())
+zygote.plain.LAST_PRELOADED = next(reversed(sys.modules))
 later = zygote.SESSION_CODE, zygote.DISPLAYS_CODE
 zygote.plain.hide_frames(sys._getframe().f_code, zygote.__dict__, later)
 zygote.MAIN_NAMES["__name__"] = "__main__"
@@ -120,7 +121,7 @@ class Guest:
         raise NotImplementedError
 
     def follow(self, interrupt_at: bytes = b"") -> StepRun:
-        """Read until the step or the process is over. What takes no notice of an interrupt gets another, as from a tier."""
+        """Read until the step or the process is over; what takes no notice of an interrupt gets another."""
         ran, interrupted = StepRun(), False
         with selectors.DefaultSelector() as selector:
             for source in (self.ctl, *self.outputs.values()):
@@ -130,14 +131,14 @@ class Guest:
                 ready = selector.select(AGAIN_S if interrupted else STUCK_S)
                 silent_s = 0.0 if ready else silent_s + (AGAIN_S if interrupted else STUCK_S)
                 assert silent_s < STUCK_S, f"stuck: {ran}"
-                for key, _ in ready:
-                    if key.fileobj is self.ctl:
-                        if not self._take_ctl(ran):
-                            self._drain(ran)
-                            return ran
-                    elif not self._drain(ran):
-                        selector.unregister(key.fileobj)
-                if interrupted and not ready or interrupt_at and interrupt_at in ran.stdout:
+                # Ctl first: what is shown comes before output that was written after it.
+                if any(key.fileobj is self.ctl for key, _ in ready) and not self._take_ctl(ran):
+                    self._drain(ran)
+                    return ran
+                for name in [name for name, pipe in self.outputs.items() if pipe in [key.fileobj for key, _ in ready]]:
+                    if not self._read(ran, name):
+                        selector.unregister(self.outputs[name])
+                if (interrupted and not ready) or (interrupt_at and interrupt_at in ran.stdout):
                     interrupted, interrupt_at = True, b""
                     self.interrupt()
         return ran
@@ -146,13 +147,13 @@ class Guest:
         part = self.ctl.recv(1 << 20)
         self.received += part
         while (frame := self._next_frame()) is not None:
-            self._drain(ran)
             kind, body = frame
             if kind == ord("D"):
                 ran.displays.append(json.loads(body.decode()))
                 ran.events.append(ran.displays[-1])
             elif kind == ord("E"):
                 assert not self.received, "frames after END"
+                self._drain(ran)
                 ran.status, _, ran.ready_ns, ran.done_ns = END.unpack(body)
             else:
                 raise AssertionError(f"a frame of kind {kind}")
@@ -168,16 +169,22 @@ class Guest:
         del self.received[: FRAME.size + size]
         return kind, body
 
-    def _drain(self, ran: StepRun) -> bool:
-        """Take all output that is there; tell whether there can be more."""
-        more = False
-        for name, pipe in self.outputs.items():
-            while data := pipe.read(1 << 20):
-                more = True
-                setattr(ran, name, getattr(ran, name) + data)
-                if name == "stdout":
-                    ran.events.append(data)
-        return more
+    def _drain(self, ran: StepRun) -> None:
+        """Take all output that is there."""
+        for name in self.outputs:
+            while self._read(ran, name):
+                pass
+
+    def _read(self, ran: StepRun, name: str) -> bool:
+        """Take what one read of an output brings; False at its end or when nothing is there."""
+        try:
+            data = os.read(self.outputs[name].fileno(), 1 << 20)
+        except BlockingIOError:
+            return False
+        setattr(ran, name, getattr(ran, name) + data)
+        if name == "stdout" and data:
+            ran.events.append(data)
+        return bool(data)
 
 
 @contextmanager
@@ -235,7 +242,7 @@ class BashGuest(Guest):
     """The lasting bash, as program_main starts it."""
 
     def __init__(self, work: Path) -> None:
-        script = "exec 14>&2 2>/dev/null; exec /bin/bash --noprofile --rcfile \"$0\" --noediting -i"
+        script = 'exec 14>&2 2>/dev/null; exec /bin/bash --noprofile --rcfile "$0" --noediting -i'
         super().__init__(["/bin/bash", "-c", script, str(GUEST / "session.bash")], 15, work)
 
     def begin(self, code: bytes, *, stdin: bytes | None = None) -> None:
