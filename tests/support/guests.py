@@ -41,8 +41,8 @@ with open(6, "rb") as file:
     exec(compile(file.read(), "/proc/self/fd/6", "exec"), zygote.__dict__)
 sys.path.insert(0, os.getcwd())
 zygote.plain.LAST_PRELOADED = next(reversed(sys.modules))
-later = zygote.SESSION_CODE, zygote.DISPLAYS_CODE
-zygote.plain.hide_frames(sys._getframe().f_code, zygote.__dict__, later)
+zygote.read_later()
+zygote.plain.hide_frames(sys._getframe().f_code, zygote.__dict__, zygote.LATER.values())
 zygote.MAIN_NAMES["__name__"] = "__main__"
 zygote.child(True)
 """
@@ -144,7 +144,10 @@ class Guest:
         return ran
 
     def _take_ctl(self, ran: StepRun) -> bool:
-        part = self.ctl.recv(1 << 20)
+        try:
+            part = self.ctl.recv(1 << 20)
+        except ConnectionResetError:  # it died without reading all
+            part = b""
         self.received += part
         while (frame := self._next_frame()) is not None:
             kind, body = frame

@@ -60,8 +60,7 @@ def load(code: types.CodeType, **given: Any) -> Any:
 
 
 plain = load(read(PLAIN, "plain"))
-# Loaded by the children that are asked for what is in there; for all others they are pages that nobody touches.
-SESSION_CODE, DISPLAYS_CODE = read(SESSION, "session"), read(DISPLAYS, "displays")
+LATER: dict[str, types.CodeType] = {}  # loaded by the children that are asked for what is in there
 
 
 def read_exactly(fd: int, size: int) -> bytes:
@@ -200,9 +199,14 @@ def perform(job: Job) -> tuple[int, int, int]:
     return plain.status_of(error), ready, done
 
 
+def read_later() -> None:
+    """Have at hand what few children need; when all that others touch has its place, so that they never touch this."""
+    LATER.update(session=read(SESSION, "session"), displays=read(DISPLAYS, "displays"))
+
+
 def load_displays() -> Any:
     """Return the part that shows rich results."""
-    return load(DISPLAYS_CODE, zygote=types.SimpleNamespace(**SCOPE))
+    return load(LATER["displays"], zygote=types.SimpleNamespace(**SCOPE))
 
 
 def run(fd: int) -> NoReturn:
@@ -212,7 +216,8 @@ def run(fd: int) -> NoReturn:
     kill, restore = os.kill, signal.signal
     job = Job(read_run(fd))
     if job.lasting:
-        load(SESSION_CODE, zygote=types.SimpleNamespace(**SCOPE)).serve(fd, job)
+        restore(signal.SIGINT, signal.SIG_IGN)  # until there is a program to interrupt
+        load(LATER["session"], zygote=types.SimpleNamespace(**SCOPE)).serve(fd, job)
     status, ready, done = perform(job)
     if status == -signal.SIGINT:
         plain.shut_down(0)
@@ -341,7 +346,8 @@ def serve(names: list[str], depth: tuple[ctypes.Array[ctypes.c_int], int, int]) 
     if depth[1] > 0:
         even_depth(f"/proc/self/fd/{scratch}", *depth)
     os.close(scratch)
-    plain.hide_frames(sys._getframe(1).f_code, globals(), (SESSION_CODE, DISPLAYS_CODE))
+    read_later()
+    plain.hide_frames(sys._getframe(1).f_code, globals(), LATER.values())
     linecache.clearcache()
     for _ in range(3):
         gc.collect()
