@@ -75,7 +75,13 @@ DIALECTS = load_dialects()
 LANGUAGES = [name for language in Catalogue.load().languages() for name in (language.name, *language.aliases)]
 DOCUMENT = json.loads(openapi_document([Spoken(each, each.prefix) for each in DIALECTS], "all", "1", LANGUAGES).body)
 SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
-OPERATIONS = [(path, method) for path, methods in DOCUMENT["paths"].items() for method in methods]
+#: All but WebSockets, which are no requests and answers.
+OPERATIONS = [
+    (path, method)
+    for path, methods in DOCUMENT["paths"].items()
+    for method, operation in methods.items()
+    if "101" not in operation["responses"]
+]
 #: Fields that are refused for what no schema can say: paths that fit together, templates of that language.
 UNSAID = re.compile(r"\b(files|collect|template)\b")
 

@@ -14,7 +14,7 @@ import msgspec
 
 from sandfork.dialects import actions, fields
 from sandfork.dialects.base import ActionRoute, Bounds, RawRequest, Reply, Route, TerminalRoute
-from sandfork.dialects.native_run import Shape, error_of, limits_of, override_of, request_of, result_of, usage_of
+from sandfork.dialects.native_run import Shape, error_of, limits_of, override_of, result_of, run_of, usage_of
 from sandfork.dialects.native_sessions_wire import (
     Done,
     ExitEvent,
@@ -33,7 +33,7 @@ from sandfork.dialects.native_sessions_wire import (
     TerminalsReply,
     WrittenReply,
 )
-from sandfork.dialects.native_wire import ErrorReply, ExecBody
+from sandfork.dialects.native_wire import ErrorReply, RunBody
 from sandfork.errors import InvalidRequest, SandforkError
 from sandfork.model import ExecResult, FileEntry, SessionSpec, SessionState, TerminalSpec, TerminalState
 
@@ -44,7 +44,7 @@ TERMINALS = f"{SESSION}/terminals"
 TERMINAL = f"{TERMINALS}/{{terminal}}"
 
 _session_body = msgspec.json.Decoder(SessionBody)
-_exec_body = msgspec.json.Decoder(ExecBody)
+_run_body = msgspec.json.Decoder(RunBody)
 _terminal_body = msgspec.json.Decoder(TerminalBody)
 _size_body = msgspec.json.Decoder(SizeBody)
 _terminal_message = msgspec.json.Decoder(TerminalMessage)
@@ -71,7 +71,7 @@ def parse_create(raw: RawRequest, bounds: Bounds) -> actions.Action:
     """Read what a session is to be."""
     body = fields.decode_body(_session_body, raw.body or b"{}")
     spec = SessionSpec(
-        language=body.language,
+        language=None if body.language is msgspec.UNSET else body.language,
         limits=override_of(body.limits),
         env=tuple(body.env.items()),
         lifetime_s=body.lifetime_s,
@@ -83,10 +83,7 @@ def parse_create(raw: RawRequest, bounds: Bounds) -> actions.Action:
 
 def parse_task(raw: RawRequest, bounds: Bounds) -> actions.Action:
     """Read what to run without a client."""
-    body = fields.decode_body(_exec_body, raw.body)
-    if body.stream:
-        raise InvalidRequest("stream", "is for runs whose client waits")
-    return actions.StartTask(request_of(body, bounds))
+    return actions.StartTask(run_of(fields.decode_body(_run_body, raw.body), bounds))
 
 
 def parse_open(raw: RawRequest, bounds: Bounds) -> actions.Action:
@@ -356,7 +353,7 @@ def _task_routes() -> tuple[Route, ...]:
             summary="Begin a run that goes on without its client",
             parse=parse_task,
             render=render_task,
-            body_type=ExecBody,
+            body_type=RunBody,
             reply_type=TaskReply,
             cost=1,
             status=202,

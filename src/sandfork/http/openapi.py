@@ -184,9 +184,14 @@ def _successes(route: Route, of_types: dict[Any, JsonObject]) -> JsonObject:
     examples = {e.summary: {"value": json.loads(e.reply)} for e in route.examples if e.reply and e.status == 200}
     content = _json(of_types[route.reply_type], examples)
     if isinstance(route, ExecRoute) and route.event_type is not None:
-        schema = {"type": "string", "description": "Server-sent events.", "x-events": of_types[route.event_type]}
-        content["text/event-stream"] = {"schema": schema}
+        content["text/event-stream"] = {"schema": _event(of_types[route.event_type])}
     return {status: {"description": route.summary, "content": content}}
+
+
+def _event(schema: JsonObject) -> JsonObject:
+    """Return the schema of each server-sent event, whose data is JSON of another schema."""
+    told = {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
+    return {"type": "object", "properties": {"event": {"type": "string"}, "data": told}, "required": ["event", "data"]}
 
 
 def _json(schema: JsonObject, examples: JsonObject | None = None) -> JsonObject:
