@@ -114,8 +114,8 @@ def render_error(error: SandforkError, request_id: str) -> Reply:
     return Reply(_encode(error_of(error, request_id)), status_of(error), headers=error_headers(error))
 
 
-def _routes() -> tuple[Route, ...]:
-    exec_routes = [
+def _exec_routes() -> tuple[Route, ...]:
+    plain = [
         ExecRoute(
             path=path,
             summary="Run code or a command in a freshly forked sandbox",
@@ -138,10 +138,6 @@ def _routes() -> tuple[Route, ...]:
         examples=BATCH_EXAMPLES,
         as_results=(TierError, CapacityError),
     )
-    health = [
-        HealthRoute(path=path, summary="State of the templates", render=render_health, reply_type=HealthReply)
-        for path in ("/v1/health", "/health")
-    ]
     session = ExecRoute(
         path="/v1/sessions/{session}/exec",
         summary="Run code in a session, in its interpreter",
@@ -150,7 +146,12 @@ def _routes() -> tuple[Route, ...]:
         body_type=SessionExecBody,
         reply_type=ExecReply,
         event_type=Event,
+        examples=EXEC_EXAMPLES,
     )
+    return (*plain, batch, session)
+
+
+def _routes() -> tuple[Route, ...]:
     socket = SocketRoute(
         path="/v1/exec/ws",
         summary="Run programs over a WebSocket, with standard input and signals while they run",
@@ -159,8 +160,12 @@ def _routes() -> tuple[Route, ...]:
         message_type=Message,
         event_type=Event,
     )
+    health = [
+        HealthRoute(path=path, summary="State of the templates", render=render_health, reply_type=HealthReply)
+        for path in ("/v1/health", "/health")
+    ]
     metrics = MetricsRoute(path="/v1/metrics", summary="Metrics for Prometheus")
-    return (*exec_routes, batch, socket, session, *ROUTES, *health, metrics)
+    return (*_exec_routes(), socket, *ROUTES, *health, metrics)
 
 
 DIALECT = Dialect(
