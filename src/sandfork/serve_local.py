@@ -10,7 +10,7 @@ from dataclasses import replace
 import uvloop
 
 from sandfork.config import Config, Loaded
-from sandfork.model import Caller, ExecRequest, ExecResult, Stream
+from sandfork.model import Caller, Display, ExecRequest, ExecResult, Stream
 from sandfork.serve_engine import build_engine, choose_languages
 from sandfork.serve_log import set_up_logging
 from sandfork.serve_tier import open_tier
@@ -26,6 +26,9 @@ class Passthrough:
         while data:
             data = data[os.write(int(stream), data) :]
         return True
+
+    def display(self, shown: Display) -> None:
+        """Nothing: no rich values are asked for here."""
 
 
 def run_local(loaded: Loaded, tier_name: str, request: ExecRequest) -> ExecResult:

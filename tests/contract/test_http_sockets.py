@@ -67,6 +67,15 @@ async def test_one_program_comes_after_another_on_one_connection() -> None:
 
 
 @in_virtual_time
+async def test_each_event_is_a_message_also_those_that_come_together() -> None:
+    socket = socket_of(StubEngine(lambda request: ended(stdout=b"\n\xe2\x82", stderr=b"\xc3")))
+    socket.tell(START)
+    told = [(each["type"], each.get("text")) for each in await socket.hear_until("result")]
+    assert told == [("started", None), ("stdout", "\n"), ("stdout", "�"), ("stderr", "�"), ("result", None)]
+    await socket.close()
+
+
+@in_virtual_time
 async def test_a_signal_reaches_the_program() -> None:
     socket = socket_of(StubEngine(script=wait_for_signal))
     socket.tell(START)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from sandfork.engine.engine import Engine, EngineSettings
 from sandfork.languages.catalogue import Catalogue
-from sandfork.model import Caller, ExecPlan, ExecRequest, ExecResult, LimitsOverride, Snippet, Stream
+from sandfork.model import Caller, Display, ExecPlan, ExecRequest, ExecResult, LimitsOverride, Snippet, Stream
 from sandfork.tiers.base import OutputSink, StepEnd
 from sandfork.tiers.fake import FakeSandbox, FakeTier
 from tests.support.clock import settle, virtual_loop
@@ -42,7 +42,14 @@ class Observed:
 class Rig:
     """An engine, its fake tier, and all its observer was told."""
 
-    def __init__(self, settings: EngineSettings, pool: int, fork_s: float, close_s: float) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        pool: int,
+        fork_s: float,
+        close_s: float,
+        now: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         clock_ns = virtual_loop().time_ns
         self.observed: list[Observed] = []
         self.tier = FakeTier(fork_s=fork_s, close_s=close_s, clock_ns=clock_ns)
@@ -53,6 +60,7 @@ class Rig:
             settings,
             observe=lambda *told: self.observed.append(Observed(*told)),
             clock_ns=clock_ns,
+            now=now,
         )
 
     async def run(self, text: str, **limits: float) -> ExecResult:
@@ -73,9 +81,10 @@ async def rig(
     fork_s: float = FORK_S,
     close_s: float = 0.0,
     prepare: Callable[[Rig], None] | None = None,
+    now: Callable[[], float] = lambda: 0.0,
 ) -> AsyncIterator[Rig]:
     """Start an engine; close it at the end and see that no sandbox is left."""
-    made = Rig(settings, pool, fork_s, close_s)
+    made = Rig(settings, pool, fork_s, close_s, now)
     if prepare is not None:
         prepare(made)
     await made.engine.start()
@@ -102,6 +111,9 @@ class Follower:
     def output(self, stream: Stream, data: bytes) -> bool:
         self.chunks.append((stream, data))
         return not self.refuses
+
+    def display(self, shown: Display) -> None:
+        """Follow output only."""
 
     @property
     def size(self) -> int:

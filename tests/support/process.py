@@ -18,7 +18,7 @@ import uvloop
 
 import sandfork
 from sandfork.languages.catalogue import Catalogue
-from sandfork.model import InputFile, Limits, Step, Stream
+from sandfork.model import Display, InputFile, Limits, Step, Stream
 from sandfork.native.build import compile_all
 from sandfork.tiers.base import Collected, StepEnd
 from sandfork.tiers.process import Launched, LaunchSettings, ProcessSettings, ProcessTier, launch
@@ -88,6 +88,7 @@ class Tape:
     def __init__(self) -> None:
         self.stdout = bytearray()
         self.stderr = bytearray()
+        self.displays: list[Display] = []
         self.wrote = asyncio.Event()
 
     def output(self, stream: Stream, data: bytes) -> bool:
@@ -95,6 +96,10 @@ class Tape:
         (self.stdout if stream == Stream.STDOUT else self.stderr).extend(data)
         self.wrote.set()
         return True
+
+    def display(self, shown: Display) -> None:
+        """Take a rich value."""
+        self.displays.append(shown)
 
     async def until(self, mark: bytes) -> None:
         """Wait until stdout holds `mark`."""

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, S
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sandfork.errors import FileNotInSandbox, InvalidRequest, SandforkError, SessionNotFound
+from sandfork.errors import FileNotInSandbox, InvalidRequest, SandforkError, SessionNotFound, WrongLanguage
 from sandfork.http.ports import TaskState
 from sandfork.model import (
     Caller,
@@ -164,7 +164,7 @@ class StubSessions:
             await self.create(key, caller, spec)
             session = self.find(key)
         if session.spec.one_language and language and language != session.language:
-            raise InvalidRequest("language", f"this session is for {session.language}")
+            raise WrongLanguage(language, session.language)
         async with session.turn:
             session.task = asyncio.current_task()
             try:
@@ -198,6 +198,7 @@ class StubSessions:
             session.executions,
             Usage(cpu_user_s=0.5, cpu_system_s=0.25, memory_peak_bytes=9 << 20, memory_current_bytes=8 << 20),
             session.spec.metadata,
+            self._now(),
         )
 
     def list(self, space: str, owner: str) -> Sequence[SessionState]:

@@ -17,7 +17,17 @@ from sandfork.engine.plan import Planner
 from sandfork.engine.policy import MAXIMUM, MINIMUM, LimitPolicy
 from sandfork.errors import CallerError, Forbidden, InvalidRequest, NotSupported, UnknownLanguage
 from sandfork.languages.catalogue import Catalogue
-from sandfork.model import Caller, Command, ExecPlan, ExecRequest, InputFile, Limits, LimitsOverride, Snippet
+from sandfork.model import (
+    Caller,
+    Command,
+    ExecPlan,
+    ExecRequest,
+    InputFile,
+    Limits,
+    LimitsOverride,
+    SessionUse,
+    Snippet,
+)
 
 CATALOGUE = Catalogue.load()
 CALLER = Caller("k1")
@@ -68,6 +78,33 @@ def test_an_unknown_language_is_refused_with_those_there_are() -> None:
     with pytest.raises(UnknownLanguage) as caught:
         plan(ExecRequest(Snippet("cobol", "")))
     assert (caught.value.name, caught.value.available) == ("cobol", ("bash", "node", "python"))
+
+
+@pytest.mark.parametrize(
+    ("program", "argv"),
+    [
+        (Snippet("python", ""), ("/usr/bin/python3", "/sandbox/main.py", "x")),
+        (Snippet("js", ""), ("/usr/bin/node", "/sandbox/main.js", "x")),
+        (Snippet("bash", ""), ("/bin/bash", "/sandbox/main.sh", "x")),
+        (Command(("ls", "-l")), ("ls", "-l", "x")),
+    ],
+)
+def test_a_program_that_starts_elsewhere_is_started_cold_by_a_shell(
+    program: Snippet | Command, argv: tuple[str, ...]
+) -> None:
+    made = plan(ExecRequest(program, args=("x",), work_dir="/sandbox/a//b"))
+    assert made.template_key == "command"
+    assert made.step.argv[0] == "/bin/sh"
+    assert made.step.argv[3:] == ("/sandbox/a/b", *argv)
+    assert (made.step.code is None) == isinstance(program, Command)
+    assert made.language == plan(ExecRequest(program)).language
+
+
+def test_a_program_starts_below_the_work_directory_or_not_at_all() -> None:
+    for path in ("../x", "/tmp/x", "/etc", "a/", "\0"):
+        refuse(InvalidRequest, "work_dir", work_dir=path)
+    refuse(InvalidRequest, "work_dir", work_dir="a", session=SessionUse("native", "s"))
+    assert plan(replace(HELLO, work_dir="a", session=SessionUse("isol8", "s", fresh=True))).step.lasting is False
 
 
 def test_a_request_may_name_the_template() -> None:
@@ -131,7 +168,8 @@ def test_cpu_time_not_named_is_at_least_the_wall_time(asked: LimitsOverride, cpu
 
 def test_features_that_are_not_there_are_refused_and_not_ignored() -> None:
     refuse(NotSupported, "packages", packages=("requests",))
-    refuse(NotSupported, "session", session="s")
+    with pytest.raises(NotSupported, match="session"):
+        plan(replace(HELLO, session=SessionUse("native", "s")), isolation="reduced")
     refuse(NotSupported, "network", network="filtered")
     refuse(Forbidden, "network", network="host")
     refuse(NotSupported, "isolation", isolation="microvm")

@@ -89,8 +89,8 @@ def sse(event: Event) -> str:
 
 
 def socket_text(event: Event) -> str:
-    """Return an event as a message of a WebSocket."""
-    return _encode(event).decode()
+    """Return an event as a message of a WebSocket, a line of its own."""
+    return _encode(event).decode() + "\n"
 
 
 class _Writer:

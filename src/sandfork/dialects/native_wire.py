@@ -21,7 +21,7 @@ BASE64_PATTERN = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 # Only documents read these two: the engine is who refuses such names and words.
 EnvName = Annotated[str, Meta(extra_json_schema={"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"})]
 Word = Annotated[str, Meta(extra_json_schema={"pattern": r"^[^\u0000]*$"})]
-NAMED = {"prefixItems": [{"type": "string", "minLength": 1}]}
+NAMED = {"prefixItems": [{"type": "string", "minLength": 1, "pattern": r"^[^\u0000]*$"}]}
 Isolation = Literal["process", "gvisor", "microvm"]
 Session = Annotated[str, Meta(min_length=1, max_length=200)]
 

@@ -15,21 +15,26 @@ from dataclasses import dataclass, field
 
 from sandfork.engine.admission import Admission, AdmissionSettings, AdmissionStatistics
 from sandfork.engine.collected import presentable
+from sandfork.engine.desk import SessionDesk
 from sandfork.engine.disposal import Disposal
-from sandfork.engine.execution import Execution
+from sandfork.engine.execution import Execution, never_began
 from sandfork.engine.ids import mint_exec_id
 from sandfork.engine.plan import Planner
 from sandfork.engine.policy import LimitPolicy
 from sandfork.engine.pool import Pool, PoolSettings, PoolStatistics
-from sandfork.errors import Draining, FileNotInSandbox, ForkFailed, GuestLost, SandforkError, TierError
+from sandfork.engine.session import Session
+from sandfork.engine.sessions import SessionSettings
+from sandfork.engine.tasks import Tasks, TaskSettings
+from sandfork.errors import Draining, FileNotInSandbox, SandforkError, TierError
 from sandfork.languages.catalogue import Catalogue
 from sandfork.model import Caller, ExecPlan, ExecRequest, ExecResult, TemplateHealth
-from sandfork.tiers.base import BEFORE_START, Collected, OutputSink, Sandbox, Tier
+from sandfork.tiers.base import Collected, OutputSink, Sandbox, Tier
 
 log = logging.getLogger(__name__)
 
 NOTHING_COLLECTED = Collected()
 
+OnStart = Callable[[Execution], None]
 Observe = Callable[[Caller, ExecPlan | None, ExecResult | BaseException], None]
 """Told of every execution once, when it is over: its plan (None when there was none) and what came of it."""
 
@@ -38,14 +43,18 @@ Observe = Callable[[Caller, ExecPlan | None, ExecResult | BaseException], None]
 class EngineSettings:
     """Settings of the engine and its parts.
 
-    `kill_grace_s`: how long a killed sandbox may take to say so. `collect_s`: how long collecting files may take.
-    `dispose_delay_s`: how long after the result a sandbox is destroyed; `close_s`: how long that may take.
+    `kill_grace_s`: how long a killed sandbox may take to say so. `interrupt_grace_s`: how long the interpreter of a
+    session may take to end a step whose time is over, before it is killed. `collect_s`: how long collecting files may
+    take. `dispose_delay_s`: how long after the result a sandbox is destroyed; `close_s`: how long that may take.
     """
 
     policy: LimitPolicy = field(default_factory=LimitPolicy)
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
+    sessions: SessionSettings = field(default_factory=SessionSettings)
+    tasks: TaskSettings = field(default_factory=TaskSettings)
     kill_grace_s: float = 5.0
+    interrupt_grace_s: float = 2.0
     collect_s: float = 10.0
     dispose_delay_s: float = 0.001
     close_s: float = 30.0
@@ -58,6 +67,7 @@ class EngineStatistics:
     admission: AdmissionStatistics
     pool: tuple[PoolStatistics, ...]
     lost: int
+    sessions: int = 0
 
 
 def observe_nothing(caller: Caller, plan: ExecPlan | None, outcome: ExecResult | BaseException) -> None:
@@ -76,14 +86,16 @@ class Engine:
         *,
         observe: Observe = observe_nothing,
         clock_ns: Callable[[], int] = time.monotonic_ns,
+        now: Callable[[], float] = time.time,
     ) -> None:
         """`tier` is started and stays its maker's to close; `targets` says for each template how many to park.
 
-        `clock_ns` is CLOCK_MONOTONIC in nanoseconds, the clock of `StepEnd`.
+        `clock_ns` is CLOCK_MONOTONIC in nanoseconds, the clock of `StepEnd`; `now` is Unix time in seconds.
         """
         self._settings = settings or EngineSettings()
         self._observe = observe
         self._clock_ns = clock_ns
+        self._now = now
         self._planner = Planner(catalogue, self._settings.policy, tier.isolation)
         self._admission = Admission(self._settings.admission)
         self._disposal = Disposal(
@@ -94,6 +106,8 @@ class Engine:
         )
         self._pool = Pool(tier, targets, self._settings.pool, self._disposal.add_now)
         self._executions: set[Execution] = set()
+        self.sessions = SessionDesk(self._pool, self._planner, self._disposal, self._settings.sessions, now)
+        self.tasks = Tasks(self.execute, self._plan, self._settings.tasks, now)
 
     async def start(self) -> None:
         """Make the templates and park a first sandbox of each; see `health` for those that could not be made."""
@@ -104,7 +118,7 @@ class Engine:
         request: ExecRequest,
         caller: Caller,
         sink: OutputSink | None = None,
-        on_start: Callable[[Execution], None] | None = None,
+        on_start: OnStart | None = None,
     ) -> ExecResult:
         """Run one program and return what came of it.
 
@@ -115,18 +129,19 @@ class Engine:
         received_ns = self._clock_ns()
         plan: ExecPlan | None = None
         try:
-            plan = self._planner.plan(mint_exec_id(), request, caller, self._pool.unavailable)
-            execution = Execution(
-                plan, sink, received_ns=received_ns, clock_ns=self._clock_ns, grace_s=self._settings.kill_grace_s
-            )
-            if on_start is not None:
-                on_start(execution)
-            result = await self._perform(execution)
+            plan = self._plan(request, caller)
+            if plan.session is not None:
+                result = await self._execute_in_session(plan, sink, on_start, received_ns)
+            else:
+                result = await self._perform(self._begin(plan, sink, on_start, received_ns))
         except BaseException as error:
             self._observe(caller, plan, error)
             raise
         self._observe(caller, plan, result)
         return result
+
+    def _plan(self, request: ExecRequest, caller: Caller) -> ExecPlan:
+        return self._planner.plan(mint_exec_id(), request, caller, self._pool.unavailable)
 
     async def batch(self, requests: Sequence[ExecRequest], caller: Caller) -> list[ExecResult | SandforkError]:
         """Execute all, each waiting for a slot of its own; return results or errors in the order of `requests`."""
@@ -144,11 +159,14 @@ class Engine:
 
     def statistics(self) -> EngineStatistics:
         """Return the counts of this moment."""
-        return EngineStatistics(self._admission.statistics(), self._pool.statistics(), self._disposal.lost)
+        return EngineStatistics(
+            self._admission.statistics(), self._pool.statistics(), self._disposal.lost, len(self.sessions)
+        )
 
     async def drain(self, grace_s: float) -> None:
         """Take nothing new; give what runs or waits `grace_s` to end, then fail it with Draining."""
         self._admission.drain()
+        self.sessions.drain()
         try:
             async with asyncio.timeout(grace_s):
                 await self._admission.wait_idle()
@@ -160,6 +178,8 @@ class Engine:
     async def close(self) -> None:
         """Stop what still runs and destroy every sandbox."""
         await self.drain(0)
+        await self.tasks.close()
+        await self.sessions.close()
         await self._pool.close()
         await self._admission.wait_idle()
         await self._disposal.close()
@@ -170,22 +190,74 @@ class Engine:
         except SandforkError as error:
             return error
 
-    async def _perform(self, execution: Execution) -> ExecResult:
+    def _begin(self, plan: ExecPlan, sink: OutputSink | None, on_start: OnStart | None, received_ns: int) -> Execution:
+        settings = self._settings
+        execution = Execution(
+            plan,
+            sink,
+            received_ns=received_ns,
+            started_s=self._now(),
+            clock_ns=self._clock_ns,
+            grace_s=settings.kill_grace_s,
+            interrupt_grace_s=settings.interrupt_grace_s,
+        )
+        if on_start is not None:
+            on_start(execution)
+        return execution
+
+    async def _perform(self, execution: Execution, session: Session | None = None) -> ExecResult:
         """Wait for a slot and run; a sandbox that was dead before it began is replaced once."""
         caller = execution.plan.caller
-        if not self._admission.try_enter():
-            await self._admission.wait(caller.key_id or caller.address)
-        execution.admit()
-        self._executions.add(execution)
         try:
-            result = await self._attempt(execution, last=False)
-            if result is None:
-                result = await self._attempt(execution, last=True)
-            assert result is not None
-            return result
+            if not self._admission.try_enter():
+                await self._admission.wait(caller.key_id or caller.address)
+            execution.admit()
+            self._executions.add(execution)
+            try:
+                if session is not None:
+                    return await self._attempt_in(session, execution)
+                result = await self._attempt(execution, last=False)
+                if result is None:
+                    result = await self._attempt(execution, last=True)
+                assert result is not None
+                return result
+            finally:
+                self._executions.discard(execution)
+                self._admission.leave()
         finally:
-            self._executions.discard(execution)
-            self._admission.leave()
+            execution.over()
+
+    async def _execute_in_session(
+        self, plan: ExecPlan, sink: OutputSink | None, on_start: OnStart | None, received_ns: int
+    ) -> ExecResult:
+        """Run when it is this one's turn in its session.
+
+        A session outlives a client that goes away: its interpreter is then interrupted, and nobody else has a turn
+        before it has ended its step. So the turn is a task of its own.
+        """
+        executions: list[Execution] = []
+
+        async def take_turn() -> ExecResult:
+            async with self.sessions.turn(plan) as session:
+                executions.append(self._begin(session.adapt(plan), sink, on_start, received_ns))
+                return await self._perform(executions[0], session)
+
+        turn = asyncio.get_running_loop().create_task(take_turn())
+        self.sessions.spawn(turn)
+        try:
+            return await asyncio.shield(turn)
+        except asyncio.CancelledError:
+            if executions and executions[0] in self._executions:
+                executions[0].withdraw()
+            else:
+                turn.cancel()
+            raise
+
+    async def _attempt_in(self, session: Session, execution: Execution) -> ExecResult:
+        end, state_lost = await session.run(execution)
+        plan = execution.plan
+        collected = await self._collect(plan, session.sandbox) if plan.collect else NOTHING_COLLECTED
+        return execution.result(end, collected, state_lost=state_lost)
 
     async def _attempt(self, execution: Execution, *, last: bool) -> ExecResult | None:
         """Run in one sandbox; None when the program did not start there and this is not the `last` attempt."""
@@ -198,7 +270,7 @@ class Engine:
             collected = await self._collect(plan, sandbox) if plan.collect else NOTHING_COLLECTED
         except BaseException as error:
             self._disposal.add_now(sandbox)
-            if last or execution.wrote or not _never_started(error):
+            if last or execution.wrote or not never_began(error):
                 raise
             log.warning("a parked sandbox of %s was dead: %s", plan.template_key, error)
             return None
@@ -214,8 +286,3 @@ class Engine:
             log.debug("execution %s: files could not be collected: %r", plan.exec_id, error)
             return Collected(skipped=plan.collect)
         return presentable(collected)
-
-
-def _never_started(error: BaseException) -> bool:
-    """Tell whether the tier says that the program surely did not begin, so that running it again is safe."""
-    return isinstance(error, ForkFailed) or (isinstance(error, GuestLost) and error.step == BEFORE_START)

@@ -1,16 +1,25 @@
-"""One program on its way: its stamps, its sandbox while it has one, its wall clock, its cap, and its result."""
+"""One program on its way: its stamps, its process while it has one, its wall clock, its cap, and its result."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
+from signal import SIGINT
 
+from sandfork.engine.masking import Mask, Secrets
 from sandfork.engine.output import Cap, Fold
-from sandfork.errors import GuestLost, SandforkError
+from sandfork.errors import ForkFailed, GuestLost, SandforkError, TierError
 from sandfork.model import ExecPlan, ExecResult, Outcome, Timings
-from sandfork.tiers.base import Collected, OutputSink, Sandbox, StepEnd
+from sandfork.tiers.base import BEFORE_START, Collected, OutputSink, Process, StepEnd
 
 NANO = 1e-9
+_GRACE_AT_LEAST_S = 0.2
+
+
+def never_began(error: BaseException) -> bool:
+    """Tell whether the tier says that the program surely did not begin, so that running it again is safe."""
+    return isinstance(error, ForkFailed) or (isinstance(error, GuestLost) and error.step == BEFORE_START)
 
 
 class Execution:
@@ -22,13 +31,17 @@ class Execution:
 
     __slots__ = (
         "_abandoned",
+        "_begun",
         "_cap",
         "_clock_ns",
         "_ended_ns",
         "_error",
         "_fold",
+        "_interrupt_grace_s",
+        "_interrupted",
         "_kill_grace_s",
-        "_sandbox",
+        "_mask",
+        "_process",
         "_sent_ns",
         "_task",
         "_timer",
@@ -36,24 +49,47 @@ class Execution:
         "plan",
         "queued_ns",
         "received_ns",
+        "sent",
+        "started_s",
     )
 
     def __init__(
-        self, plan: ExecPlan, sink: OutputSink | None, *, received_ns: int, clock_ns: Callable[[], int], grace_s: float
+        self,
+        plan: ExecPlan,
+        sink: OutputSink | None,
+        *,
+        received_ns: int,
+        started_s: float = 0.0,
+        clock_ns: Callable[[], int],
+        grace_s: float,
+        interrupt_grace_s: float = 2.0,
     ) -> None:
-        """`sink` is who follows the output; without one it is kept. `grace_s` is how long a kill may take."""
+        """`sink` is who follows the output; without one it is kept. `started_s` is Unix time.
+
+        `grace_s` is how long a kill may take, `interrupt_grace_s` the most that a lasting interpreter may take to end
+        its step before it is killed.
+        """
         self.plan = plan
         self.received_ns = received_ns
+        self.started_s = started_s
         self.queued_ns = self.admitted_ns = self._sent_ns = self._ended_ns = clock_ns()
         self._clock_ns = clock_ns
         self._kill_grace_s = grace_s
+        # Who gives little time waits little longer than that, too.
+        self._interrupt_grace_s = min(interrupt_grace_s, max(_GRACE_AT_LEAST_S, plan.limits.wall_s / 4))
+        self._interrupted: Outcome | None = None
         self._fold = Fold()
-        self._cap = Cap(sink or self._fold, plan.limits.output_bytes)
-        self._sandbox: Sandbox | None = None
+        secrets = Secrets(plan.secrets) if plan.secrets else None
+        # Behind the cap: the limit is on what the program writes.
+        self._mask = Mask(sink or self._fold, secrets) if secrets else None
+        self._cap = Cap(self._mask or sink or self._fold, plan.limits.output_bytes)
+        self._process: Process | None = None
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._error: SandforkError | None = None
         self._abandoned = False
+        self.sent = False
+        self._begun = asyncio.Event() if plan.step.keep_stdin else None
 
     @property
     def exec_id(self) -> str:
@@ -69,40 +105,58 @@ class Execution:
         """Note that the queue is behind."""
         self.admitted_ns = self._clock_ns()
 
-    async def run(self, sandbox: Sandbox) -> StepEnd:
-        """Run the plan's step in `sandbox` to its end.
+    async def run(self, process: Process) -> StepEnd:
+        """Run the plan's step in `process` to its end, and pass on all that it wrote.
 
         *Raises* what the tier raises, the error given to `stop`, and GuestLost when the sandbox does not answer in
         time after a kill.
         """
         self._refuse_stopped()
         plan = self.plan
-        self._sandbox = sandbox
+        self.sent = True
+        self._process = process
+        if self._begun is not None:
+            self._begun.set()
         self._cap.overflow = self._overflow
         self._task = asyncio.current_task()
         self._arm(plan.limits.wall_s, self._expire)
         self._sent_ns = self._clock_ns()
         try:
-            end = await sandbox.exec(plan.step, plan.limits, self._cap)
+            end = await process.exec(plan.step, plan.limits, self._cap)
         except asyncio.CancelledError:
             if self._abandoned and self._task is not None and self._task.uncancel() <= 0:
                 self._refuse_stopped()
                 raise GuestLost(f"no word within {self._kill_grace_s:g} s of a kill") from None
             raise
+        except TierError as error:
+            if self._begun is not None and never_began(error):
+                self._begun.clear()
+            raise
         finally:
             self._ended_ns = self._clock_ns()
             self._detach()
         self._refuse_stopped()
+        if self._mask is not None:
+            self._mask.flush(cut=self._cap.exceeded or end.outcome is not Outcome.EXITED)
         return end
 
-    def result(self, end: StepEnd, collected: Collected) -> ExecResult:
-        """Return what came of it; output over the cap makes the outcome OUTPUT_LIMIT, however the program ended."""
+    def over(self) -> None:
+        """Let go of who waits to feed it: it has ended, or never begins."""
+        if self._begun is not None:
+            self._begun.set()
+
+    def result(self, end: StepEnd, collected: Collected, *, state_lost: bool = False) -> ExecResult:
+        """Return what came of it; output over the cap makes the outcome OUTPUT_LIMIT, however the program ended.
+
+        A step that ended because it was interrupted at its wall time was stopped by that, whatever it ended with.
+        """
         plan = self.plan
         stdout, stderr = self._fold.joined()
         exceeded = self._cap.exceeded
+        outcome = end.outcome if self._interrupted is None else self._interrupted
         return ExecResult(
             plan.exec_id,
-            Outcome.OUTPUT_LIMIT if exceeded else end.outcome,
+            Outcome.OUTPUT_LIMIT if exceeded else outcome,
             end.exit_code,
             end.signal,
             stdout,
@@ -114,12 +168,36 @@ class Execution:
             plan.isolation,
             collected.files,
             collected.skipped,
+            tuple(self._fold.displays),
+            state_lost,
+            self.started_s,
         )
 
     def resume(self) -> None:
         """Read output again after the sink refused more."""
-        if self._sandbox is not None:
-            self._sandbox.resume()
+        if self._process is not None:
+            self._process.resume()
+
+    async def feed(self, data: bytes) -> None:
+        """Write to a stdin that is kept open, at the program's pace; what comes before it begins waits for it."""
+        while self._begun is not None:
+            await self._begun.wait()
+            if (process := self._process) is None:
+                return
+            await process.feed(data)
+            if self._begun.is_set():
+                return  # otherwise it never began there
+
+    def signal(self, number: int) -> None:
+        """Send the program a signal."""
+        if self._process is not None:
+            self._process.signal(number)
+
+    def withdraw(self) -> None:
+        """Nobody waits for it any more: interrupt a lasting interpreter, kill any other program, begin none."""
+        if self._process is None:
+            self._error = self._error or SandforkError("nobody waits for it any more")
+        self._interrupt(Outcome.SIGNALLED)
 
     def stop(self, error: SandforkError) -> None:
         """Kill the program if it runs, and fail the execution with `error`."""
@@ -142,7 +220,7 @@ class Execution:
         """Let go of everything that leads back here: output kept until a collector comes round would add up."""
         if self._timer is not None:
             self._timer.cancel()
-        self._sandbox = self._task = self._timer = self._cap.overflow = None
+        self._process = self._task = self._timer = self._cap.overflow = None
 
     def _refuse_stopped(self) -> None:
         if self._error is not None:
@@ -152,20 +230,37 @@ class Execution:
         self._timer = asyncio.get_running_loop().call_later(delay_s, then)
 
     def _overflow(self) -> None:
-        if self._sandbox is not None:
-            self._sandbox.kill(Outcome.OUTPUT_LIMIT)
+        if self._process is not None:
+            self._process.kill(Outcome.OUTPUT_LIMIT)
 
     def _expire(self) -> None:
-        self._kill(Outcome.TIMED_OUT)
+        self._interrupt(Outcome.TIMED_OUT)
+
+    def _interrupt(self, outcome: Outcome) -> None:
+        """Have a lasting interpreter end its step by itself, so that it keeps its state; kill it only then."""
+        if self._process is None or not self.plan.step.lasting:
+            self._kill(outcome)
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._interrupted = self._interrupted or outcome
+        self._arm(self._interrupt_grace_s / 2, partial(self._insist, outcome))
+        self._process.signal(SIGINT)
+
+    def _insist(self, outcome: Outcome) -> None:
+        """Interrupt again: what came before the interpreter had begun the step was not for this one, to it."""
+        self._arm(self._interrupt_grace_s / 2, partial(self._kill, outcome))
+        if self._process is not None:
+            self._process.signal(SIGINT)
 
     def _kill(self, outcome: Outcome) -> None:
-        if self._sandbox is None:
+        if self._process is None:
             return
         if self._timer is not None:
             self._timer.cancel()
         # Armed first: whatever becomes of the kill, the execution ends.
         self._arm(self._kill_grace_s, self._abandon)
-        self._sandbox.kill(outcome)
+        self._process.kill(outcome)
 
     def _abandon(self) -> None:
         if self._task is not None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sandfork.model import Stream
+from sandfork.model import Display, Stream
 from sandfork.tiers.base import OutputSink
 
 
 class Fold:
     """An `OutputSink` that keeps everything, for a plain reply."""
 
-    __slots__ = ("_stderr", "_stdout")
+    __slots__ = ("_stderr", "_stdout", "displays")
 
     def __init__(self) -> None:
+        self.displays: list[Display] = []
         self._stdout: list[bytes] = []
         self._stderr: list[bytes] = []
 
@@ -21,6 +22,10 @@ class Fold:
         """Keep `data`; never asks for a pause."""
         (self._stdout if stream == Stream.STDOUT else self._stderr).append(data)
         return True
+
+    def display(self, shown: Display) -> None:
+        """Keep `shown`."""
+        self.displays.append(shown)
 
     def joined(self) -> tuple[bytes, bytes]:
         """Return stdout and stderr."""
@@ -59,3 +64,8 @@ class Cap:
             if self.overflow is not None:
                 self.overflow()
         return self._sink.output(stream, data) if data else True
+
+    def display(self, shown: Display) -> None:
+        """Pass on a rich value; the tier bounds these by themselves."""
+        self.started = True
+        self._sink.display(shown)

@@ -8,18 +8,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
+from typing import cast
 
 from sandfork.engine.paths import WORK_DIR, normalise_path
 from sandfork.engine.policy import LimitPolicy, resolve_limits
 from sandfork.errors import Forbidden, InvalidRequest, NotSupported, UnknownLanguage
 from sandfork.languages.catalogue import COMMAND, FILE_MARK, Catalogue, Language, TemplateKind, TemplateSpec
-from sandfork.model import Caller, Command, ExecPlan, ExecRequest, InputFile, Limits, Snippet, Step
+from sandfork.model import (
+    Caller,
+    Command,
+    ExecPlan,
+    ExecRequest,
+    InputFile,
+    Limits,
+    LimitsOverride,
+    SessionSpec,
+    Snippet,
+    Step,
+)
 
 ISOLATIONS = ("reduced", "process", "gvisor", "microvm")
 """What can be asked for, weakest first; a request names the least it takes."""
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
+
+_START_IN = ("/bin/sh", "-c", 'mkdir -p -- "$0" && cd -- "$0" && exec "$@"')
+"""The words before a directory and a command, which run it there; /bin/sh is told the directory as its own name."""
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -51,6 +67,8 @@ class Planner:
         if len(request.stdin) > self._policy.max_stdin_bytes:
             raise InvalidRequest("stdin", f"is larger than {self._policy.max_stdin_bytes} bytes")
         language, template, step = self._resolve_program(request, unavailable)
+        if request.work_dir:
+            template, step = COMMAND, self._start_elsewhere(request, language, template, step)
         if request.files or step.code is not None:
             self._check_space(step, limits)
         return ExecPlan(
@@ -62,7 +80,35 @@ class Planner:
             limits,
             self._check_collect(request.collect) if request.collect else (),
             self._isolation,
+            request.session,
+            request.secrets,
+            _named(request.limits) if request.session is not None else frozenset(),
         )
+
+    def language_of(self, name: str | None) -> tuple[str, str]:
+        """Return a language's name and its default template, for a session; without one a command's.
+
+        *Raises* UnknownLanguage.
+        """
+        if name is None:
+            return COMMAND.key, COMMAND.key
+        language = self._catalogue.find(name)
+        if language is None:
+            raise UnknownLanguage(name, self._catalogue.names())
+        return language.name, language.templates[0].key
+
+    def session_limits(self, spec: SessionSpec, caller: Caller) -> Limits:
+        """Return the limits of a new session. *Raises* InvalidRequest, Forbidden."""
+        return resolve_limits(spec.limits, self._policy, caller)
+
+    @property
+    def most_cpu_s(self) -> float:
+        """The most processor time that anything may be given."""
+        return self._policy.maximum.cpu_s
+
+    def check_env(self, env: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+        """Return an environment that programs can be given. *Raises* InvalidRequest."""
+        return self._check_env(env) if env else ()
 
     def _refuse_unsupported(self, request: ExecRequest) -> None:
         if request.network != "none":
@@ -71,8 +117,8 @@ class Planner:
             raise NotSupported(f"network: {request.network!r} is not available on this server; use 'none'")
         if request.packages:
             raise NotSupported("packages: installing packages is not available on this server; send files instead")
-        if request.session is not None:
-            raise NotSupported("session: sessions are not available on this server; every execution starts afresh")
+        if request.session is not None and self._isolation == "reduced":
+            raise NotSupported("session: sessions need namespaces, which this server does without")
         if request.isolation is None or request.isolation == self._isolation:
             return
         if request.isolation not in ISOLATIONS:
@@ -94,7 +140,8 @@ class Planner:
             if request.template not in (None, COMMAND.key):
                 raise InvalidRequest("template", f"a command runs in {COMMAND.key!r} only")
             files = self._check_files(request.files, None) if request.files else ()
-            return COMMAND.key, COMMAND, Step(words, None, None, env, request.stdin, files)
+            step = Step(words, None, None, env, request.stdin, files, keep_stdin=request.keep_stdin)
+            return COMMAND.key, COMMAND, step
         language = self._catalogue.find(program.language)
         if language is None:
             raise UnknownLanguage(program.language, self._catalogue.names())
@@ -104,7 +151,50 @@ class Planner:
         argv = self._commands[language.name]
         if template.kind is TemplateKind.FORK:
             argv = argv[1:]
-        return language.name, template, Step(argv + args, language.file_name, code, env, request.stdin, files)
+        lasting = request.session is not None and not request.session.fresh
+        if lasting:
+            argv = self._lasting_argv(language, template, argv, request)
+        step = Step(
+            argv + args,
+            language.file_name,
+            code,
+            env,
+            request.stdin,
+            files,
+            lasting,
+            request.rich and template.kind is TemplateKind.FORK,
+            request.keep_stdin,
+        )
+        return language.name, template, step
+
+    def _lasting_argv(
+        self, language: Language, template: TemplateSpec, argv: tuple[str, ...], request: ExecRequest
+    ) -> tuple[str, ...]:
+        """Return how an interpreter that keeps its state is started. *Raises* NotSupported, InvalidRequest."""
+        if request.keep_stdin:
+            raise InvalidRequest("stdin", "an interpreter of a session is given its stdin whole; use a terminal")
+        if template.kind is not TemplateKind.NONE:
+            return argv
+        if not language.session_argv:
+            raise NotSupported(f"session: {language.name} has no interpreter that keeps its state")
+        if "\0" in cast(Snippet, request.program).code:
+            raise InvalidRequest("code", f"{language.name} in a session takes no NUL")
+        return language.session_argv
+
+    def _start_elsewhere(self, request: ExecRequest, language: str, template: TemplateSpec, step: Step) -> Step:
+        """Return a step that starts in another directory, by a shell: a warm interpreter is in its own already.
+
+        *Raises* InvalidRequest.
+        """
+        if step.lasting:
+            raise InvalidRequest("work_dir", "only a program of its own starts in a directory of its own")
+        path = normalise_path("work_dir", request.work_dir)
+        if path.startswith("/"):
+            raise InvalidRequest("work_dir", f"must be below {WORK_DIR}")
+        argv = step.argv
+        if template.kind is TemplateKind.FORK:
+            argv = (self._commands[language][0], *argv)
+        return replace(step, argv=(*_START_IN, f"{WORK_DIR}/{path}", *argv), rich=False)
 
     def _check_code(self, program: Snippet) -> bytes:
         try:
@@ -159,6 +249,10 @@ class Planner:
         if len(patterns) > self._policy.max_collect:
             raise InvalidRequest("collect", f"has more than {self._policy.max_collect} paths")
         return tuple(normalise_path("collect", pattern) for pattern in patterns)
+
+
+def _named(limits: LimitsOverride) -> frozenset[str]:
+    return frozenset(name for name in LimitsOverride.__dataclass_fields__ if getattr(limits, name) is not None)
 
 
 def _choose_template(language: Language, code: str, wanted: str | None, unavailable: Mapping[str, str]) -> TemplateSpec:

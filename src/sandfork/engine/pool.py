@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from sandfork.errors import Draining, ForkFailed, SandforkError, TemplateFailed
 from sandfork.model import TemplateHealth
-from sandfork.tiers.base import Sandbox, Template, Tier
+from sandfork.tiers.base import Process, Sandbox, Template, Tier
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,10 @@ class Pool:
     async def fork(self, key: str) -> Sandbox:
         """Return a sandbox forked on demand. *Raises* TemplateFailed, ForkFailed, Draining."""
         return await self._shelf(key).fork()
+
+    async def join(self, key: str, sandbox: Sandbox, terminal: tuple[int, int] | None = None) -> Process:
+        """Return a process of that template in a kept sandbox. *Raises* TemplateFailed, ForkFailed."""
+        return await self._shelf(key).join(sandbox, terminal)
 
     def resize(self, key: str, target: int) -> None:
         """Keep `target` sandboxes parked from now on; what is parked above that is destroyed."""
@@ -161,6 +165,16 @@ class Shelf:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
             del waiter  # it may hold the error that is about to hold this frame
+
+    async def join(self, sandbox: Sandbox, terminal: tuple[int, int] | None) -> Process:
+        """Return a process in a kept sandbox. *Raises* TemplateFailed, ForkFailed."""
+        template = self._template or await self._tier.template(self._key)
+        try:
+            return await template.join(sandbox, terminal=terminal)
+        except TemplateFailed as error:
+            if template is self._template:
+                self._template_died(error)
+            raise
 
     def resize(self, target: int) -> None:
         """Set how many to keep parked."""

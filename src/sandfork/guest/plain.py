@@ -12,6 +12,7 @@ import atexit
 import ctypes
 import gc
 import io
+import os
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ import types
 
 TYPE_CHECKING = False  # typing's own would import typing, which every sandbox would carry
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 DISPLAY = sys.__excepthook__
@@ -29,8 +31,27 @@ FLUSHING = (
     if sys.version_info >= (3, 13)
     else "Exception ignored in: {!r}"
 )
-OUR_FILES = ("/proc/self/fd/6", "<sandfork plain>")
+OUR_FILES = ("/proc/self/fd/6", "<sandfork plain>", "<sandfork session>", "<sandfork displays>")
 LAST_PRELOADED = ""  # the last name in sys.modules before a program runs; the zygote sets it
+
+
+def reads_as_text(source: bytes) -> bool:
+    """Tell whether a source is plain UTF-8 and does not say what it is: such reads the same from memory."""
+    try:
+        source.decode()
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in source and b"coding" not in b"".join(source.split(b"\n", 2)[:2])
+
+
+def run_file(path: str, main: types.ModuleType) -> None:
+    """Have the interpreter read the file itself: how it takes odd encodings and zero bytes, only it knows."""
+    libc = ctypes.CDLL(None)
+    libc.fopen.restype = ctypes.c_void_p
+    run = ctypes.pythonapi.PyRun_FileExFlags
+    run.restype, names = ctypes.py_object, ctypes.py_object(main.__dict__)
+    file = ctypes.c_void_p(libc.fopen(os.fsencode(path), b"rb"))
+    run(file, os.fsencode(path), 257, names, names, 1, None)  # 257: Py_file_input
 
 
 def tell(text: str) -> None:
@@ -188,6 +209,16 @@ def flush(status: int) -> int:
     return status
 
 
+def hooks_of_forks(hook: Callable[[], None]) -> tuple[list[Any], int]:
+    """Return the list of what the interpreter calls in a fork's child, and where in it `hook` is.
+
+    Only the collector knows where the interpreter keeps it. Where it is not found, nobody calls the list returned.
+    """
+    lists = [each for each in gc.get_referrers(hook) if type(each) is list]
+    hooks = lists[0] if len(lists) == 1 else [hook]
+    return hooks, hooks.index(hook)
+
+
 def traceable(code: types.CodeType) -> ctypes.c_int:
     """Return the number of a code's first traceable instruction: the int before `co_extra`, which is last but the code.
 
@@ -196,12 +227,18 @@ def traceable(code: types.CodeType) -> ctypes.c_int:
     return ctypes.c_int.from_address(id(code) + types.CodeType.__basicsize__ - 16)
 
 
-def hide_frames(below: types.CodeType, scope: dict[str, Any]) -> None:
+def functions_in(code: types.CodeType) -> list[types.CodeType]:
+    """Return the codes of all functions that a code makes."""
+    inner = [each for each in code.co_consts if isinstance(each, types.CodeType)]
+    return inner + [below for each in inner for below in functions_in(each)]
+
+
+def hide_frames(below: types.CodeType, scope: dict[str, Any], later: tuple[types.CodeType, ...]) -> None:
     """Have nothing that walks the stack see the frames of our own, which lie below the program's.
 
     SAFETY: CPython (3.11 to 3.14) passes over frames that have not reached their code's first traceable instruction.
     That number is set beyond the code's end, and only if it is found at its place in code where its value is known.
-    `scope` holds the functions of the zygote, `below` is the code that called them first.
+    `scope` holds the functions of the zygote, `below` is the code that called them first, `later` are modules to come.
     """
     for cells in range(4):
         names = ", ".join(f"n{i}" for i in range(cells))
@@ -210,7 +247,7 @@ def hide_frames(below: types.CodeType, scope: dict[str, Any]) -> None:
         if traceable(made["f"].__code__).value != cells:
             return
     ours = [each.__code__ for each in (*scope.values(), *globals().values()) if isinstance(each, types.FunctionType)]
-    for code in (below, *ours):
+    for code in (below, *ours, *(each for module in later for each in functions_in(module))):
         traceable(code).value = 1 << 24
 
 

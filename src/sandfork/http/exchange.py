@@ -107,7 +107,7 @@ class Exchange:
     def raw(self) -> RawRequest:
         """The request as far as it has been read."""
         query = self.scope.get("query_string", b"")
-        return RawRequest(self._body or b"", self.params, query, self.headers, self.form, self.file)
+        return RawRequest(self._body or b"", self.params, query, self.headers, self.form, self.file, mint_exec_id)
 
     def check_length(self, max_bytes: int) -> None:
         """Refuse a body that its header says is too large. *Raises* PayloadTooLarge, InvalidRequest."""

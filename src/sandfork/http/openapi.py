@@ -124,7 +124,7 @@ def _say_what_is_on_offer(components: JsonObject, languages: Sequence[str]) -> N
                 del each["anyOf"]
                 each["enum"] = each.pop("x-only")
             if each.pop("x-languages", False) and languages:
-                each["enum"] = sorted(languages)
+                each["enum"] = [*sorted(languages), *([None] if {"type": "null"} in each.get("anyOf", ()) else [])]
 
 
 def _operation(spoken: Spoken, route: Route, of_types: dict[Any, JsonObject]) -> JsonObject:
@@ -186,19 +186,19 @@ def _successes(route: Route, of_types: dict[Any, JsonObject]) -> JsonObject:
         told = {name: of_types[each] for name, each in schemas.items() if each is not None}
         return {"101": {"description": "The connection is a WebSocket from here on.", **told}}
     status, kind = (str(route.status), route.reply_content) if isinstance(route, ActionRoute) else ("200", "text/plain")
-    if route.reply_type is None:
-        return {status: {"description": route.summary, "content": {kind: {"schema": {"type": "string"}}}}}
-    examples = {e.summary: {"value": json.loads(e.reply)} for e in route.examples if e.reply and e.status == 200}
-    content = _json(of_types[route.reply_type], examples)
+    content: JsonObject = {}
+    if route.reply_type is not None:
+        examples = {e.summary: {"value": json.loads(e.reply)} for e in route.examples if e.reply and e.status == 200}
+        content |= _json(of_types[route.reply_type], examples)
     if isinstance(route, ExecRoute) and route.event_type is not None:
         content["text/event-stream"] = {"schema": _event(of_types[route.event_type])}
-    return {status: {"description": route.summary, "content": content}}
+    return {status: {"description": route.summary, "content": content or {kind: {"schema": {"type": "string"}}}}}
 
 
 def _event(schema: JsonObject) -> JsonObject:
     """Return the schema of each server-sent event, whose data is JSON of another schema."""
     told = {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
-    return {"type": "object", "properties": {"event": {"type": "string"}, "data": told}, "required": ["event", "data"]}
+    return {"type": "object", "properties": {"event": {"type": "string"}, "data": told}, "required": ["data"]}
 
 
 def _json(schema: JsonObject, examples: JsonObject | None = None) -> JsonObject:

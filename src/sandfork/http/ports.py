@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-from sandfork.errors import SandforkError
 from sandfork.model import (
     Caller,
     ExecRequest,
@@ -15,6 +13,7 @@ from sandfork.model import (
     SessionKey,
     SessionSpec,
     SessionState,
+    TaskState,
     TemplateHealth,
     TerminalSpec,
     TerminalState,
@@ -155,20 +154,11 @@ class Connection(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class TaskState:
-    """An execution that nobody waits for: `ended` is None while it runs. `created_s` is Unix time."""
-
-    task_id: str
-    created_s: float
-    ended: ExecResult | SandforkError | None
-
-
 class Tasks(Protocol):
     """Executions that go on without their client; what came of them is kept for a while."""
 
     def start(self, request: ExecRequest, caller: Caller) -> TaskState:
-        """Begin one. *Raises* CapacityError when too many are under way or kept."""
+        """Begin one. *Raises* CallerError for what can never run, CapacityError when too many are under way or kept."""
         ...
 
     def read(self, task_id: str, caller: Caller) -> TaskState:

@@ -122,6 +122,8 @@ class Conversation:
             self._begin(told.ask)
         elif isinstance(told, Input | Signal):
             if self._telling is None:
+                if self._route.early:
+                    return
                 raise InvalidRequest("", "nothing was started yet")
             if isinstance(told, Input) and self._under_way:
                 await self._inputs.put(told.data)
@@ -164,7 +166,8 @@ class Conversation:
         while True:
             closed = self._outbox.closed
             for text in await self._outbox.take():
-                await self._patience.send(self._exchange.tell(text))
+                for message in filter(None, text.split("\n")):
+                    await self._patience.send(self._exchange.tell(message))
             if closed:
                 await self._patience.send(self._exchange.close(*self._end))
                 raise ClientGone

@@ -204,8 +204,19 @@ def _bottom_up(directory: Path) -> Iterator[Path]:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """Counters of a slot at one moment, to count from."""
+
+    cpu_ns: int = 0
+    user_ns: int = 0
+    system_ns: int = 0
+    oom_kills: int = 0
+    pids_denied: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Figures:
-    """What the kernel counted for a slot since its baseline; `processes` is the most at one time."""
+    """What the kernel counted for a slot since a mark; `processes` is the most at one time since its tenant came."""
 
     cpu_user_ns: int
     cpu_system_ns: int
@@ -222,14 +233,12 @@ class SlotMeter:
     cgroup from its baseline on. The rest is opened when it is asked for.
     """
 
-    __slots__ = ("_cpu_base", "_files", "_lasting", "_oom_base", "_paths", "_split_base", "_tenant", "_unified")
+    __slots__ = ("_base", "_files", "_lasting", "_paths", "_tenant", "_unified")
 
     def __init__(self, directories: dict[str, Path], slot: int, unified: bool) -> None:
         self._unified = unified
         self._files: dict[str, int] = {}
-        self._cpu_base = 0
-        self._split_base = (0, 0)
-        self._oom_base = 0
+        self._base = Mark()
         name = f"s{slot}"
         table = _V2_FILES if unified else _V1_FILES
         self._paths = {key: str(directories[c] / name / file) for key, (c, file) in table.items() if c in directories}
@@ -282,19 +291,27 @@ class SlotMeter:
                 os.close(old)
             if (fd := self._open(key)) is not None:
                 self._files[key] = fd
-        self._cpu_base = self._cpu_total()
-        self._split_base = self._split()
-        self._oom_base = 0 if self._unified else self._oom_kills()
+        # A tenant's own cgroup of pids, and of everything on v2, begins at 0.
+        self._base = Mark(self._cpu_total(), *self._split(), 0 if self._unified else self._oom_kills())
 
-    def cpu_ns(self) -> int:
-        """Processor time used since the baseline, user and system."""
-        return self._cpu_total() - self._cpu_base
+    def mark(self) -> Mark:
+        """Return the counters of this moment, for a tenant that runs one program after another."""
+        return Mark(self._cpu_total(), *self._split(), self._oom_kills(), self._pids_denied())
 
-    def figures(self) -> Figures:
-        """Return what was used since the baseline. On v1 less than a tick cannot be split and is called user."""
-        total, system_ns = self.cpu_ns(), 0
+    def cpu_ns(self, since: Mark | None = None) -> int:
+        """Processor time used since the mark, else the baseline, user and system."""
+        return self._cpu_total() - (since or self._base).cpu_ns
+
+    def figures(self, since: Mark | None = None) -> Figures:
+        """Return what was used since the mark, else the baseline. On v1 less than a tick cannot be split: it is user.
+
+        The peaks of memory and processes are those since the baseline.
+        """
+        base = since or self._base
+        total, system_ns = self.cpu_ns(base), 0
         if self._unified or total >= _TICK_NS:
-            user, system = (now - base for now, base in zip(self._split(), self._split_base, strict=True))
+            user, system = self._split()
+            user, system = user - base.user_ns, system - base.system_ns
             system_ns = total * system // (user + system) if user + system else 0
         return Figures(
             cpu_user_ns=total - system_ns,
@@ -307,9 +324,13 @@ class SlotMeter:
     def _oom_kills(self) -> int:
         return _value(self._read("oom").split(), b"oom_kill")
 
-    def events(self) -> tuple[int, int]:
-        """Return how often the kernel killed for memory and refused a process."""
-        return self._oom_kills() - self._oom_base, _value(self._read("pids").split(), b"max")
+    def _pids_denied(self) -> int:
+        return _value(self._read("pids").split(), b"max")
+
+    def events(self, since: Mark | None = None) -> tuple[int, int]:
+        """Return how often the kernel killed for memory and refused a process since the mark, else the baseline."""
+        base = since or self._base
+        return self._oom_kills() - base.oom_kills, self._pids_denied() - base.pids_denied
 
     def close(self) -> None:
         """Close the files."""

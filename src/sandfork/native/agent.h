@@ -1,5 +1,6 @@
 /*
- * The agent: what the init of a cell does all its life. It moves files for the server.
+ * The agent: what the init of a cell does all its life. It moves files for the server, and empties a session's sandbox
+ * of processes when it is asked to.
  *
  * It is trusted code with no power outside the sandbox: root of the sandbox's own user namespace, in its mount
  * namespace, unable to be signalled or traced by the program. Paths are relative to /sandbox and resolved by the kernel
@@ -187,6 +188,69 @@ static void agent_list(int sock, int work, const char *path, uint32_t max)
     agent_reply(sock, n < 0 ? FRAME_ERR : FRAME_OK, (uint64_t)(n < 0 ? -n : sent));
 }
 
+/* Open a regular file beneath the work directory; -errno for anything else. */
+static long open_regular(int work, const char *path, uint64_t flags, struct statx *st)
+{
+    long fd = open_beneath(work, path, flags, 0);
+    if (fd < 0)
+        return fd;
+    long r = SYS(statx, fd, "", AT_EMPTY_PATH, STATX_TYPE | STATX_SIZE | STATX_INO, st);
+    if (r >= 0 && (st->stx_mode & 0170000) == 0100000)
+        return fd;
+    SYS(close, fd);
+    return r < 0 ? r : -EINVAL;
+}
+
+static void agent_size(int sock, int work, const char *path)
+{
+    struct statx st = {0};
+    long fd = open_regular(work, path, O_RDONLY, &st);
+    if (fd >= 0) {
+        uint64_t answer[2] = {st.stx_size, st.stx_ino};
+        SYS(close, fd);
+        agent_data(sock, answer, sizeof answer);
+    }
+    agent_reply(sock, fd < 0 ? FRAME_ERR : FRAME_OK, (uint64_t)(fd < 0 ? -fd : 0));
+}
+
+/* One piece of a file. Each piece opens it anew, so that no transfer keeps others waiting; the inode tells if it is the same. */
+static void agent_read(int sock, int work, const char *path, uint64_t offset, uint64_t max)
+{
+    struct statx st = {0};
+    long n = 0, fd = open_regular(work, path, O_RDONLY, &st);
+    for (uint64_t sent = 0; fd >= 0 && sent < max; sent += (uint64_t)n) {
+        uint64_t want = max - sent < AGENT_CHUNK ? max - sent : AGENT_CHUNK;
+        n = SYS(pread64, fd, agent_buffer, want, offset + sent);
+        if (n <= 0)
+            break;
+        agent_data(sock, agent_buffer, (size_t)n);
+    }
+    if (fd >= 0)
+        SYS(close, fd);
+    long r = fd < 0 ? fd : n;
+    agent_reply(sock, r < 0 ? FRAME_ERR : FRAME_OK, r < 0 ? (uint64_t)-r : st.stx_ino);
+}
+
+static void agent_write(int sock, int work, const char *path, uint64_t offset, size_t content)
+{
+    struct statx st = {0};
+    long fd = open_regular(work, path, O_WRONLY, &st);
+    long r = fd < 0 ? fd : SYS(lseek, fd, offset, 0 /* SEEK_SET */);
+    r = agent_store(sock, r < 0 ? r : fd, content);
+    if (fd >= 0)
+        SYS(close, fd);
+    agent_reply(sock, r < 0 ? FRAME_ERR : FRAME_OK, r < 0 ? (uint64_t)-r : st.stx_ino);
+}
+
+/* SAFETY: kill(-1) reaches every process of the pid namespace but its init: pid 1, which is us, or we do not do it. */
+static void agent_kill(int sock)
+{
+    long r = SYS(getpid) == 1 ? SYS(kill, -1, SF_SIGKILL) : -ENOSYS;
+    if (r == -ESRCH)
+        r = 0;
+    agent_reply(sock, r < 0 ? FRAME_ERR : FRAME_OK, (uint64_t)(r < 0 ? -r : 0));
+}
+
 static void agent_delete(int sock, int work, char *path)
 {
     char *name;
@@ -230,6 +294,17 @@ static __attribute__((noreturn)) void agent_serve(int sock, int work)
             agent_put(sock, work, path, (uint32_t)number, content);
             continue;
         }
+        if (head.type == FRAME_WRITE) {
+            agent_write(sock, work, path, number, content);
+            continue;
+        }
+        uint64_t most = 0;
+        if (head.type == FRAME_READ && content == sizeof most) {
+            if (read_all(sock, &most, sizeof most) < 0)
+                SYS(exit_group, 0);
+            agent_read(sock, work, path, number, most);
+            continue;
+        }
         if (agent_store(sock, -EINVAL, content) < 0 && content)
             SYS(exit_group, 0);
         if (head.type == FRAME_GET)
@@ -240,6 +315,10 @@ static __attribute__((noreturn)) void agent_serve(int sock, int work)
             agent_delete(sock, work, path);
         else if (head.type == FRAME_STAT)
             agent_stat(sock, work);
+        else if (head.type == FRAME_SIZE)
+            agent_size(sock, work, path);
+        else if (head.type == FRAME_KILL)
+            agent_kill(sock);
         else
             agent_reply(sock, FRAME_ERR, EINVAL);
     }

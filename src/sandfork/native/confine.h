@@ -221,6 +221,8 @@ static void confine_child(const struct confinement *c, const struct fork_order *
     SYS(setsid);
     SYS(umask, 022);
     keep_stdio_and_ctl(fds, ctl);
+    if ((order->flags & ORDER_TERMINAL) && (r = SYS(ioctl, 0, 0x540e /* TIOCSCTTY */, 0)) < 0)
+        child_fail(CTL_FD, STEP_FDS, r);
     confine_privileges(c, CTL_FD, order, SANDBOX_UID);
     if ((r = confine_landlock(&c->profile, "/sandbox")) < 0)
         child_fail(CTL_FD, STEP_LANDLOCK, r);

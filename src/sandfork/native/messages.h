@@ -26,10 +26,11 @@ enum request_op {
     REQ_PROFILE = 1, /* id; payload: struct profile + BPF instructions */
     REQ_ROOT = 2,    /* id; fd: a file with the mount plan */
     REQ_ZYGOTE = 3,  /* id, root, profile; payload: fields argv/env; fds: log, then those named by the payload */
-    REQ_SPAWN = 4,   /* slot, zygote; limits; fds: ctl, stdin, stdout, stderr, agent */
+    REQ_SPAWN = 4,   /* slot, zygote; limits; fds: ctl, stdin, stdout, stderr, agent (not to join) */
     REQ_LIMITS = 5,  /* slot; limits */
     REQ_CLOSE = 6,   /* slot: kill everything in it and free it */
     REQ_RETIRE = 7,  /* id: end a zygote; its sandboxes live on */
+    REQ_SIGNAL = 8,  /* slot; kind: the signal for its program and the processes of its group */
 };
 
 struct limits {
@@ -45,7 +46,7 @@ struct limits {
 struct request {
     uint32_t op;
     uint32_t id; /* profile, root, zygote or slot */
-    uint32_t root;
+    uint32_t root; /* for REQUEST_JOIN: the slot whose sandbox is joined */
     uint32_t zygote;
     uint32_t profile;
     uint32_t kind; /* enum child_kind, for REQ_ZYGOTE */
@@ -56,6 +57,8 @@ struct request {
 
 #define REQUEST_SHARED_NETNS 1u
 #define REQUEST_URGENT 2u /* somebody waits for this sandbox: no rehearsal */
+#define REQUEST_JOIN 4u /* a further process for the sandbox of slot `root`; this slot has nothing of its own but the process */
+#define REQUEST_TERMINAL 8u /* stdin is a terminal, to be the controlling one */
 
 enum child_kind {
     KIND_FORK = 1, /* an interpreter with zygote.so: returns to the interpreter in the child */
@@ -110,6 +113,7 @@ enum { ORDER_CELL, ORDER_CTL, ORDER_STDIN, ORDER_STDOUT, ORDER_STDERR, ORDER_CGR
 #define ORDER_INTO_CGROUP 1u /* the one cgroup fd is a v2 directory: be born in it */
 #define ORDER_URGENT 2u
 #define ORDER_REDUCED 4u /* no namespaces: see reduced.h */
+#define ORDER_TERMINAL 8u
 
 #define REPORT_READY 0xffffffffu /* slot of a zygote's first report; pid is its own, step its resident memory in KB */
 #define REPORT_GARBLED 0xfffffffeu
@@ -136,6 +140,7 @@ struct frame {
 #define FRAME_STARTED 'S' /* child -> server: u64 ns, the program is about to be exec'd */
 #define FRAME_END 'E'     /* child -> server: struct end_frame */
 #define FRAME_FAIL 'X'    /* child -> server: struct fail_frame */
+#define FRAME_DISPLAY 'D' /* child -> server, between RUN and END: a rich value, in JSON */
 
 struct end_frame {
     int32_t exit_code;
@@ -158,6 +163,10 @@ struct fail_frame {
 #define FRAME_LIST 'L'   /* number: most entries wanted; a DATA per entry: u64 size, u8 type (getdents64), name */
 #define FRAME_STAT 'F'   /* OK: bytes free in the work directory's file system, 0 when it has no inode left */
 #define FRAME_DELETE 'U'
+#define FRAME_SIZE 'Q'   /* of a regular file: a DATA of two u64, size and inode number */
+#define FRAME_READ 'r'   /* number: offset; content: u64, most bytes wanted; OK: inode number */
+#define FRAME_WRITE 'w'  /* number: offset; content: what to write there, in a file that is there; OK: inode number */
+#define FRAME_KILL 'K'   /* kill every process of the sandbox but its init */
 #define FRAME_OK 'O'
 #define FRAME_ERR 'Z'    /* errno */
 #define FRAME_DATA 'D'
@@ -178,6 +187,9 @@ struct field {
 #define FIELD_FSIZE 's'      /* u64 bytes */
 #define FIELD_PIDS 'k'       /* u64, where there is no cgroup */
 #define FIELD_MEMORY 'm'     /* u64 bytes of one process' own, where there is no cgroup */
+#define FIELD_LASTING 'l'    /* u64: not 0 when the process takes a RUN after this one, too */
+#define FIELD_RICH 'r'       /* u64: not 0 when DISPLAY is wanted */
+#define FIELD_STDIN 'i'      /* path of the file that is stdin of this step, for a lasting process */
 
 /* Fields of a mount plan: NUL-terminated strings in this order; the last one is also ended by a NUL. */
 #define PLAN_DIR 'D'     /* path */
@@ -185,7 +197,7 @@ struct field {
 #define PLAN_FILE 'F'    /* path, content */
 #define PLAN_BIND 'B'    /* path, source: read-only, nosuid, nodev, recursive */
 #define PLAN_DEVICE 'V'  /* path, source: a device node, writable */
-#define PLAN_PROC 'P'    /* path */
+#define PLAN_PROC 'P'    /* path: where each mount namespace puts a /proc of its own */
 
 /* Where a child-side set-up step failed. errors.py names them. */
 enum step {
@@ -249,7 +261,7 @@ struct profile {
 
 #define PROFILE_KEEP_GROUPS 1u /* an unprivileged start may not call setgroups: the kernel forbids it to single-uid maps */
 
-/* Where a parked interpreter finds ctl: libuv closes what it finds up to here in the children that it makes. */
+/* Where a parked or a lasting interpreter that was exec'd finds ctl: libuv closes what it finds up to here in the children that it makes. */
 #define PARK_CTL_FD 15
 #define CTL_FD 63 /* high enough not to disturb the program's numbering, low enough for the embedded fd table */
 #define SANDBOX_UID 1000

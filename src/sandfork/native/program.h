@@ -1,5 +1,6 @@
 /*
- * The program of a sandbox whose template is no interpreter of ours: wait on ctl for RUN, write the code, exec.
+ * The program of a sandbox whose template is no interpreter of ours: wait on ctl for RUN, write the code, exec. With
+ * FIELD_LASTING what is exec'd is an interpreter with a driver of ours, which finds ctl at PARK_CTL_FD.
  *
  * Runs confined. A program that cannot be executed is the caller's affair: FAIL carries the errno, and the exit status
  * is the shell's 127 (not found) or 126.
@@ -8,41 +9,24 @@
 #define SANDFORK_PROGRAM_H
 
 #include "confine.h"
-#include "fields.h"
-
-#define RUN_MAX (64u << 20)
+#include "run.h"
 
 static struct program program;
-
-static void lower_rlimit(int resource, uint64_t soft, uint64_t hard)
-{
-    struct rlimit64 now, want;
-    if (SYS(prlimit64, 0, resource, NULL, &now) < 0)
-        return;
-    want.rlim_max = hard < now.rlim_max ? hard : now.rlim_max;
-    want.rlim_cur = soft < want.rlim_max ? soft : want.rlim_max;
-    SYS(prlimit64, 0, resource, &want, NULL);
-}
+static bool program_lasts; /* an interpreter that takes further steps from ctl, which it must inherit */
 
 static void run_field(uint8_t tag, char *value, size_t len, const char **file, const char **code, size_t *code_len)
 {
     if (program_field(&program, tag, value, len))
         return;
     uint64_t n = field_u64(value, len);
+    if (tag == FIELD_LASTING && n)
+        program_lasts = true;
     if (tag == FIELD_FILE && is_text(value, len))
         *file = value;
     else if (tag == FIELD_CODE)
         *code = value, *code_len = len;
-    else if (tag == FIELD_OPEN_FILES)
-        lower_rlimit(RLIMIT_NOFILE, n, n);
-    else if (tag == FIELD_CPU)
-        lower_rlimit(RLIMIT_CPU, n, n + 1);
-    else if (tag == FIELD_FSIZE)
-        lower_rlimit(RLIMIT_FSIZE, n, n);
-    else if (tag == FIELD_PIDS)
-        lower_rlimit(RLIMIT_NPROC, n, n);
-    else if (tag == FIELD_MEMORY)
-        lower_rlimit(RLIMIT_DATA, n, n);
+    else
+        run_limit(tag, n);
 }
 
 static void write_code(int ctl, const char *file, const char *code, size_t len)
@@ -113,6 +97,8 @@ static __attribute__((noreturn)) void program_main(int ctl)
         child_fail(ctl, STEP_RUN_FRAME, -EPROTO);
     if (file && code)
         write_code(ctl, file, code, code_len);
+    if (program_lasts && (r = SYS(dup3, ctl, PARK_CTL_FD, 0)) < 0)
+        child_fail(ctl, STEP_FDS, r);
     started.ns = monotonic_ns();
     write_all(ctl, &started, sizeof started);
     r = exec_program();

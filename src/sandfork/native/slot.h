@@ -23,6 +23,9 @@ struct slot {
     uint8_t has_cgroup;
     uint8_t shared_net;
     uint8_t failed; /* EV_SPAWN_FAILED was sent */
+    uint8_t joins;    /* its program is in the sandbox of slot `home`, and it has neither cell nor cgroup of its own */
+    uint16_t guests;  /* slots that join this one */
+    uint32_t home;
     struct limits limits; /* in force */
 };
 

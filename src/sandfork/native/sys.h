@@ -226,7 +226,7 @@ struct sf_cmsghdr {
 #define FDS_MAX 16
 
 /* Send one message with descriptors on a SEQPACKET socket; bytes sent or -errno. */
-static inline long send_fds(int sock, const void *data, size_t len, const int *fds, int nfds)
+static inline long send_fds_with(int sock, const void *data, size_t len, const int *fds, int nfds, int flags)
 {
     struct {
         struct sf_cmsghdr head;
@@ -245,9 +245,20 @@ static inline long send_fds(int sock, const void *data, size_t len, const int *f
     }
     long r;
     do
-        r = SYS(sendmsg, sock, &msg, SF_MSG_NOSIGNAL);
+        r = SYS(sendmsg, sock, &msg, SF_MSG_NOSIGNAL | flags);
     while (r == -EINTR);
     return r;
+}
+
+static inline long send_fds(int sock, const void *data, size_t len, const int *fds, int nfds)
+{
+    return send_fds_with(sock, data, len, fds, nfds, 0);
+}
+
+/* The same without waiting for room: -EAGAIN. */
+static inline long send_fds_now(int sock, const void *data, size_t len, const int *fds, int nfds)
+{
+    return send_fds_with(sock, data, len, fds, nfds, SF_MSG_DONTWAIT);
 }
 
 /*

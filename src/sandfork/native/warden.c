@@ -230,8 +230,12 @@ static long enter_root(int mnt)
     /* Without a cgroup nothing but the whole machine's memory ends a program's: then the kernel shall take it first. */
     if (!host.hierarchy_count)
         write_file_at(AT_FDCWD, "/proc/self/oom_score_adj", "1000");
-    long r = SYS(setns, mnt, CLONE_NEWNS);
-    return r < 0 ? r : SYS(unshare, CLONE_NEWNS);
+    long proc = make_proc("0"), r = proc;
+    if (r >= 0)
+        r = SYS(setns, mnt, CLONE_NEWNS);
+    if (r >= 0)
+        r = SYS(unshare, CLONE_NEWNS);
+    return r < 0 ? r : mount_proc((int)proc);
 }
 
 static __attribute__((noreturn)) void zygote_child(const struct request *req, char *payload, int orders, int *fds,
@@ -329,23 +333,58 @@ static long spawn_cell(struct cell_birth *birth, const struct request *req, uint
     return r;
 }
 
+/* Have a further process forked into the sandbox of slot `home`: the order its cell sent for its first, sent for it. */
+static long spawn_guest(const struct cell_birth *birth, const struct request *req, uint32_t *step)
+{
+    const struct slot *home = &host.slots[req->root];
+    *step = STEP_ORDER;
+    long cell = SYS(pidfd_open, home->cell, 0);
+    if (cell < 0)
+        return cell;
+    int fds[FDS_MAX] = {(int)cell, birth->fds[0], birth->fds[1], birth->fds[2], birth->fds[3]};
+    struct fork_order order = cell_fork_order(birth, &home->limits);
+    order.slot = req->id;
+    long r = slot_open_cgroups(req->root, fds + ORDER_CGROUPS);
+    if (r >= 0) {
+        r = send_fds_now(birth->orders, &order, sizeof order, fds, ORDER_CGROUPS + host.hierarchy_count);
+        for (int i = 0; i < host.hierarchy_count; i++)
+            SYS(close, fds[ORDER_CGROUPS + i]);
+    }
+    SYS(close, cell);
+    return r < 0 ? r : 0;
+}
+
+static bool can_be_joined(uint32_t home)
+{
+    return !host.reduced && home < SLOTS_MAX && host.slots[home].state == SLOT_LIVE && host.slots[home].cell &&
+           !host.slots[home].joins;
+}
+
 static void handle_spawn(const struct request *req, const int *fds, int nfds)
 {
     uint32_t id = req->id, step = STEP_SLOT;
-    if (id >= SLOTS_MAX || host.slots[id].state != SLOT_FREE || req->zygote >= ZYGOTES_MAX || nfds != 5 ||
-        !zygotes[req->zygote].orders)
+    bool joins = req->flags & REQUEST_JOIN;
+    if (id >= SLOTS_MAX || host.slots[id].state != SLOT_FREE || req->zygote >= ZYGOTES_MAX || nfds != (joins ? 4 : 5) ||
+        !zygotes[req->zygote].orders || (joins && !can_be_joined(req->root)))
         return tell_failure(EV_SPAWN_FAILED, id, step, -EINVAL);
     struct slot *s = &host.slots[id];
     struct cell_birth birth = {.slot = id, .open_files = req->limits.open_files, .reports = reports_out};
     birth.order_flags = req->flags & REQUEST_URGENT ? ORDER_URGENT : 0;
+    birth.order_flags |= req->flags & REQUEST_TERMINAL ? ORDER_TERMINAL : 0;
     birth.orders = zygotes[req->zygote].orders;
-    memcpy(birth.fds, fds, sizeof birth.fds);
-    long r = host.reduced ? reduced_spawn(&birth, &req->limits, &step) : spawn_cell(&birth, req, &step);
+    memcpy(birth.fds, fds, (size_t)nfds * sizeof *fds);
+    long r = joins           ? spawn_guest(&birth, req, &step)
+             : host.reduced ? reduced_spawn(&birth, &req->limits, &step)
+                            : spawn_cell(&birth, req, &step);
     if (r < 0)
         return tell_failure(EV_SPAWN_FAILED, id, step, r);
     s->cell = (int32_t)r;
     s->user = 0;
     s->failed = 0;
+    s->joins = joins;
+    s->home = req->root;
+    if (joins)
+        host.slots[s->home].guests++;
     s->state = SLOT_FORKING;
     slot_zygote[id] = (uint16_t)req->zygote;
     slot_pending[id] = 1;
@@ -353,12 +392,29 @@ static void handle_spawn(const struct request *req, const int *fds, int nfds)
         slots_used = id + 1;
 }
 
+/* A process that joined is gone: the sandbox that it was in may have waited for that. */
+static void guest_settled(uint32_t id)
+{
+    struct slot *s = &host.slots[id];
+    struct event ev = {.op = EV_CLOSED, .id = id};
+    s->joins = 0;
+    s->state = SLOT_FREE;
+    tell(&ev);
+    host.slots[s->home].guests--;
+    slot_settle(s->home);
+}
+
 /* Free the slot once nothing of its tenant is left and no answer about it can still come. */
 static void slot_settle(uint32_t id)
 {
     struct slot *s = &host.slots[id];
-    if (s->state != SLOT_CLOSING || slot_pending[id] || slot_marker[id])
+    if (s->state != SLOT_CLOSING || slot_pending[id] || slot_marker[id] || s->guests)
         return;
+    if (s->joins) {
+        if (!s->user)
+            guest_settled(id);
+        return;
+    }
     struct event ev = {.op = EV_CLOSED, .id = id};
     long r = 0;
     if (host.reduced ? !reduced_is_empty(id, &r) : s->cell || s->user)
@@ -396,6 +452,24 @@ static void send_marker(uint32_t id)
         SYS(kill, z->pid, SF_SIGKILL); /* retired or stuck: its death settles the slot */
 }
 
+/* Kill what is in the slot: with its init the whole sandbox, or the one process that joined. */
+static void slot_kill(const struct slot *s)
+{
+    int32_t pid = s->joins ? s->user : s->cell;
+    if (pid)
+        SYS(kill, pid, SF_SIGKILL);
+}
+
+static void handle_close(uint32_t id);
+
+/* A sandbox is closed whole: those that joined it would find nothing there any more. */
+static void close_guests(uint32_t home)
+{
+    for (uint32_t i = 0; i < slots_used && host.slots[home].guests; i++)
+        if (host.slots[i].joins && host.slots[i].home == home && host.slots[i].state != SLOT_FREE)
+            handle_close(i);
+}
+
 static void handle_close(uint32_t id)
 {
     if (id >= SLOTS_MAX || host.slots[id].state == SLOT_CLOSING)
@@ -409,9 +483,21 @@ static void handle_close(uint32_t id)
     s->state = SLOT_CLOSING;
     if (slot_pending[id])
         send_marker(id);
-    else if (s->cell)
-        SYS(kill, s->cell, SF_SIGKILL);
+    else
+        slot_kill(s);
+    if (s->guests)
+        close_guests(id);
     slot_settle(id);
+}
+
+/* For the whole process group, as a terminal's Ctrl-C is; for the program alone when it has left its group. */
+static void handle_signal(uint32_t id, uint32_t number)
+{
+    if (id >= SLOTS_MAX || host.slots[id].state != SLOT_LIVE || !host.slots[id].user || number == 0 || number > 64)
+        return;
+    /* SAFETY: the program is the leader of a session of its own, so its group has processes of its sandbox only. */
+    if (SYS(kill, -host.slots[id].user, number) == -ESRCH)
+        SYS(kill, host.slots[id].user, number);
 }
 
 static long remount_work(uint32_t id, const struct limits *want)
@@ -454,8 +540,8 @@ static void handle_limits(const struct request *req)
         return tell_failure(EV_LIMITS, id, STEP_SLOT, -EINVAL);
     struct slot *s = &host.slots[id];
     uint32_t step = STEP_CGROUP;
-    long r = slot_limits(id, &req->limits);
-    if (r >= 0 && !host.reduced && (req->limits.disk_bytes != s->limits.disk_bytes || req->limits.inodes != s->limits.inodes)) {
+    long r = s->joins ? 0 : slot_limits(id, &req->limits);
+    if (r >= 0 && !host.reduced && !s->joins && (req->limits.disk_bytes != s->limits.disk_bytes || req->limits.inodes != s->limits.inodes)) {
         step = STEP_REMOUNT;
         r = remount_work(id, &req->limits);
         s->limits.disk_bytes = req->limits.disk_bytes;
@@ -512,6 +598,8 @@ static void handle_request(void)
         handle_zygote(&req, payload, fds, nfds);
     else if (req.op == REQ_RETIRE)
         retire(req.id);
+    else if (req.op == REQ_SIGNAL)
+        handle_signal(req.id, req.kind);
     else
         die("request op", -EPROTO);
     for (int i = 0; i < nfds; i++)
@@ -550,8 +638,8 @@ static void handle_report(const struct fork_report *rep, int32_t sender)
         if (s->state == SLOT_FORKING)
             s->state = SLOT_LIVE;
     }
-    if (s->state == SLOT_CLOSING && s->cell)
-        SYS(kill, s->cell, SF_SIGKILL);
+    if (s->state == SLOT_CLOSING)
+        slot_kill(s);
     if (slot_wanted[id].cpu_s)
         limit_from_outside(id);
     slot_settle(id);
@@ -589,8 +677,8 @@ static void zygote_died(uint32_t id, int status)
         if (slot_zygote[i] == id && (slot_pending[i] || slot_marker[i])) {
             slot_pending[i] = slot_marker[i] = 0;
             spawn_failed(i, STEP_CLONE, -ECHILD);
-            if (host.slots[i].state == SLOT_CLOSING && host.slots[i].cell)
-                SYS(kill, host.slots[i].cell, SF_SIGKILL);
+            if (host.slots[i].state == SLOT_CLOSING)
+                slot_kill(&host.slots[i]);
             slot_settle(i);
         }
     tell(&ev);

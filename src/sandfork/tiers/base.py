@@ -41,7 +41,7 @@ class OutputSink(Protocol):
         ...
 
     def display(self, shown: Display) -> None:
-        """Take a rich value, in its place among the output."""
+        """Take a rich value, behind all output that the program wrote before it."""
         ...
 
 
@@ -95,7 +95,7 @@ class Process(Protocol):
         ...
 
     async def feed(self, data: bytes) -> None:
-        """Write to the stdin of a step with `keep_stdin`, at its pace; no bytes close it. A program gone is no error."""
+        """Write to the stdin of a step with `keep_stdin`, at its pace; no bytes close it. Nobody there is no error."""
         ...
 
     def signal(self, number: int) -> None:
@@ -119,19 +119,18 @@ class Files(Protocol):
     """The files of a sandbox, from outside: no link, FIFO or device ever leads anywhere else.
 
     Paths are relative to the work directory or absolute below one that the sandbox may write to. *Raises*
-    FileNotInSandbox; GuestLost.
+    FileNotInSandbox; DiskFull; GuestLost.
     """
 
     async def list(self, path: str) -> Sequence[FileEntry]:
         """Return the entries of a directory, sorted by name."""
         ...
 
-    async def size(self, path: str) -> int:
-        """Return the size of a regular file."""
-        ...
+    async def read(self, path: str, max_bytes: int) -> tuple[int, AsyncIterator[bytes]]:
+        """Return the size of a regular file and just as much content, in chunks; at most `max_bytes`.
 
-    def read(self, path: str, max_bytes: int) -> AsyncIterator[bytes]:
-        """Yield a regular file in chunks; one larger than `max_bytes` is FileNotInSandbox."""
+        The chunks end with FileNotInSandbox when the file does not stay the same meanwhile.
+        """
         ...
 
     async def write(self, path: str, chunks: AsyncIterable[bytes], mode: int = 0o644) -> int:
@@ -163,8 +162,8 @@ class Sandbox(Process, Protocol):
         """Have the sandbox outlive its programs, under these limits. *Raises* TierError."""
         ...
 
-    async def clear(self) -> None:
-        """Kill every process in a kept sandbox; its files stay, and processes can join it anew."""
+    async def cleared(self) -> None:
+        """Wait until what `kill` began in a kept sandbox is done. *Raises* GuestLost when it failed."""
         ...
 
 

@@ -7,6 +7,7 @@ comes back is data of the sandbox's and is treated as such: bounded, and matched
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fnmatch
 import os
@@ -21,6 +22,7 @@ from sandfork.tiers.process import messages as m
 _DIRECTORY, _REGULAR = 4, 8  # d_type of getdents64
 _ENTRIES_MAX = 10_000
 _DEPTH_MAX = 32
+_LOOK_S = 0.5
 _FILES_MAX = 1_000
 _LISTINGS_MAX = 1_000  # directories read, and names seen in them, for all patterns of one collect: a program can make
 _NAMES_MAX = 50_000  # any number of them, and looking costs the server, not the program
@@ -43,6 +45,16 @@ def inside_path(path: str) -> str:
     if path.startswith("/") or ".." in parts or not parts or "\0" in path:
         raise FileNotInSandbox(f"{path!r} is not a path in the sandbox; use one relative to /sandbox, or below /tmp")
     return "/".join(parts)
+
+
+def inside_directory(path: str) -> str:
+    """Turn a directory's path into one relative to the work directory, itself included. *Raises* FileNotInSandbox."""
+    for prefix, inside in _WRITABLE:
+        if path.rstrip("/") + "/" == prefix:
+            return inside.rstrip("/") or "."
+    if not path.startswith("/") and set(path.split("/")) <= {"", "."}:
+        return "."
+    return inside_path(path)
 
 
 class AgentClient:
@@ -116,7 +128,7 @@ class AgentClient:
         try:
             _, chunks = await self._ask(m.GET, inside_path(path), max_bytes)
         except OSError as error:
-            raise FileNotInSandbox(f"{path}: {_reason(error)}") from error
+            raise FileNotInSandbox(f"{path}: {reason_of(error)}") from error
         return b"".join(chunks)
 
     async def delete(self, path: str) -> None:
@@ -126,10 +138,57 @@ class AgentClient:
         except OSError as error:
             raise FileNotInSandbox(f"{path}: {error.strerror}") from error
 
+    async def size(self, inside: str) -> tuple[int, int]:
+        """Return size and inode of a regular file; paths here are relative to the work directory. *Raises* OSError."""
+        _, chunks = await self._ask(m.SIZE, inside, 0)
+        if len(chunks) != 1 or len(chunks[0]) != m.INODE.size:
+            raise GuestLost("a file's size in no form known here")
+        size, inode = m.INODE.unpack(chunks[0])
+        return size, inode
+
+    async def read(self, inside: str, offset: int, count: int) -> tuple[bytes, int]:
+        """Return a piece of a regular file, and its inode. *Raises* OSError."""
+        inode, chunks = await self._ask(m.READ, inside, offset, m.NUMBER.pack(count))
+        return b"".join(chunks), inode
+
+    async def make(self, inside: str, mode: int) -> None:
+        """Make a file, or an empty one of what is there, and the directories above it. *Raises* OSError."""
+        await self._ask(m.PUT, inside, mode)
+
+    async def write(self, inside: str, offset: int, piece: bytes) -> None:
+        """Write a piece of a file that is there. *Raises* OSError."""
+        await self._ask(m.WRITE, inside, offset, piece)
+
+    async def remove(self, inside: str) -> None:
+        """Remove a file or an empty directory. *Raises* OSError."""
+        await self._ask(m.DELETE, inside, 0)
+
+    async def discard(self, inside: str) -> None:
+        """Remove a file that could not be written whole, if it can still be had."""
+        with contextlib.suppress(OSError, GuestLost):
+            await self.remove(inside)
+
+    async def entries(self, inside: str) -> list[str]:
+        """Return the names in a directory. *Raises* OSError."""
+        _, chunks = await self._ask(m.LIST, inside, _ENTRIES_MAX)
+        return [os.fsdecode(chunk[9:]) for chunk in chunks]
+
+    async def kill_all(self) -> None:
+        """Kill every process of the sandbox but its init. *Raises* OSError, GuestLost."""
+        await self._ask(m.KILL, ".", 0)
+
     async def free_bytes(self) -> int:
         """Return the bytes free in the work directory's file system, 0 when it has no inode left."""
         number, _ = await self._ask(m.STAT, ".", 0)
         return number
+
+    async def disk_is_full(self) -> bool:
+        """Tell whether that file system has no room left; one that does not answer soon is not said to be full."""
+        try:
+            async with asyncio.timeout(_LOOK_S):
+                return await self.free_bytes() == 0
+        except (GuestLost, OSError, TimeoutError):
+            return False
 
     async def listing(self, path: str = ".") -> list[tuple[str, int, int]]:
         """Return (name, d_type, size) of a directory's entries. *Raises* FileNotInSandbox."""
@@ -239,7 +298,8 @@ def _as_asked(pattern: str, path: str) -> str:
     return path
 
 
-def _reason(error: OSError) -> str:
+def reason_of(error: OSError) -> str:
+    """Say why the agent would not, in words for who asked."""
     if error.errno == errno.EFBIG:
         return "larger than what may be collected"
     if error.errno == errno.EINVAL:

@@ -14,6 +14,8 @@ SLOTS_MAX = 8192
 MESSAGE_MAX = 131072
 SHARED_NETNS = 1
 URGENT = 2
+JOIN = 4
+TERMINAL = 8
 CLOSED_NEW_NETNS = 1
 PROFILE_KEEP_GROUPS = 1
 
@@ -28,6 +30,7 @@ class Request(IntEnum):
     LIMITS = 5
     CLOSE = 6
     RETIRE = 7
+    SIGNAL = 8
 
 
 class Event(IntEnum):
@@ -96,8 +99,10 @@ END = struct.Struct("=iIQQ")
 FAIL = struct.Struct("=II")
 NUMBER = struct.Struct("=Q")
 
-READY, RUN, STARTED, ENDED, FAILED = b"!RSEX"
-PUT, GET, LIST, STAT, DELETE, OK, ERR, DATA = b"PGLFUOZD"
+INODE = struct.Struct("=QQ")
+
+READY, RUN, STARTED, ENDED, FAILED, DISPLAY = b"!RSEXD"
+PUT, GET, LIST, STAT, DELETE, SIZE, READ, WRITE, KILL, OK, ERR, DATA = b"PGLFUQrwKOZD"
 
 
 def step_name(step: int) -> str:
@@ -197,11 +202,11 @@ class FrameError(ValueError):
 class FrameReader:
     """Cut a byte stream into frames. `max_len` bounds a body: a longer one is a FrameError, as soon as announced."""
 
-    __slots__ = ("_buffer", "_max_len")
+    __slots__ = ("_buffer", "max_len")
 
     def __init__(self, max_len: int) -> None:
         self._buffer = bytearray()
-        self._max_len = max_len
+        self.max_len = max_len
 
     def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
         """Take bytes and yield every complete frame as (kind, body). *Raises* FrameError."""
@@ -209,8 +214,8 @@ class FrameReader:
         buffer += data
         while len(buffer) >= FRAME.size:
             kind, length = FRAME.unpack_from(buffer)
-            if length > self._max_len:
-                raise FrameError(f"a frame of {length} bytes where at most {self._max_len} are allowed")
+            if length > self.max_len:
+                raise FrameError(f"a frame of {length} bytes where at most {self.max_len} are allowed")
             end = FRAME.size + length
             if len(buffer) < end:
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from sandfork.model import Limits, Step
 from sandfork.tiers.process import messages as m
 
 _WORK_DIR = "/sandbox"
+STDIN_FILE = ".stdin"
+"""Where a lasting interpreter finds the stdin of one step: it opens the file and removes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +50,23 @@ def run_frame(step: Step, limits: Limits, base_env: bytes, means: Means, work_di
     if step.code is not None and step.file_name is not None:
         parts.append(m.text(b"f", step.file_name))
         parts.append(m.field(b"c", step.code))
-    parts.append(m.number(b"p", cpu_seconds(limits, means)))
+    if step.lasting:
+        parts.append(m.number(b"l", 1))
+        parts += [m.text(b"i", f"{work_dir}/{STDIN_FILE}")] if step.stdin else []
+    else:
+        parts.append(m.number(b"p", cpu_seconds(limits, means)))
+    if step.rich:
+        parts.append(m.number(b"r", 1))
     parts.append(m.number(b"n", limits.open_files))
     parts.append(m.number(b"s", limits.disk_bytes))
     parts += _rlimits(limits, means)
     return m.frame(m.RUN, b"".join(parts))
+
+
+def step_text(step: Step) -> bytes:
+    """Return a step for an interpreter that reads text up to a NUL; its environment is set on its first line."""
+    exports = "".join(f"export {name}={shlex.quote(value)}; " for name, value in step.env)
+    return exports.encode("utf-8", "surrogateescape") + (step.code or b"") + b"\0"
 
 
 def _moved(word: str, work_dir: str) -> str:

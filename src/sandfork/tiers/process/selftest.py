@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from sandfork.errors import SandforkError, TierUnavailable
-from sandfork.model import Limits, Outcome, Step, Stream
+from sandfork.model import Display, Limits, Outcome, Step, Stream
 from sandfork.tiers.base import Sandbox, StepEnd
 
 _NAMESPACES = ("pid", "mnt", "net", "ipc", "uts", "cgroup", "user")
@@ -36,6 +36,9 @@ class _Output:
         """Take a chunk."""
         self.text += data
         return len(self.text) < 1 << 16
+
+    def display(self, shown: Display) -> None:
+        """Take a rich value: there is none."""
 
 
 async def self_test(fork: Fork, program: Path, *, cgroups: bool, reduced: bool) -> dict[str, str]:

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from sandfork.errors import ForkFailed, TierError
-from sandfork.linux.cgroup import Figures, SlotMeter
+from sandfork.linux.cgroup import Figures, Mark, SlotMeter
 from sandfork.model import Limits
 from sandfork.tiers.process import messages as m
+from sandfork.tiers.process.guest import Guest
 from sandfork.tiers.process.run import Means, cpu_seconds
-from sandfork.tiers.process.sandbox import ProcessSandbox
 from sandfork.tiers.process.warden import Warden
 
 _INODE_BYTES = 4096  # a sandbox may have one inode per page of its disk limit, and at least this many
 _INODES_MIN = 1024
 _CLOSE_S = 15.0
+_NO_CPU_LIMIT_S = (1 << 31) - 1
 _LOG = logging.getLogger("sandfork.tier")
 
 
@@ -58,16 +59,22 @@ class Tenancy:
     must not close the next one, which has the same slot.
     """
 
-    def __init__(self, slot: Slot, slots: Slots, limits: m.SlotLimits, *, limits_itself: bool) -> None:
-        """A sandbox is being forked into `slot`; its process can lower its own rlimits, or cannot."""
+    def __init__(
+        self, slot: Slot, slots: Slots, limits: m.SlotLimits, *, limits_itself: bool, home: Tenancy | None = None
+    ) -> None:
+        """A sandbox is being forked into `slot`; its process can lower its own rlimits, or cannot.
+
+        With a `home` it is a further process of the sandbox there: figures and files are that sandbox's.
+        """
         self.number = slot.number
-        self.meter = slot.meter
-        self.work_dir = slots.means.work_dir(slot.number)
+        self.home = home
+        self.meter: SlotMeter = home.meter if home else slot.meter
+        self.work_dir = slots.means.work_dir(home.number if home else slot.number)
         self.means = slots.means
         self.tasks = slots.tasks
         self.cores = slots.cores
         self.limits = limits
-        self.sandbox: ProcessSandbox | None = None
+        self.guest: Guest | None = None
         self._slots = slots
         self._from_outside = not limits_itself
         self._closing = False
@@ -84,6 +91,22 @@ class Tenancy:
         want = replace(slot_limits(limits), open_files=now.open_files)
         if outside:
             want = replace(want, open_files=limits.open_files, cpu_s=cpu_seconds(limits, self.means))
+        await self._put_in_force(want)
+
+    async def apply_to_sandbox(self, limits: Limits) -> None:
+        """Put in force what holds for a sandbox as a whole. *Raises* TierError."""
+        await self._put_in_force(replace(slot_limits(limits), open_files=self.limits.open_files))
+
+    async def apply_to_process(self, limits: Limits) -> None:
+        """Limit a process that lasts and cannot lower its own rlimits; its processor time is counted a step at a time.
+
+        *Raises* TierError.
+        """
+        if self._from_outside:
+            self._from_outside = False
+            await self._put_in_force(replace(self.limits, open_files=limits.open_files, cpu_s=_NO_CPU_LIMIT_S))
+
+    async def _put_in_force(self, want: m.SlotLimits) -> None:
         data = m.request(m.Request.LIMITS, self.number, limits=want)
         event = await self._slots.warden.ask(data, m.Event.LIMITS, self.number)
         if event.err:
@@ -98,15 +121,20 @@ class Tenancy:
         """Say whether the warden has nothing to do where rlimits, which RUN carries, do all else."""
         return bool(self.means.work_root) or limits.disk_bytes == self.limits.disk_bytes
 
-    def figures(self, reaped: m.WardenEvent | None) -> Figures:
+    def figures(self, reaped: m.WardenEvent | None, since: Mark | None = None) -> Figures:
         """Return what was used: the cgroups' figures, or, without any, what wait4 told of the reaped program.
 
         *Raises* OSError when the cgroups are gone.
         """
         if not self.means.rlimits or reaped is None:
-            return self.meter.figures()
+            return self.meter.figures(since)
         user_ns, system_ns = reaped.utime_us * 1000, reaped.stime_us * 1000
         return Figures(user_ns, system_ns, memory_peak_bytes=reaped.maxrss_kb << 10, memory_bytes=0, processes=0)
+
+    def signal(self, number: int) -> None:
+        """Have the warden signal the program and its group."""
+        if not self._closing and not self._freed.done():
+            self._slots.warden.send(m.request(m.Request.SIGNAL, self.number, kind=number))
 
     def close(self) -> None:
         """Have the warden kill everything in the slot; once, and only while it is this sandbox's."""
@@ -120,7 +148,9 @@ class Tenancy:
 
     def freed(self, event: m.WardenEvent | None) -> None:
         """The warden freed the slot (or is gone)."""
-        self.sandbox = None
+        if self.guest is not None:
+            self.guest.died()
+        self.guest = None
         if self._overdue is not None:
             self._overdue.cancel()
         if event is not None and event.err:
@@ -177,8 +207,8 @@ class Slots:
         self._slots: list[Slot] = []
         self._free: list[Slot] = []
 
-    def take(self, limits: m.SlotLimits, *, limits_itself: bool = True) -> Tenancy:
-        """Take a free slot for a sandbox that is born with `limits`. *Raises* ForkFailed when all are taken."""
+    def take(self, limits: m.SlotLimits, *, limits_itself: bool = True, home: Tenancy | None = None) -> Tenancy:
+        """Take a free slot for a sandbox born with `limits`, or a process of the one at `home`. *Raises* ForkFailed."""
         if self._free:
             slot = self._free.pop()
         elif len(self._slots) < self._most:
@@ -186,7 +216,7 @@ class Slots:
             self._slots.append(slot)
         else:
             raise ForkFailed(f"all {self._most} sandbox slots are taken", retry_after_s=1.0)
-        slot.tenancy = Tenancy(slot, self, limits, limits_itself=limits_itself)
+        slot.tenancy = Tenancy(slot, self, limits, limits_itself=limits_itself, home=home)
         return slot.tenancy
 
     def untake(self, tenancy: Tenancy) -> None:
@@ -201,17 +231,17 @@ class Slots:
         tenancy = slot.tenancy
         if tenancy is None:
             return
-        sandbox = tenancy.sandbox
+        guest = tenancy.guest
         if event.op == m.Event.CLOSED:
             self.new_net_ns += event.flags & m.CLOSED_NEW_NETNS
             slot.tenancy = None
             tenancy.freed(event)
             if not event.err:
                 self._free.append(slot)
-        elif sandbox is not None and event.op == m.Event.EXIT:
-            sandbox.exit_event(event)
-        elif sandbox is not None:
-            sandbox.fork_failed(event.step, event.err)
+        elif guest is not None and event.op == m.Event.EXIT:
+            guest.exit_event(event)
+        elif guest is not None:
+            guest.fork_failed(event.step, event.err)
 
     def lost(self) -> None:
         """The warden is gone, and with it every sandbox."""
@@ -219,9 +249,9 @@ class Slots:
             tenancy, slot.tenancy = slot.tenancy, None
             if tenancy is None:
                 continue
-            if tenancy.sandbox is not None:
-                tenancy.sandbox.fork_failed(m.STEPS.index("none"), errno.ECHILD)
-                tenancy.sandbox.release()
+            if tenancy.guest is not None:
+                tenancy.guest.fork_failed(m.STEPS.index("none"), errno.ECHILD)
+                tenancy.guest.release()
             tenancy.freed(None)
         self._free = list(self._slots)
 

@@ -1,7 +1,8 @@
 """The three standard streams of one sandbox, from the server's side: feed stdin, pass stdout and stderr to a sink.
 
 A short program is read once, at its end; `watch` starts reading as it writes. When the sink refuses more, nothing is
-read until `resume`: the pipes fill and the program waits in its write.
+read until `resume`: the pipes fill and the program waits in its write. Stdin is closed once what was given is written,
+unless it is kept open for `feed`.
 """
 
 from __future__ import annotations
@@ -27,17 +28,47 @@ class Streams:
         self._sources = {Stream.STDOUT: stdout, Stream.STDERR: stderr}
         self._watched: set[Stream] = set()
         self._left = memoryview(b"")
+        self._keep_stdin = False
+        self._written: asyncio.Future[None] | None = None
+        self._begun: asyncio.Future[None] | None = None
         self._sink: OutputSink | None = None
         self._closed = False
         self.paused = False
 
-    def begin(self, stdin: bytes, sink: OutputSink) -> None:
+    def begin(self, stdin: bytes, sink: OutputSink, *, keep_stdin: bool = False) -> None:
         """Feed `stdin`, and give `sink` what is read from now on."""
         self._sink = sink
+        self._keep_stdin = keep_stdin
         self._left = memoryview(stdin)
         self._writable()
-        if self._stdin >= 0:
+        self._await_room()
+        if self._begun is not None:
+            self._begun.set_result(None)
+            self._begun = None
+
+    def _await_room(self) -> None:
+        if self._stdin >= 0 and self._left:
             self._loop.add_writer(self._stdin, self._writable)
+
+    async def feed(self, data: bytes) -> None:
+        """Write more to a stdin that is kept open, as fast as it is read; no bytes close it."""
+        if self._sink is None and self._stdin >= 0:
+            self._begun = self._begun or self._loop.create_future()
+            await asyncio.shield(self._begun)
+        await self._until_written()
+        if self._stdin < 0:
+            return
+        self._keep_stdin = self._keep_stdin and bool(data)
+        self._left = memoryview(data)
+        self._writable()
+        self._await_room()
+        await self._until_written()
+
+    async def _until_written(self) -> None:
+        """Wait until all that was given to stdin is written, or nobody reads it any more."""
+        while self._left:
+            self._written = self._written or self._loop.create_future()
+            await asyncio.shield(self._written)
 
     def _writable(self) -> None:
         try:
@@ -47,13 +78,25 @@ class Streams:
             return
         except BrokenPipeError:
             self._left = memoryview(b"")
-        self._close_stdin()
+            self._keep_stdin = False
+        if self._keep_stdin:
+            self._loop.remove_writer(self._stdin)
+            self._tell_written()
+        else:
+            self._close_stdin()
+
+    def _tell_written(self) -> None:
+        if self._written is not None and not self._written.done():
+            self._written.set_result(None)
+        self._written = None
 
     def _close_stdin(self) -> None:
         if self._stdin >= 0:
             self._loop.remove_writer(self._stdin)
             os.close(self._stdin)
             self._stdin = -1
+        self._left = memoryview(b"")
+        self._tell_written()
 
     def watch(self) -> None:
         """Read as the program writes, from now on."""
@@ -115,6 +158,9 @@ class Streams:
         if not self._closed:
             self.unwatch()
             self._closed = True
+            if self._begun is not None:
+                self._begun.set_result(None)
+                self._begun = None
             self._close_stdin()
             for fd in self._sources.values():
                 os.close(fd)

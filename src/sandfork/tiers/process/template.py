@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import _socket
 import asyncio
 import logging
 import os
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from sandfork.errors import ForkFailed, TemplateFailed
 from sandfork.model import Limits, TemplateHealth
+from sandfork.tiers.base import Sandbox
 from sandfork.tiers.process import messages as m
 from sandfork.tiers.process.agent import AgentClient
-from sandfork.tiers.process.sandbox import ProcessSandbox
+from sandfork.tiers.process.channels import open_channels, open_pipes, open_stream, open_terminal_streams
+from sandfork.tiers.process.guest import Guest
+from sandfork.tiers.process.sandbox import JoinedGuest, ProcessSandbox
 from sandfork.tiers.process.slots import Slots, slot_limits
-from sandfork.tiers.process.streams import Streams
 from sandfork.tiers.process.warden import Warden
 
 _LOG = logging.getLogger("sandfork.tier")
@@ -75,31 +74,6 @@ class Zygote:
         """The last line it wrote."""
         lines = self._tail.decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else ""
-
-
-def _open_channels() -> tuple[socket.socket, socket.socket, socket.socket, socket.socket, list[int]]:
-    """Open ctl and agent, each with the child's end, and the pipes of stdin, stdout and stderr, reading end first."""
-    sockets: list[socket.socket] = []
-    pipes: list[int] = []
-    try:
-        # The bare constructor: socket.socketpair wraps every end in enums and costs several times as much.
-        for _ in range(2):
-            sockets += cast(tuple[socket.socket, socket.socket], _socket.socketpair())
-        for _ in range(3):
-            pipes += os.pipe2(os.O_CLOEXEC)
-    except OSError:
-        for sock in sockets:
-            sock.close()
-        for fd in pipes:
-            os.close(fd)
-        raise
-    ctl, ctl_child, agent, agent_child = sockets
-    for fd in (pipes[1], pipes[2], pipes[4]):
-        os.set_blocking(fd, False)
-        os.fchmod(fd, 0o666)  # a pipe is its maker's, and /dev/stdout opens it anew; only its own sandbox can see it
-    ctl.setblocking(False)
-    agent.setblocking(False)
-    return ctl, ctl_child, agent, agent_child, pipes
 
 
 class ProcessTemplate:
@@ -195,28 +169,27 @@ class ProcessTemplate:
         limits = slot_limits(self._spec.limits)
         slot = self._slots.take(limits, limits_itself=self._spec.kind is not m.Kind.PARK)
         try:
-            ctl, ctl_child, agent, agent_child, pipes = _open_channels()
+            ctl, ctl_child, agent, agent_child, streams, ends = open_channels()
         except OSError as error:
             self._slots.untake(slot)
             raise ForkFailed(
                 f"no descriptors for a sandbox: {error.strerror}", step="fds", errno=error.errno or 0
             ) from error
-        stdin_child, stdin, stdout, stdout_child, stderr, stderr_child = pipes
-        sandbox = ProcessSandbox(slot, ctl, Streams(stdin, stdout, stderr), AgentClient(agent), self._base_env())
-        slot.sandbox = sandbox
+        sandbox = ProcessSandbox(slot, ctl, streams, AgentClient(agent), self._base_env(), execs=self._execs)
+        slot.guest = sandbox
         zygote.forks += 1
 
         def sent() -> None:
             ctl_child.close()
             agent_child.close()
-            for fd in (stdin_child, stdout_child, stderr_child):
+            for fd in ends:
                 os.close(fd)
 
         data = m.request(
             m.Request.SPAWN, slot.number, zygote=zygote.number, limits=limits,
             flags=(m.SHARED_NETNS if self._spec.shared_netns else 0) | (m.URGENT if urgent else 0),
         )  # fmt: skip
-        fds = (ctl_child.fileno(), stdin_child, stdout_child, stderr_child, agent_child.fileno())
+        fds = (ctl_child.fileno(), *ends, agent_child.fileno())
         self._warden.send(data, fds, sent)
         await self._until_parked(sandbox)
         if self._spec.kind is m.Kind.PARK:
@@ -224,17 +197,55 @@ class ProcessTemplate:
             self._memory_bytes = slot.meter.figures().memory_bytes
         return sandbox
 
+    async def join(self, sandbox: Sandbox, *, terminal: tuple[int, int] | None = None) -> Guest:
+        """Fork a further process into a kept sandbox; see the port."""
+        assert isinstance(sandbox, ProcessSandbox)
+        if not self._warden.alive:
+            raise ForkFailed("the process that makes sandboxes is gone", step="warden")
+        zygote = await self._current()
+        home = sandbox.place
+        slot = self._slots.take(home.limits, limits_itself=self._spec.kind is not m.Kind.PARK, home=home)
+        try:
+            ctl, ctl_child = open_stream()
+            streams, theirs = open_terminal_streams(*terminal) if terminal else open_pipes()
+        except OSError as error:
+            self._slots.untake(slot)
+            raise ForkFailed(
+                f"no descriptors for a process: {error.strerror}", step="fds", errno=error.errno or 0
+            ) from error
+        guest = JoinedGuest(slot, ctl, streams, self._base_env(), execs=self._execs, home=sandbox)
+        slot.guest = guest
+        sandbox.add(guest)
+        zygote.forks += 1
+
+        def sent() -> None:
+            ctl_child.close()
+            for fd in set(theirs):
+                os.close(fd)
+
+        request = m.request(
+            m.Request.SPAWN, slot.number, zygote=zygote.number, limits=home.limits, root=home.number,
+            flags=m.JOIN | m.URGENT | (m.TERMINAL if terminal else 0),
+        )  # fmt: skip
+        self._warden.send(request, (ctl_child.fileno(), *theirs), sent)
+        await self._until_parked(guest)
+        return guest
+
+    @property
+    def _execs(self) -> bool:
+        return self._spec.kind is m.Kind.NONE
+
     def _base_env(self) -> bytes:
         """What RUN must carry for a program that no interpreter of ours gives its environment."""
         if self._spec.kind is not m.Kind.NONE:
             return b""
         return m.program_fields((), (f"{k}={v}" for k, v in self._spec.environment))
 
-    async def _until_parked(self, sandbox: ProcessSandbox) -> None:
+    async def _until_parked(self, guest: Guest) -> None:
         try:
-            await sandbox.parked()
+            await guest.parked()
         except BaseException:
-            await asyncio.wait([self._slots.tasks.spawn(sandbox.close())])
+            await asyncio.wait([self._slots.tasks.spawn(guest.close())])
             raise
 
     def health(self) -> TemplateHealth:

@@ -1,0 +1,279 @@
+"""Further processes in a sandbox that is kept: what they share, what a kill leaves, and that nothing stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import uvloop
+
+from sandfork.errors import DiskFull, FileNotInSandbox, ForkFailed, GuestLost
+from sandfork.model import InputFile, Limits, Outcome
+from sandfork.tiers.process import ProcessTier
+from sandfork.tiers.process.sandbox import JoinedGuest, ProcessSandbox
+from tests.support.process import LIMITS, STUCK_S, Tape, make_step, process_tier, start_native
+
+Check = Callable[[ProcessTier, ProcessSandbox], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def _root(as_root: None) -> None:
+    """Every test here starts processes as root."""
+
+
+def with_sandbox(check: Check, key: str = "python", limits: Limits = LIMITS) -> None:
+    """Run `check` in a kept sandbox of a tier of its own; afterwards no sandbox may be left."""
+    launched = start_native()
+
+    async def run() -> None:
+        tier = process_tier(launched)
+        try:
+            async with asyncio.timeout(STUCK_S):
+                await tier.start()
+                sandbox = await (await tier.template(key)).fork()
+                await sandbox.keep(limits)
+                await check(tier, sandbox)
+                await sandbox.close()
+                assert tier.live == 0
+        finally:
+            await tier.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
+
+
+async def run_in(
+    sandbox: ProcessSandbox, tier: ProcessTier, code: str, key: str = "python"
+) -> tuple[int | None, bytes]:
+    """Run a program in a process that joins, and close that; return its exit code and output."""
+    guest = await (await tier.template(key)).join(sandbox)
+    tape = Tape()
+    end = await guest.exec(make_step(code, key), LIMITS, tape)
+    await guest.close()
+    return end.exit_code, bytes(tape.stdout + tape.stderr)
+
+
+def test_processes_of_one_sandbox_share_its_files_and_see_each_other() -> None:
+    async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
+        tape = Tape()
+        end = await sandbox.exec(make_step("open('kept', 'w').write('by the first'); print('ok')"), LIMITS, tape)
+        assert (end.exit_code, bytes(tape.stdout)) == (0, b"ok\n")
+        assert await run_in(sandbox, tier, "print(open('kept').read())") == (0, b"by the first\n")
+        assert await run_in(sandbox, tier, "cat kept; id -u", "command") == (0, b"by the first1000\n")
+        assert await run_in(sandbox, tier, "console.log(require('fs').readFileSync('kept', 'utf8'))", "node") == (
+            0,
+            b"by the first\n",
+        )
+
+    with_sandbox(check)
+
+
+def test_a_process_that_joins_is_confined_as_the_first_is() -> None:
+    facts = (
+        "import os\n"
+        "names = ('user', 'pid', 'mnt', 'net', 'ipc', 'uts')\n"
+        "status = dict(l.split(':\\t', 1) for l in open('/proc/self/status').read().splitlines() if ':\\t' in l)\n"
+        "print([os.readlink(f'/proc/self/ns/{n}') for n in names])\n"
+        "print([status[n] for n in ('CapEff', 'CapBnd', 'NoNewPrivs', 'Seccomp', 'Uid', 'Groups')])\n"
+        "print(sorted(os.listdir('/proc/self/fd')), os.getsid(0) == os.getpid(), open('/proc/self/cgroup').read())\n"
+    )
+
+    async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
+        tape = Tape()
+        await sandbox.exec(make_step(facts), LIMITS, tape)
+        assert await run_in(sandbox, tier, facts) == (0, bytes(tape.stdout))
+
+    with_sandbox(check)
+
+
+def test_a_limit_kill_ends_every_process_and_keeps_the_files() -> None:
+    async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
+        leave = "import os, time\nif not os.fork():\n os.setsid()\n time.sleep(3600)\nopen('kept', 'w').write('x')"
+        await sandbox.exec(make_step(leave), LIMITS, Tape())
+        template = await tier.template("python")
+        guest = await template.join(sandbox)
+        running = asyncio.create_task(
+            guest.exec(make_step("import time\nprint('begun', flush=True)\ntime.sleep(3600)"), LIMITS, tape := Tape())
+        )
+        await tape.until(b"begun")
+        guest.kill(Outcome.TIMED_OUT)
+        assert (await running).outcome is Outcome.TIMED_OUT
+        await sandbox.cleared()
+        await guest.close()
+        count = "import os\nprint(len([p for p in os.listdir('/proc') if p.isdigit()]), open('kept').read())"
+        assert await run_in(sandbox, tier, count) == (0, b"1 x\n")
+
+    with_sandbox(check)
+
+
+def test_a_process_that_is_killed_and_closed_at_once_keeps_nobody_waiting() -> None:
+    async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
+        template = await tier.template("python")
+        for _ in range(5):
+            guest, tape = await template.join(sandbox), Tape()
+            running = asyncio.create_task(
+                guest.exec(make_step("print('begun', flush=True)\nimport time\ntime.sleep(3600)"), LIMITS, tape)
+            )
+            await tape.until(b"begun")
+            guest.kill(Outcome.TIMED_OUT)
+            await asyncio.gather(running, guest.close(), sandbox.cleared())
+
+    with_sandbox(check)
+
+
+def test_a_signal_reaches_the_program_and_its_group() -> None:
+    async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
+        code = (
+            "import subprocess\nchild = subprocess.Popen(['sleep', '3600'])\ntry:\n print('begun', flush=True)\n"
+            " child.wait()\nexcept KeyboardInterrupt: print(child.wait())"
+        )
+        running = asyncio.create_task(sandbox.exec(make_step(code), LIMITS, tape := Tape()))
+        await tape.until(b"begun")
+        sandbox.signal(signal.SIGINT)
+        assert (await running).exit_code == 0
+        assert bytes(tape.stdout) == b"begun\n-2\n"
+
+    with_sandbox(check)
+
+
+def test_a_sandbox_that_is_closed_takes_those_that_joined_along() -> None:
+    async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
+        template = await tier.template("python")
+        guests = [await template.join(sandbox) for _ in range(3)]
+        running = asyncio.create_task(
+            guests[0].exec(
+                make_step("print('begun', flush=True)\nimport time\ntime.sleep(3600)"), LIMITS, tape := Tape()
+            )
+        )
+        await tape.until(b"begun")
+        await sandbox.close()
+        with pytest.raises(GuestLost):
+            await running
+        assert tier.live == 0
+
+    with_sandbox(check)
+
+
+def test_nothing_joins_a_sandbox_that_is_gone() -> None:
+    async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
+        template = await tier.template("python")
+        await sandbox.close()
+        with pytest.raises(ForkFailed):
+            await template.join(sandbox)
+
+    with_sandbox(check)
+
+
+def test_stdin_can_be_kept_open_and_fed() -> None:
+    async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
+        code = "import sys\nfor line in sys.stdin: print(line.upper(), end='', flush=True)\nprint('end')"
+        step = make_step(code, stdin=b"one\n", keep_stdin=True)
+        running = asyncio.create_task(sandbox.exec(step, LIMITS, tape := Tape()))
+        await tape.until(b"ONE\n")
+        await sandbox.feed(b"two\n")
+        await tape.until(b"TWO\n")
+        await sandbox.feed(b"")
+        assert (await running).exit_code == 0
+        assert bytes(tape.stdout) == b"ONE\nTWO\nend\n"
+        await sandbox.feed(b"nobody reads this")
+
+    with_sandbox(check)
+
+
+def test_a_terminal_is_the_controlling_one_and_knows_its_size() -> None:
+    async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
+        template = await tier.template("command")
+        guest = await template.join(sandbox, terminal=(100, 30))
+        assert isinstance(guest, JoinedGuest)
+        step = make_step(
+            "stty size; trap 'stty size; exit 3' WINCH; echo ready; while :; do read -t 0.1; done", "command"
+        )
+        running = asyncio.create_task(guest.exec(step, LIMITS, tape := Tape()))
+        await tape.until(b"ready")
+        assert b"30 100" in tape.stdout
+        guest.resize(120, 40)
+        assert (await running).exit_code == 3
+        assert b"40 120" in tape.stdout
+        await guest.close()
+        # Job control: Ctrl-C reaches the foreground job and not the shell.
+        guest = await template.join(sandbox, terminal=(80, 24))
+        step = make_step("", "command")
+        step = type(step)(("/bin/bash", "--norc", "-i"), None, None)
+        running = asyncio.create_task(guest.exec(step, LIMITS, tape := Tape()))
+        await guest.feed(b"sh -c 'echo on$((40+2)); exec sleep 3600'\n")
+        await tape.until(b"on42")
+        await guest.feed(b"\x03")
+        await guest.feed(b"echo still $((40+2)); exit 5\n")
+        assert (await running).exit_code == 5
+        assert b"still 42" in tape.stdout
+        await guest.close()
+
+    with_sandbox(check)
+
+
+async def pieces(*chunks: bytes) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+
+
+def test_files_are_moved_whole_and_never_elsewhere() -> None:
+    async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
+        files = sandbox.files
+        content = bytes(range(256)) * 5000
+        assert await files.write("deep/er/file.bin", pieces(content[:7], content[7:])) == len(content)
+        size, chunks = await files.read("/sandbox/deep/er/file.bin", 1 << 30)
+        assert size == len(content)
+        assert b"".join([chunk async for chunk in chunks]) == content
+        with pytest.raises(FileNotInSandbox, match="larger"):
+            await files.read("deep/er/file.bin", len(content) - 1)
+        await sandbox.put([InputFile("plain", b"p")])
+        assert [(e.name, e.kind, e.size_bytes) for e in await files.list("/sandbox")] == [
+            ("deep", "directory", 0),
+            ("plain", "file", 1),
+        ]
+        make = (
+            "import os\nos.symlink('/etc/passwd', 'link')\nos.mkfifo('fifo')\nos.symlink('/etc', 'etc')\n"
+            "os.mkdir('d')\nopen('d/x', 'w').write('y')"
+        )
+        await sandbox.exec(make_step(make), LIMITS, Tape())
+        for path in ("link", "fifo", "etc/passwd", "../etc/passwd", "/etc/passwd", "missing", "d", "", "a\0b"):
+            with pytest.raises(FileNotInSandbox):
+                await files.read(path, 1 << 30)
+        for path in ("link", "fifo", "etc/new", "../new", "/etc/new", "d"):
+            with pytest.raises(FileNotInSandbox):
+                await files.write(path, pieces(b"x"))
+        await files.delete("d")
+        await files.delete("link")
+        assert {e.name for e in await files.list("")} == {"deep", "plain", "fifo", "etc", "main.py"}
+
+    with_sandbox(check)
+
+
+def test_a_write_that_breaks_off_leaves_no_file_and_the_files_in_reach() -> None:
+    async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
+        async def breaks() -> AsyncIterator[bytes]:
+            yield b"x" * 1000
+            raise ConnectionResetError
+
+        with pytest.raises(ConnectionResetError):
+            await sandbox.files.write("part", breaks())
+        with pytest.raises(FileNotInSandbox):
+            await sandbox.files.read("part", 1 << 30)
+        reading = asyncio.create_task(sandbox.files.write("slow", pieces(*[b"y" * 100_000] * 50)))
+        await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert await sandbox.files.write("next", pieces(b"z")) == 1
+
+    with_sandbox(check)
+
+
+def test_a_disk_that_is_full_is_told() -> None:
+    async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
+        with pytest.raises(DiskFull, match="limits.disk_bytes"):
+            await sandbox.files.write("big", pieces(*[b"x" * (1 << 20)] * 2))
+
+    with_sandbox(check, limits=Limits(disk_bytes=1 << 20))
