@@ -7,7 +7,9 @@
     │   ├── UnknownLanguage
     │   ├── SessionNotFound
     │   ├── SessionConflict
+    │   │   └── WrongLanguage
     │   ├── FileNotInSandbox
+    │   ├── DiskFull
     │   ├── Forbidden        a ceiling of the server or of the key
     │   └── NotSupported     a documented feature that this server does not have
     ├── AccessError
@@ -93,10 +95,25 @@ class SessionConflict(CallerError):
     code = "session_conflict"
 
 
+class WrongLanguage(SessionConflict):
+    """The session takes programs in `language` only, and not in `name`, which was asked for."""
+
+    def __init__(self, name: str, language: str) -> None:
+        super().__init__(f"the session takes programs in {language} only, not in {name}")
+        self.name = name
+        self.language = language
+
+
 class FileNotInSandbox(CallerError):
     """A path is missing, not a regular file, or leaves the sandbox's writable directories."""
 
     code = "file_not_in_sandbox"
+
+
+class DiskFull(CallerError):
+    """The sandbox's disk has no room for what is written; the message says what to do."""
+
+    code = "disk_full"
 
 
 class Forbidden(CallerError):

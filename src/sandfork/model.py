@@ -129,9 +129,9 @@ class SessionKey:
 class SessionSpec:
     """What a new session is to be. None stands for the server's default.
 
-    `language` is what its first process is made for, and the only one it takes if `one_language`. `limits` hold for
-    the session as a whole but wall time, cpu time and output, which each execution has for itself. `lifetime_s` counts
-    from its making, `idle_s` from the end of its last use.
+    `language` is what its first process is made for; if `one_language` it takes no programs in another, but commands.
+    `limits` hold for the session as a whole but wall time, cpu time and output, which each execution has for itself.
+    `lifetime_s` counts from its making, `idle_s` from the end of its last use.
     """
 
     language: str | None = None
@@ -159,7 +159,7 @@ class SessionUse:
 
 @dataclass(frozen=True, slots=True)
 class SessionState:
-    """A session as it is now; instants are Unix time in seconds."""
+    """A session as it is now, at `now_s`; instants are Unix time in seconds."""
 
     name: str
     language: str
@@ -171,6 +171,7 @@ class SessionState:
     executions: int
     usage: Usage
     metadata: Mapping[str, str]
+    now_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +210,9 @@ class TerminalState:
 class ExecRequest:
     """One execution as a caller asked for it, in our units, before policy was applied.
 
-    `secrets` are texts that are masked wherever the program writes them. `rich` asks for `Display`s. `keep_stdin`
-    leaves stdin open after `stdin`, for `Execution.feed`.
+    `work_dir` is where a program of its own starts, "" for the sandbox's work directory, else a directory below it that
+    is made when it is not there. `secrets` are texts that are masked wherever the program writes them. `rich` asks for
+    `Display`s. `keep_stdin` leaves stdin open after `stdin`, for `Execution.feed`.
     """
 
     program: Program
@@ -225,6 +227,7 @@ class ExecRequest:
     session: SessionUse | None = None
     collect: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
+    work_dir: str = ""
     secrets: tuple[str, ...] = ()
     rich: bool = False
     keep_stdin: bool = False
@@ -316,7 +319,7 @@ class ExecResult:
 
     `exit_code` is set when the program exited by itself, `signal` when a signal ended it. `detail` names
     what a policy refused, when the outcome alone does not say it. `state_lost` says that the session's interpreter
-    ended with this execution; the session goes on with a new one.
+    ended with this execution; the session goes on with a new one. `started_s` is when it was taken up, Unix time.
     """
 
     exec_id: str
@@ -334,6 +337,7 @@ class ExecResult:
     files_skipped: tuple[str, ...] = ()
     displays: tuple[Display, ...] = ()
     state_lost: bool = False
+    started_s: float = 0.0
 
     @property
     def status(self) -> int:

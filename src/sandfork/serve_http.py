@@ -104,7 +104,7 @@ class BoundedProtocol(Closing, HttpToolsProtocol):
 
 
 class BoundedSocket(Closing, WebSocketsSansIOProtocol):
-    """uvicorn's protocol for WebSockets, which gives up on clients that do not read, but not on those it does not read."""
+    """uvicorn's protocol for WebSockets, which gives up on clients that do not read, not on those that it does not."""
 
     def close_if_slow(self, now: float) -> None:
         """Close the connection when it should be closed and its client does not take the rest."""
@@ -118,12 +118,12 @@ class BoundedSocket(Closing, WebSocketsSansIOProtocol):
         else:
             super().keepalive_timeout()
 
-    def handle_parser_exception(self) -> None:
-        """Close the connection, also when it fails before it is one."""
-        if self.conn.close_sent is None:
+    def data_received(self, data: bytes) -> None:
+        """Parse; a head comes in one piece here, and if it is none, that ends the connection."""
+        super().data_received(data)
+        if not self.handshake_initiated and not self.transport.is_closing():
+            self.transport.write(b"".join(self.conn.data_to_send()))
             self.transport.close()
-        else:
-            super().handle_parser_exception()
 
 
 class Server(uvicorn.Server):

@@ -116,6 +116,35 @@ def test_every_task_type_and_example_of_the_document_runs(service: Service, base
 
 
 @everywhere
+def test_sequential_tasks_share_a_directory_and_end_with_the_first_failure(service: Service, base: str) -> None:
+    tasks = [
+        {"command": "bash", "args": ["-c", "cat in > made; mkdir d"], "files": {"in": "1"}},
+        python("open('d/a', 'w').write(open('made').read() * 3)"),
+        bash("ls d; cat d/a; exit 3"),
+        python("print('never')"),
+    ]
+    for _ in range(2):  # the second finds nothing of the first
+        answer = httpx.post(f"{service.url}{base}/execute", json={"tasks": tasks, "sequential": True}, timeout=STUCK_S)
+        results = answer.json()["results"]
+        assert [each["status"] for each in results] == ["Success", "Success", "Failure", "NotExecuted"], results
+        assert (results[2]["stdout"], results[2]["exit_code"]) == ("a\n111", 3)
+        assert (results[3]["stdout"], results[3]["exit_code"]) == (None, None)
+        assert set(results[0]["resource_usage"]) == USAGE
+
+
+def test_each_sequential_task_has_its_own_time(service: Service) -> None:
+    tasks = [
+        {**python("print(1)"), "resource_limits": {"wall_time_limit": SECOND}},
+        {**python("import time; time.sleep(99)"), "resource_limits": {"wall_time_limit": SECOND // 2}},
+        python("print(3)"),
+    ]
+    answer = httpx.post(f"{service.url}/execute", json={"tasks": tasks, "sequential": True}, timeout=STUCK_S)
+    results = answer.json()["results"]
+    assert [each["status"] for each in results] == ["Success", "Timeout", "NotExecuted"]
+    assert results[1]["resource_limits_exceeded"]["wall_time_limit_exceeded"] is True
+
+
+@everywhere
 def test_tasks_of_one_request_run_at_the_same_time_each_in_a_sandbox_of_its_own(service: Service, base: str) -> None:
     code = (
         "import os, time\n"

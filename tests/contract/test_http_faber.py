@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -10,11 +11,23 @@ import pytest
 from sandfork.access_quotas import Quota
 from sandfork.dialects.base import Bounds
 from sandfork.errors import Forbidden, ForkFailed, GuestLost, InvalidRequest, Overloaded
-from sandfork.model import Command, ExecRequest, ExecResult, InputFile, Limits, Outcome, TemplateHealth, Timings, Usage
+from sandfork.model import (
+    Command,
+    ExecRequest,
+    ExecResult,
+    InputFile,
+    Limits,
+    LimitsOverride,
+    Outcome,
+    SessionKey,
+    TemplateHealth,
+    Timings,
+    Usage,
+)
 from tests.support.asgi import Answered, Client
 from tests.support.clock import in_virtual_time, virtual_loop
 from tests.support.dialects import exact_places, places
-from tests.support.stub_engine import StubEngine, elapse, ended, stub_app
+from tests.support.stub_engine import StubEngine, StubRun, elapse, ended, stub_app
 
 KEYS = b'["zb_live_key1", "zb_live_key2"]'
 KEY = {"Authorization": "Bearer zb_live_key1"}
@@ -440,18 +453,126 @@ async def test_a_ceiling_that_only_the_engine_knows_refuses_the_request(base: st
     assert (answer.status, answer.json["error"]) == (403, "Access denied")
 
 
+def in_turn(*tasks: dict[str, Any]) -> dict[str, Any]:
+    return {"tasks": tasks, "sequential": True}
+
+
 @everywhere
 @in_virtual_time
-async def test_tasks_one_after_another_are_refused_until_they_can_share_a_directory(
+async def test_sequential_tasks_run_one_by_one_in_one_session_that_ends_with_them(
     base: str, dialect: str | None
 ) -> None:
-    engine = StubEngine()
-    client = Client(stub_app(engine, dialect=dialect))
-    answer = await client.post(f"{base}/execute", {"tasks": [echo()], "sequential": True})
-    assert (answer.status, set(answer.json)) == (501, {"error", "details"})
-    assert "sequential" in answer.json["details"]
-    assert engine.requests == []
-    assert (await client.post(f"{base}/execute", {"tasks": [echo()], "sequential": False})).status == 200
+    engine = by_last_word({})
+    answer = await Client(stub_app(engine, dialect=dialect)).post(f"{base}/execute", in_turn(*map(echo, "abc")))
+    assert [result["stdout"] for result in answer.json["results"]] == ["a\n", "b\n", "c\n"]
+    assert engine.most_running == 1
+    (session,) = {request.session for request in engine.requests}
+    assert session is not None
+    assert (session.space, session.make, session.fresh) == ("faber", None, True)
+    assert engine.sessions.list("faber", engine.callers[0].key_id) == []
+    engine.requests.clear()
+    await Client(stub_app(engine, dialect=dialect)).post(f"{base}/execute", {"tasks": [echo()], "sequential": False})
+    assert engine.requests[0].session is None
+
+
+@in_virtual_time
+async def test_two_sequential_requests_share_nothing() -> None:
+    engine = by_last_word({})
+    client = Client(stub_app(engine))
+    for _ in range(2):
+        await client.post("/faber/execute", in_turn(echo()))
+    first, second = (request.session for request in engine.requests)
+    assert first is not None
+    assert second is not None
+    assert first.name != second.name
+
+
+@pytest.mark.parametrize(
+    ("ending", "status"),
+    [
+        (ended(exit_code=1), "Failure"),
+        (ended(outcome=Outcome.TIMED_OUT, exit_code=None, signal=9), "Timeout"),
+        (ended(outcome=Outcome.OUT_OF_MEMORY, exit_code=None, signal=9), "MemoryLimitExceeded"),
+        (ended(outcome=Outcome.OUTPUT_LIMIT, exit_code=0), "ResourceLimitExceeded"),
+        (InvalidRequest("env", "no"), "NotExecuted"),
+        (GuestLost("gone"), "Failure"),
+    ],
+)
+@in_virtual_time
+async def test_after_the_first_sequential_task_that_is_no_success_the_rest_are_not_executed(
+    ending: ExecResult | Exception, status: str
+) -> None:
+    engine = by_last_word({"b": ending})
+    answer = await Client(stub_app(engine)).post("/faber/execute", in_turn(*map(echo, "abcd")))
+    results = answer.json["results"]
+    assert [result["status"] for result in results] == ["Success", status, "NotExecuted", "NotExecuted"]
+    assert results[3]["error"] == "an earlier one of this request did not succeed"
+    assert (results[3]["exit_code"], results[3]["stdout"]) == (None, None)
+    assert len(engine.requests) == 2
+    assert engine.sessions.list("faber", engine.callers[0].key_id) == []
+
+
+@in_virtual_time
+async def test_a_sequential_task_that_cannot_be_prepared_is_where_the_others_end() -> None:
+    engine = by_last_word({})
+    unfit = {"command": "cat", "files": {"/etc/passwd": "x"}}
+    answer = await Client(stub_app(engine)).post("/faber/execute", in_turn(echo("a"), unfit, echo("b")))
+    assert [result["status"] for result in answer.json["results"]] == ["Success", "NotExecuted", "NotExecuted"]
+    assert "/etc/passwd" in answer.json["results"][1]["error"]
+    first = await Client(stub_app(engine)).post("/faber/execute", in_turn(unfit, echo("b")))
+    assert [result["status"] for result in first.json["results"]] == ["NotExecuted", "NotExecuted"]
+    assert len(engine.requests) == 1
+
+
+@in_virtual_time
+async def test_sequential_tasks_have_their_own_times_and_the_most_of_what_they_share() -> None:
+    made = []
+
+    class Engine(StubEngine):
+        async def execute(self, request: ExecRequest, *others: Any) -> ExecResult:
+            assert request.session is not None
+            made.append(self.sessions.find(SessionKey("faber", others[0].key_id, request.session.name)).spec)
+            return await super().execute(request, *others)
+
+    engine = Engine()
+    small = {"memory_limit": 64 << 20, "max_processes": 3, "wall_time_limit": 10**9, "max_output_size": 10}
+    large = {"memory_limit": 128 << 20, "max_file_descriptors": 200}
+    tasks = [{**echo(), "resource_limits": limits} for limits in (small, large)]
+    assert (await Client(stub_app(engine)).post("/faber/execute", in_turn(*tasks))).status == 200
+    assert {spec.limits for spec in made} == {LimitsOverride(memory_bytes=128 << 20, pids=10, open_files=200)}
+    assert [request.limits for request in engine.requests] == [
+        LimitsOverride(wall_s=1.0, cpu_s=30.0, output_bytes=10),
+        LimitsOverride(wall_s=60.0, cpu_s=30.0, output_bytes=1 << 20),
+    ]
+
+
+@in_virtual_time
+async def test_sequential_tasks_of_which_none_could_begin_for_want_of_room_are_503() -> None:
+    engine = by_last_word({"a": Overloaded("full", retry_after_s=2.0)})
+    answer = await Client(stub_app(engine)).post("/faber/execute", in_turn(echo("a"), echo("b")))
+    assert (answer.status, answer.headers["retry-after"]) == (503, "2")
+
+
+@in_virtual_time
+async def test_the_session_of_sequential_tasks_ends_when_their_client_goes_away() -> None:
+    begun, gone = asyncio.Event(), asyncio.Event()
+
+    async def never(run: StubRun) -> ExecResult:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    engine = StubEngine(script=never)
+    body = json.dumps(in_turn(echo("a"), echo("b"))).encode()
+    asking = asyncio.create_task(Client(stub_app(engine)).send("POST", "/faber/execute", [body], gone=gone))
+    await begun.wait()
+    owner = engine.callers[0].key_id
+    assert len(engine.sessions.list("faber", owner)) == 1
+    gone.set()
+    assert (await asking).status == 0
+    assert engine.cancelled == 1
+    assert len(engine.requests) == 1
+    assert engine.sessions.list("faber", owner) == []
 
 
 @everywhere

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sandfork.dialects import load_dialects, native, zeroboot
-from sandfork.dialects.base import Dialect, ExecRoute, Route
+from sandfork.dialects.base import ActionRoute, Dialect, ExecRoute, Route
 from sandfork.errors import ForkFailed, GuestLost, Overloaded, TemplateFailed, UnknownLanguage
 from sandfork.model import Outcome, Snippet, TemplateHealth
 from tests.support.asgi import Client
@@ -247,6 +247,7 @@ EXAMPLES = [
     pytest.param(dialect, route, example, id=f"{dialect.name} {route.method} {route.path} {example.summary}")
     for dialect in load_dialects()
     for route in dialect.routes
+    if not isinstance(route, ActionRoute)  # what these answer with is of something that must be there before
     for example in route.examples
 ]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -11,11 +13,14 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from sandfork.dialects import load_dialects
+from sandfork.dialects.actions import Action, Begin, Told
 from sandfork.dialects.base import (
+    ActionRoute,
     Ask,
     Bounds,
     Dialect,
     ExecRoute,
+    FormFile,
     HealthRoute,
     LanguageRoute,
     LanguageState,
@@ -23,8 +28,10 @@ from sandfork.dialects.base import (
     RawRequest,
     Reply,
     ServiceHealth,
+    SocketRoute,
+    TerminalRoute,
 )
-from sandfork.errors import CallerError, ForkFailed, GuestLost, InvalidRequest, NotSupported, Overloaded, SandforkError
+from sandfork.errors import CallerError, ForkFailed, GuestLost, InvalidRequest, Overloaded, SandforkError
 from sandfork.model import (
     ExecRequest,
     ExecResult,
@@ -43,7 +50,19 @@ every_route = pytest.mark.parametrize(
 bounded = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 
 NESTED = {"base64", "wall_s", "pids", "command", "args", "env", "files", "resource_limits", "memory_limit"}
-NAMES = sorted({name for _, r in ROUTES for name in r.body_type.__struct_fields__} | NESTED)
+NESTED |= {
+    "code",
+    "cmd",
+    "runtime",
+    "timeoutMs",
+    "outputPaths",
+    "workdir",
+    "memoryLimit",
+    "cpuLimit",
+    "secrets",
+    "type",
+}
+NAMES = sorted({name for _, r in ROUTES for name in r.body_type.__struct_encode_fields__} | NESTED)
 strings = st.text(max_size=20) | st.sampled_from(["", "python", "none", "process", "\0", "../x", "a/b", "x" * 300])
 leaves = (
     st.none()
@@ -70,7 +89,7 @@ def parsed(route: ExecRoute, body: bytes) -> Ask | None:
     """Return what a route makes of a body, None when it is the caller's fault."""
     try:
         return route.parse(RawRequest(body), Bounds(max_wall_s=60.0, max_code_bytes=100, max_batch=3))
-    except (InvalidRequest, NotSupported) as refused:
+    except CallerError as refused:
         refused.message.encode()
         return None
 
@@ -101,7 +120,8 @@ def test_a_good_body_with_any_fields_changed_is_understood_or_refused(
     dialect: Dialect, route: ExecRoute, changes: dict[str, Any], index: int
 ) -> None:
     good = json.loads(route.examples[index % len(route.examples)].request)
-    for target in good.get("executions") or good.get("tasks") or [good]:
+    inner = [good[name] for name in ("request", "options") if name in good]
+    for target in good.get("executions") or good.get("tasks") or inner or [good]:
         target.update(changes)
     ask = parsed(route, json.dumps(good).encode())
     if ask is not None:
@@ -154,7 +174,7 @@ def test_any_answer_is_rendered_as_json(dialect: Dialect, route: ExecRoute, answ
     document = msgspec.json.decode(reply.body)
     first = document.get("results", [document])[0]
     if isinstance(answer, ExecResult):
-        assert isinstance(first["exit_code"], int)
+        assert isinstance(first.get("exit_code", first.get("exitCode")), int)
         assert (first["stdout"] or "") == answer.stdout.decode("utf-8", "replace")
         assert (first["stderr"] or "").startswith(answer.stderr.decode("utf-8", "replace"))
 
@@ -164,8 +184,36 @@ def test_any_answer_is_rendered_as_json(dialect: Dialect, route: ExecRoute, answ
 @given(field=strings, reason=strings, request_id=strings)
 def test_any_refusal_is_rendered_as_json(dialect: Dialect, field: str, reason: str, request_id: str) -> None:
     reply = dialect.render_error(InvalidRequest(field, reason), request_id)
-    assert reply.status == 400
+    assert reply.status in (400, 422)
     assert msgspec.json.decode(reply.body)
+
+
+sockets = pytest.mark.parametrize(
+    "route",
+    [r for d in load_dialects() for r in d.routes if isinstance(r, SocketRoute)],
+    ids=lambda route: str(route.path),
+)
+messages = (
+    st.text()
+    | raw_bodies
+    | st.fixed_dictionaries(
+        {"type": st.sampled_from(["execute", "start", "stdin", "signal", "x"])},
+        optional={"request": bodies, "data": leaves, "signal": st.sampled_from(["SIGINT", "", 2]), "code": strings},
+    ).map(json.dumps)
+)
+
+
+@sockets
+@bounded
+@given(message=messages)
+def test_any_message_of_a_websocket_is_understood_or_refused(route: SocketRoute, message: str | bytes) -> None:
+    try:
+        told = route.receive(message, Bounds(max_wall_s=60.0, max_code_bytes=100))
+    except CallerError as refused:
+        told, said = None, route.refuse(refused, "req-1")
+        assert isinstance(json.loads(said), dict)
+    if isinstance(told, Begin):
+        well_formed(told.ask)
 
 
 templates = st.builds(TemplateHealth, strings, st.booleans(), counts, counts, counts, strings)
@@ -194,9 +242,11 @@ languages = st.lists(
     ),
     max_size=3,
 )
+#: One route for each way to answer: many say the same.
+QUESTIONS = {r.render: (d, r) for d in load_dialects() for r in d.routes if isinstance(r, QueryRoute | LanguageRoute)}
 queries = pytest.mark.parametrize(
     ("dialect", "route"),
-    [(d, r) for d in load_dialects() for r in d.routes if isinstance(r, QueryRoute | LanguageRoute)],
+    list(QUESTIONS.values()),
     ids=lambda each: f"{each.method} {each.path}" if isinstance(each, QueryRoute | LanguageRoute) else each.name,
 )
 
@@ -220,3 +270,41 @@ def test_any_question_is_answered_or_refused(
         assert 400 <= reply.status <= 501
     assert isinstance(reply, Reply)
     assert isinstance(msgspec.json.decode(reply.body), dict)
+
+
+ACTIONS = [(d, r) for d in load_dialects() for r in d.routes if isinstance(r, ActionRoute)]
+forms = st.none() | st.dictionaries(st.sampled_from(["session_id", "remote_path", "filename"]) | strings, strings)
+form_files = st.none() | st.builds(FormFile, strings, strings, counts)
+
+
+@pytest.mark.parametrize(("dialect", "route"), ACTIONS, ids=lambda each: getattr(each, "path", "") or each.name)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(body=raw_bodies, query=st.binary(max_size=40), name=strings, form=forms, file=form_files)
+def test_anything_asked_is_an_action_or_refused(
+    dialect: Dialect,
+    route: ActionRoute,
+    body: bytes,
+    query: bytes,
+    name: str,
+    form: dict[str, str] | None,
+    file: FormFile | None,
+) -> None:
+    params = dict.fromkeys(re.findall(r"{(\w+)", route.path), name)
+    raw = RawRequest(body, params, query, form=form, file=file, mint_id=lambda: "fresh")
+    try:
+        assert isinstance(route.parse(raw, Bounds(max_wall_s=60.0, max_code_bytes=100, max_batch=3)), Action)
+    except CallerError as refused:
+        reply = dialect.render_error(refused, "")
+        assert 400 <= reply.status <= 501
+        assert isinstance(msgspec.json.decode(reply.body), dict)
+
+
+TERMINALS = [r for d in load_dialects() for r in d.routes if isinstance(r, TerminalRoute)]
+
+
+@pytest.mark.parametrize("route", TERMINALS, ids=lambda route: route.path)
+@bounded
+@given(message=st.binary(max_size=40) | st.text(max_size=40) | (bodies | values).map(json.dumps))
+def test_any_message_to_a_terminal_is_understood_or_refused(route: TerminalRoute, message: str | bytes) -> None:
+    with contextlib.suppress(CallerError):
+        assert isinstance(route.receive(message), Told)

@@ -28,6 +28,7 @@ FRAME = struct.Struct("=B3xI")
 END = struct.Struct("=iIQQ")
 #: A step that takes longer hangs.
 STUCK_S = 60.0
+AGAIN_S = 0.5
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "USER": "sandbox"}
 
 #: What the zygote does before it forks, and its child up to RUN. The files are at the numbers the warden gives them.
@@ -119,14 +120,16 @@ class Guest:
         raise NotImplementedError
 
     def follow(self, interrupt_at: bytes = b"") -> StepRun:
-        """Read until the step or the process is over."""
-        ran = StepRun()
+        """Read until the step or the process is over. What takes no notice of an interrupt gets another, as from a tier."""
+        ran, interrupted = StepRun(), False
         with selectors.DefaultSelector() as selector:
             for source in (self.ctl, *self.outputs.values()):
                 selector.register(source, selectors.EVENT_READ)
+            silent_s = 0.0
             while ran.status is None:
-                ready = selector.select(STUCK_S)
-                assert ready, f"stuck: {ran}"
+                ready = selector.select(AGAIN_S if interrupted else STUCK_S)
+                silent_s = 0.0 if ready else silent_s + (AGAIN_S if interrupted else STUCK_S)
+                assert silent_s < STUCK_S, f"stuck: {ran}"
                 for key, _ in ready:
                     if key.fileobj is self.ctl:
                         if not self._take_ctl(ran):
@@ -134,8 +137,8 @@ class Guest:
                             return ran
                     elif not self._drain(ran):
                         selector.unregister(key.fileobj)
-                if interrupt_at and interrupt_at in ran.stdout:
-                    interrupt_at = b""
+                if (interrupted and not ready) or (interrupt_at and interrupt_at in ran.stdout):
+                    interrupted, interrupt_at = True, b""
                     self.interrupt()
         return ran
 
@@ -199,13 +202,14 @@ class FramedGuest(Guest):
     """A guest that takes RUN."""
 
     file_name = "main"
+    words: tuple[str, ...] = ("main",)
 
     def begin(
         self, code: bytes, *, lasting: bool = True, rich: bool = False, stdin: bytes | None = None,
         env: dict[str, str] | None = None, args: Sequence[str] = (), limits: dict[str, int] | None = None,
     ) -> None:  # fmt: skip
         """Send RUN."""
-        fields = [packed("a", word.encode() + b"\0") for word in ("argv0", *args)]
+        fields = [packed("a", word.encode() + b"\0") for word in (*self.words, *args)]
         fields += [packed("e", f"{name}={value}".encode() + b"\0") for name, value in (env or {}).items()]
         fields += [packed("f", self.file_name.encode() + b"\0"), packed("c", code)]
         fields += [number(tag, value) for tag, value in (limits or {}).items()]
@@ -225,3 +229,28 @@ class PythonGuest(FramedGuest):
     def __init__(self, work: Path, python: str = "/usr/bin/python3") -> None:
         names = {6: "zygote.py", 8: "plain.py", 9: "session.py", 10: "displays.py"}
         super().__init__([python, "-c", BOOT_PYTHON], 63, work, {at: GUEST / name for at, name in names.items()})
+
+
+class BashGuest(Guest):
+    """The lasting bash, as program_main starts it."""
+
+    def __init__(self, work: Path) -> None:
+        script = 'exec 14>&2 2>/dev/null; exec /bin/bash --noprofile --rcfile "$0" --noediting -i'
+        super().__init__(["/bin/bash", "-c", script, str(GUEST / "session.bash")], 15, work)
+
+    def begin(self, code: bytes, *, stdin: bytes | None = None) -> None:
+        """Send the code."""
+        if stdin is not None:
+            (self.work / ".stdin").write_bytes(stdin)
+        self.ctl.sendall(code + b"\0")
+
+
+class NodeGuest(FramedGuest):
+    """A parked node."""
+
+    file_name = "main.js"
+    words = ("node", "main.js")
+
+    def __init__(self, work: Path) -> None:
+        argv = ["/usr/bin/node", "--require", str(GUEST / "park_node.js"), "main.js"]
+        super().__init__(argv, 15, work)

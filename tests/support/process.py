@@ -84,8 +84,8 @@ async def open_process_tier(**change: Any) -> AsyncIterator[ProcessTier]:
 
 async def until(so: Callable[[], bool]) -> None:
     """Let everything else run until something is so that nobody tells of."""
-    while not so():
-        await asyncio.sleep(0)  # there is no event
+    while not so():  # noqa: ASYNC110
+        await asyncio.sleep(0)
 
 
 class Tape:

@@ -13,6 +13,7 @@ from typing import Any
 
 from sandfork.access import Access, AccessSettings, parse_keys
 from sandfork.dialects import load_dialects
+from sandfork.dialects.base import Dialect
 from sandfork.engine.output import Fold
 from sandfork.http.app import App, build_app
 from sandfork.http.endpoints import HttpSettings
@@ -99,7 +100,7 @@ class StubRun:
     def __init__(self, request: ExecRequest, sink: OutputSink) -> None:
         self.request = request
         self.exec_id = RESULT.exec_id
-        self.fed = b""
+        self.fed = bytearray()
         self.signals: list[int] = []
         self._sink = sink
         self._room = asyncio.Event()
@@ -238,16 +239,17 @@ def stub_app(
     metrics: Metrics | None = None,
     log: ExecutionLog | None = None,
     now: Callable[[], float] = lambda: 0.0,
+    dialects: Sequence[Dialect] = (),
     **settings: Any,
 ) -> App:
-    """Return the application over a stub, with the ring of `keys` if there are any."""
+    """Return the application over a stub, with the ring of `keys` if there are any, and further `dialects`."""
     ring = parse_keys(keys) if keys else ()
     return build_app(
         HttpSettings(version="1.2.3", isolation="process", **settings),
         engine or StubEngine(),
         Access(access or AccessSettings(), ring, clock=clock),
         metrics or Metrics(),
-        load_dialects(),
+        [*load_dialects(), *dialects],
         log,
         now,
     )

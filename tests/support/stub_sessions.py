@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, S
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sandfork.errors import FileNotInSandbox, InvalidRequest, SandforkError, SessionNotFound
+from sandfork.errors import FileNotInSandbox, InvalidRequest, SandforkError, SessionNotFound, WrongLanguage
 from sandfork.http.ports import TaskState
 from sandfork.model import (
     Caller,
@@ -124,12 +124,17 @@ class StubSession:
 
 
 class StubSessions:
-    """The sessions of all callers."""
+    """The sessions of all callers.
+
+    `reading` counts the files that are being read; they seem `lie_bytes` longer than they are.
+    """
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._sessions: dict[SessionKey, StubSession] = {}
         self._terminals = 0
+        self.reading = 0
+        self.lie_bytes = 0
 
     def find(self, key: SessionKey) -> StubSession:
         """Return a session for a test to look into. *Raises* SessionNotFound, also for one past its time."""
@@ -159,7 +164,7 @@ class StubSessions:
             await self.create(key, caller, spec)
             session = self.find(key)
         if session.spec.one_language and language and language != session.language:
-            raise InvalidRequest("language", f"this session is for {session.language}")
+            raise WrongLanguage(language, session.language)
         async with session.turn:
             session.task = asyncio.current_task()
             try:
@@ -193,6 +198,7 @@ class StubSessions:
             session.executions,
             Usage(cpu_user_s=0.5, cpu_system_s=0.25, memory_peak_bytes=9 << 20, memory_current_bytes=8 << 20),
             session.spec.metadata,
+            self._now(),
         )
 
     def list(self, space: str, owner: str) -> Sequence[SessionState]:
@@ -234,7 +240,15 @@ class StubSessions:
         content = self.find(key).files.get(resolve(path))
         if content is None:
             raise FileNotInSandbox(f"{path}: no such file")
-        return len(content), _chunks(content)
+        return len(content) + self.lie_bytes, self._chunks(content)
+
+    async def _chunks(self, content: bytes) -> AsyncIterator[bytes]:
+        self.reading += 1
+        try:
+            for start in range(0, len(content), CHUNK_BYTES):
+                yield content[start : start + CHUNK_BYTES]
+        finally:
+            self.reading -= 1
 
     async def write_file(self, key: SessionKey, path: str, chunks: AsyncIterable[bytes], mode: int = 0o644) -> int:
         session, place = self.find(key), resolve(path)
@@ -293,15 +307,10 @@ class StubSessions:
 
 def resolve(path: str) -> str:
     """Return a path of a sandbox as an absolute one. *Raises* FileNotInSandbox when it leads out."""
-    place = posixpath.normpath(posixpath.join(WORK, path))
+    place = "/" + posixpath.normpath(posixpath.join(WORK, path)).lstrip("/")
     if "\0" in path or not any(place == top or place.startswith(f"{top}/") for top in (WORK, "/tmp")):
         raise FileNotInSandbox(f"{path}: is not below the work directory or /tmp")
     return place
-
-
-async def _chunks(content: bytes) -> AsyncIterator[bytes]:
-    for start in range(0, len(content), CHUNK_BYTES):
-        yield content[start : start + CHUNK_BYTES]
 
 
 class StubTasks:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 
 from sandfork.dialects import load_dialects
+from sandfork.dialects.actions import Begin, Input, Nothing, Signal
 from sandfork.dialects.base import Bounds, Dialect, RawRequest, ServiceHealth
 from sandfork.dialects.native import (
     DIALECT,
@@ -18,6 +20,7 @@ from sandfork.dialects.native import (
     render_exec,
     render_health,
 )
+from sandfork.dialects.native_events import receive
 from sandfork.errors import (
     DeadlinePassed,
     FileNotInSandbox,
@@ -36,12 +39,15 @@ from sandfork.errors import (
 )
 from sandfork.model import (
     Command,
+    Display,
     ExecRequest,
     InputFile,
     LimitsOverride,
     Outcome,
     OutputFile,
+    SessionUse,
     Snippet,
+    Stream,
     TemplateHealth,
 )
 from tests.support.stub_engine import ended
@@ -81,6 +87,9 @@ def test_every_field_finds_its_place() -> None:
         "isolation": "gvisor",
         "template": "node",
         "session": "s1",
+        "fresh": True,
+        "secrets": ["hush"],
+        "rich": True,
     }
     assert asked(body) == ExecRequest(
         program=Snippet("node", "x"),
@@ -92,9 +101,11 @@ def test_every_field_finds_its_place() -> None:
         network="filtered",
         isolation="gvisor",
         template="node",
-        session="s1",
+        session=SessionUse("native", "s1", fresh=True),
         collect=("out.txt", "*.csv"),
         packages=("numpy",),
+        secrets=("hush",),
+        rich=True,
     )
 
 
@@ -145,9 +156,106 @@ def test_a_wrong_field_is_refused_by_name(body: dict[str, Any], field: str) -> N
     assert caught.value.field == field
 
 
-def test_streaming_is_refused_as_not_supported() -> None:
-    with pytest.raises(NotSupported, match="stream"):
-        asked({"code": "", "stream": True})
+def test_a_stream_is_for_one_run() -> None:
+    assert parse_exec(RawRequest(b'{"code": "", "stream": true}'), BOUNDS).writer is not None
+    with pytest.raises(InvalidRequest, match="stream"):
+        parse_batch(RawRequest(b'{"executions": [{"code": "", "stream": true}]}'), BOUNDS)
+
+
+def test_what_is_of_sessions_and_rich_values_is_told_where_it_was_asked_for() -> None:
+    plain, shown = replied(ended()), (Display("result", {"text/plain": "4"}),)
+    assert "displays" not in plain
+    assert "state_lost" not in plain
+    rich = replied(ended(displays=shown, state_lost=True), {"code": "", "rich": True, "session": "s"})
+    assert rich["displays"] == [{"kind": "result", "data": {"text/plain": "4"}}]
+    assert rich["state_lost"] is True
+
+
+def told(writer: Any, *, outcome: Outcome = Outcome.EXITED, **chunks: bytes) -> list[dict[str, Any]]:
+    """Return the events of a run that wrote chunks, named after the streams, and then ended."""
+    texts = [writer.started("id-1")]
+    texts += [writer.output(Stream[name.upper().rstrip("_")], chunk) for name, chunk in chunks.items()]
+    texts.append(writer.finished(ended(stdout=b"", outcome=outcome)))
+    blocks = [block for text in texts for block in text.split("\n\n") if block]
+    assert all(re.fullmatch(r"event: (\w+)\ndata: .*", block) for block in blocks)
+    return [json.loads(block.partition("\ndata: ")[2]) for block in blocks]
+
+
+def a_writer() -> Any:
+    return parse_exec(RawRequest(b'{"code": "", "stream": true}'), BOUNDS).writer
+
+
+def test_a_character_in_two_pieces_is_told_once_and_what_is_none_at_the_end() -> None:
+    events = told(a_writer(), stdout=b"a\xe2", stderr=b"\xc3", stdout_=b"\x82\xac\r\nevent: x\n\n", stderr_=b"")
+    assert [(e["type"], e.get("text")) for e in events] == [
+        ("started", None),
+        ("stdout", "a"),
+        ("stdout", "€\r\nevent: x\n\n"),
+        ("stderr", "�"),
+        ("result", None),
+    ]
+
+
+def test_a_result_in_a_stream_tells_all_of_a_plain_reply_but_the_output() -> None:
+    result = told(a_writer())[-1]
+    assert {**replied(ended()), "type": "result"}.keys() - result.keys() == {"stdout", "stderr"}
+    assert result.keys() - replied(ended()).keys() == {"type"}
+
+
+@pytest.mark.parametrize(("wrote", "line"), [(b"x", "\nExecution"), (b"x\n", "Execution"), (b"", "Execution")])
+def test_the_line_of_a_timeout_is_the_last_of_standard_error(wrote: bytes, line: str) -> None:
+    events = told(a_writer(), stderr=wrote, outcome=Outcome.TIMED_OUT)
+    plain = replied(ended(stderr=wrote, outcome=Outcome.TIMED_OUT))
+    assert "".join(e["text"] for e in events if e["type"] == "stderr") == plain["stderr"]
+    assert events[-2]["text"] == f"{line} timed out after 30s"
+    assert events[-1]["exit_code"] == -1
+
+
+@pytest.mark.parametrize(
+    ("message", "wanted"),
+    [
+        (b"\0\xff", Input(b"\0\xff")),
+        (b"", Nothing()),
+        ('{"type": "stdin", "data": "é"}', Input("é".encode())),
+        ('{"type": "stdin", "data": {"base64": "/w=="}}', Input(b"\xff")),
+        ('{"type": "stdin", "data": ""}', Nothing()),
+        ('{"type": "end_stdin"}', Input(b"")),
+        ('{"type": "signal", "signal": "SIGTERM"}', Signal(15)),
+        ('{"type": "signal", "signal": 64}', Signal(64)),
+    ],
+)
+def test_messages_are_read_as_what_they_are(message: str | bytes, wanted: Any) -> None:
+    assert receive(message, BOUNDS) == wanted
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"type": "stop"}',
+        '{"type": "stdin"}',
+        '{"type": "stdin", "data": {"base64": "!"}}',
+        '{"type": "signal", "signal": 0}',
+        '{"type": "signal", "signal": 65}',
+        '{"type": "signal", "signal": "SIGSEGV"}',
+        '{"type": "start"}',
+        '{"type": "start", "code": 7}',
+        "\ud800",
+    ],
+)
+def test_a_message_that_is_none_is_refused(message: str) -> None:
+    with pytest.raises(InvalidRequest):
+        receive(message, BOUNDS)
+
+
+def test_a_start_is_a_run_whose_standard_input_stays_open() -> None:
+    begin = receive('{"type": "start", "code": "x", "stdin": "first"}', BOUNDS)
+    assert isinstance(begin, Begin)
+    (request,) = begin.ask.requests
+    assert (request.program, request.stdin, request.keep_stdin) == (Snippet("python", "x"), b"first", True)
 
 
 @pytest.mark.parametrize(

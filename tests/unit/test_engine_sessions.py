@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from sandfork.engine.admission import AdmissionSettings
+from sandfork.engine.sessions import SessionSettings
 from sandfork.errors import (
     Draining,
     FileNotInSandbox,
@@ -39,6 +40,8 @@ from tests.support.engine import CALLER, FORK_S, KEY, ONLY_USE, SETTINGS, USE, F
 FRESH = replace(USE, fresh=True)
 ONE_AT_A_TIME = replace(SETTINGS, admission=AdmissionSettings(max_running=1))
 ONE_SECOND = LimitsOverride(wall_s=1)
+GRACE_S = 0.25
+"""What a program that may take one second has to heed an interrupt: a quarter of that."""
 
 
 def begin(it: Rig, text: str, use: SessionUse = USE, **change: object) -> asyncio.Task[ExecResult]:
@@ -134,7 +137,7 @@ async def test_what_heeds_no_interrupt_is_killed_after_the_grace_with_all_in_the
         await it.engine.execute(node, CALLER)
         result = await it.step("trap\nout begun\nsleep 100", limits=ONE_SECOND)
         assert (result.outcome, result.signal, result.state_lost) == (Outcome.TIMED_OUT, 9, True)
-        assert result.timings.exec_s == pytest.approx(1 + SETTINGS.interrupt_grace_s)
+        assert result.timings.exec_s == pytest.approx(1 + GRACE_S)
         assert said(await it.step("cat f\nget x")) == (1, b"kept")
         other = await it.engine.execute(replace(node, program=Snippet("node", "get y")), CALLER)
         assert (other.exit_code, other.state_lost) == (1, True)
@@ -153,7 +156,7 @@ async def test_an_interrupt_that_came_too_early_is_repeated(monkeypatch: pytest.
         monkeypatch.setattr(FakeGuest, "signal", signal)
         result = await it.step("sleep 100", limits=ONE_SECOND)
         assert (result.outcome, result.state_lost) == (Outcome.TIMED_OUT, False)
-        assert result.timings.exec_s == pytest.approx(1 + SETTINGS.interrupt_grace_s / 2)
+        assert result.timings.exec_s == pytest.approx(1 + GRACE_S / 2)
         assert said(await it.step("get x")) == (0, b"one\n")
 
 
@@ -220,6 +223,22 @@ async def test_a_session_of_one_language_takes_no_other() -> None:
         assert said(await it.step("get x", use)) == (0, b"one\n")
 
 
+@pytest.mark.parametrize(("wall_s", "grace_s"), [(0.1, 0.2), (4, 1), (100, SETTINGS.interrupt_grace_s)])
+@in_virtual_time
+async def test_the_grace_after_an_interrupt_is_as_the_time_before_within_bounds(wall_s: float, grace_s: float) -> None:
+    async with rig() as it:
+        result = await it.step("trap\nsleep 1000", limits=LimitsOverride(wall_s=wall_s))
+        assert result.timings.exec_s == pytest.approx(wall_s + grace_s)
+
+
+@in_virtual_time
+async def test_a_secret_that_an_interrupt_cut_off_is_masked() -> None:
+    async with rig() as it:
+        result = await it.step("out a sec\nsleep 9", secrets=("sec\nret",), limits=ONE_SECOND)
+        assert (result.outcome, result.stdout) == (Outcome.TIMED_OUT, b"a ***")
+        assert said(await it.step("out a sec", secrets=("sec\nret",))) == (0, b"a sec\n")
+
+
 # --- machinery that fails ---
 
 
@@ -283,7 +302,7 @@ async def test_a_sandbox_that_says_nothing_after_a_kill_ends_the_session(monkeyp
         began = virtual_loop().time()
         with pytest.raises(GuestLost):
             await it.step("out a", limits=ONE_SECOND)
-        took_s = 1 + SETTINGS.interrupt_grace_s + SETTINGS.kill_grace_s
+        took_s = 1 + GRACE_S + SETTINGS.kill_grace_s
         assert virtual_loop().time() - began == pytest.approx(took_s)
         assert len(it.engine.sessions) == 0
 
@@ -441,6 +460,19 @@ async def test_a_follower_gets_what_comes_of_an_execution_in_a_session() -> None
         handles[0].resume()
         assert (await task).stdout == b""
         assert follower.size == 4
+
+
+@in_virtual_time
+async def test_so_many_executions_wait_for_their_turn_at_most() -> None:
+    settings = replace(SETTINGS, sessions=SessionSettings(most_waiting=2))
+    async with rig(settings) as it:
+        await it.step("set x one")
+        tasks = [begin(it, "sleep 1\nget x") for _ in range(4)]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        (refused,) = (each for each in results if isinstance(each, BaseException))
+        assert isinstance(refused, Overloaded)
+        assert refused.retry_after_s
+        assert said(await it.step("get x")) == (0, b"one\n")
 
 
 @in_virtual_time

@@ -51,10 +51,20 @@ async def test_a_task_can_run_in_a_session() -> None:
 async def test_what_fails_is_kept_as_its_error() -> None:
     async with rig() as it:
         lost = start(it, "lost")
-        unknown = it.engine.tasks.start(ExecRequest(Snippet("cobol", "")), CALLER)
         await settle()
         assert isinstance(it.engine.tasks.read(lost.task_id, CALLER).ended, GuestLost)
-        assert isinstance(it.engine.tasks.read(unknown.task_id, CALLER).ended, UnknownLanguage)
+
+
+@in_virtual_time
+async def test_what_can_never_run_is_refused_at_once_and_what_can_is_begun() -> None:
+    async with rig() as it:
+        with pytest.raises(UnknownLanguage):
+            it.engine.tasks.start(ExecRequest(Snippet("cobol", "")), CALLER)
+        assert it.observed == []
+        task = start(it, "out a")
+        await settle()
+        assert stdout_of(it, task) == b"a\n"
+        assert len(it.observed) == 1
 
 
 @in_virtual_time
@@ -118,6 +128,19 @@ async def test_beyond_so_many_results_the_oldest_are_forgotten_and_what_runs_nev
         assert it.engine.tasks.read(running.task_id, CALLER).ended is None
         await pass_time(6)
         assert stdout_of(it, running) == b"slow\n"
+
+
+@in_virtual_time
+async def test_beyond_so_many_bytes_of_results_the_oldest_are_forgotten() -> None:
+    small = replace(SETTINGS, tasks=TaskSettings(keep_bytes=100))
+    async with rig(small) as it:
+        first, second = start(it, "flood 60"), start(it, "sleep 1\nflood 60")
+        await settle()
+        assert len(stdout_of(it, first)) == 60
+        await pass_time(2)
+        assert len(stdout_of(it, second)) == 60
+        with pytest.raises(SessionNotFound):
+            it.engine.tasks.read(first.task_id, CALLER)
 
 
 @in_virtual_time

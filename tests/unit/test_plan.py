@@ -158,6 +158,33 @@ def test_the_limits_of_a_session_have_the_defaults_and_ceilings_of_executions() 
         planner.check_env((("1", ""),))
 
 
+@pytest.mark.parametrize(
+    ("program", "argv"),
+    [
+        (Snippet("python", ""), ("/usr/bin/python3", "/sandbox/main.py", "x")),
+        (Snippet("js", ""), ("/usr/bin/node", "/sandbox/main.js", "x")),
+        (Snippet("bash", ""), ("/bin/bash", "/sandbox/main.sh", "x")),
+        (Command(("ls", "-l")), ("ls", "-l", "x")),
+    ],
+)
+def test_a_program_that_starts_elsewhere_is_started_cold_by_a_shell(
+    program: Snippet | Command, argv: tuple[str, ...]
+) -> None:
+    made = plan(ExecRequest(program, args=("x",), work_dir="/sandbox/a//b"))
+    assert made.template_key == "command"
+    assert made.step.argv[0] == "/bin/sh"
+    assert made.step.argv[3:] == ("/sandbox/a/b", *argv)
+    assert (made.step.code is None) == isinstance(program, Command)
+    assert made.language == plan(ExecRequest(program)).language
+
+
+def test_a_program_starts_below_the_work_directory_or_not_at_all() -> None:
+    for path in ("../x", "/tmp/x", "/etc", "a/", "\0"):
+        refuse(InvalidRequest, "work_dir", work_dir=path)
+    refuse(InvalidRequest, "work_dir", work_dir="a", session=SessionUse("native", "s"))
+    assert plan(replace(HELLO, work_dir="a", session=SessionUse("isol8", "s", fresh=True))).step.lasting is False
+
+
 def test_a_request_may_name_the_template() -> None:
     assert plan(replace(HELLO, template="python-numpy")).template_key == "python-numpy"
     assert "python, python-numpy" in refuse(InvalidRequest, "template", template="node")

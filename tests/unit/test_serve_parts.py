@@ -212,18 +212,21 @@ def test_the_bounds_of_sessions_and_tasks_are_the_configurations() -> None:
     sessions = Sessions(
         max=1,
         max_per_caller=2,
+        max_waiting=10,
         idle_s=3,
         lifetime_s=4,
         max_terminals=5,
         max_tasks=6,
         max_task_results=7,
         task_result_s=8,
+        task_results_bytes=11,
     )
     made = engine_settings(Config(server=Server(max_upload_bytes=9), sessions=sessions))
     bounds = made.sessions
     assert (bounds.most, bounds.most_of_one, bounds.idle_s, bounds.lifetime_s) == (1, 2, 3, 4)
-    assert (bounds.terminals, bounds.file_bytes) == (5, 9)
-    assert (made.tasks.most_running, made.tasks.most_kept, made.tasks.keep_s) == (6, 7, 8)
+    assert (bounds.terminals, bounds.file_bytes, bounds.most_waiting) == (5, 9, 10)
+    tasks = made.tasks
+    assert (tasks.most_running, tasks.most_kept, tasks.keep_s, tasks.keep_bytes) == (6, 7, 8, 11)
 
 
 def test_each_session_has_room_for_its_interpreters_a_program_and_its_terminals() -> None:

@@ -30,6 +30,7 @@ from sandfork.model import (
     ExecRequest,
     ExecResult,
     Limits,
+    SessionSpec,
     Stream,
     TemplateHealth,
 )
@@ -85,7 +86,7 @@ class RawRequest(msgspec.Struct, frozen=True):
     """A request as it came: header names are lower case; `params` are the path's; `query` is the raw string.
 
     `form` has the fields of a form, None where the body is none; a `file` in it is written by a WriteFile without
-    content.
+    content. `mint_id` makes an id nobody can guess, for what a request begins without naming it.
     """
 
     body: bytes = b""
@@ -94,26 +95,40 @@ class RawRequest(msgspec.Struct, frozen=True):
     headers: Mapping[bytes, bytes] = {}
     form: Mapping[str, str] | None = None
     file: FormFile | None = None
+    mint_id: Callable[[], str] = str
 
 
 class Ask(msgspec.Struct, frozen=True):
     """What one request asks for: one execution or several.
 
     `echo` carries what the same route's render needs to know of the request; nobody else reads it. `cost` is what is
-    charged, where that is not the number of executions. With a `writer` the one execution is answered as it goes.
+    charged, where that is not the number of executions. With a `writer` the one execution is answered as it goes. Where
+    they go `in_turn`, they do not run in parallel.
     """
 
     requests: tuple[ExecRequest, ...]
     echo: Any = None
     cost: int | None = None
     writer: EventWriter | None = None
+    in_turn: InTurn | None = None
+
+
+class InTurn(msgspec.Struct, frozen=True):
+    """Executions that share a session, made for them and ended after them, and run in it one after another.
+
+    After an answer of which `go_on` is false the others are `NotRun`.
+    """
+
+    spec: SessionSpec
+    go_on: Callable[[Answer], bool]
 
 
 class EventWriter(Protocol):
     """Writes what happens to one execution in a dialect's words, as server-sent events or messages of a WebSocket.
 
     One writer is for one execution, for it remembers: a character may come in two chunks. Each method returns what to
-    send now, "" for nothing. Exactly one of `finished` and `failed` comes last.
+    send now, "" for nothing; each line of it is a message of a WebSocket. Exactly one of `finished` and `failed` comes
+    last.
     """
 
     def started(self, exec_id: str) -> str:
@@ -231,13 +246,15 @@ class ExecRoute(Route):
 
     `as_results` are the errors that this route's contract shows inside a result: they reach `render` in the place of
     the execution's result. Every other error answers the whole request, and so do those of `not_all` when nothing but
-    such errors came of it.
+    such errors came of it. `event_type` is what documents tell of the events of a streamed answer, where there may be
+    one; without a `reply_type` there is no other.
     """
 
     parse: Callable[[RawRequest, Bounds], Ask]
     render: Callable[[Ask, Sequence[Answer], str], Reply]
     body_type: type[Any]
     method: str = "POST"
+    event_type: Any = None
     as_results: tuple[type[SandforkError], ...] = ()
     not_all: tuple[type[SandforkError], ...] = (CapacityError,)
 
@@ -249,8 +266,9 @@ class ActionRoute(Route):
     `space` of what is done is the dialect's name, the owner the caller. `body_type` is the type of a JSON body; None
     reads none. With `upload`, the largest body is that of uploads. A body that is neither JSON nor a form is not read
     before the action is known: a `WriteFile` without content writes it as it arrives. With `form` the body is a form,
-    urlencoded or multipart, with at most one file; where there is a `body_type` too, it is either. `form_type` is what
-    documents tell of its fields. `cost` is what is charged. `status` is that of a good answer, for documents.
+    urlencoded or multipart, with at most one file; where there is a `body_type` too, it is either. `cost` is what is
+    charged. The rest is for documents: `form_type` tells the fields of a form, `status` is that of a good answer,
+    `reply_content` its content type where it is no JSON, `query` what the query may hold.
     """
 
     parse: Callable[[RawRequest, Bounds], Action]
@@ -261,6 +279,8 @@ class ActionRoute(Route):
     form_type: type[Any] | None = None
     cost: int = 0
     status: int = 200
+    reply_content: str = "text/plain"
+    query: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,6 +289,8 @@ class SocketRoute(Route):
 
     `receive(message, bounds)` reads a text or binary message. *Raises* CallerError, which `refuse` turns into text;
     `close_code` is the code to close with after that, None to go on. `single` closes with 1000 after one execution.
+    What is fed or signalled before anything was started is refused, unless it may come `early`: then it is passed over.
+    Documents tell of `message_type` and `event_type`, what a text message holds in either direction.
     """
 
     receive: Callable[[str | bytes, Bounds], Told]
@@ -276,6 +298,9 @@ class SocketRoute(Route):
     method: str = "GET"
     close_code: int | None = None
     single: bool = False
+    early: bool = False
+    message_type: Any = None
+    event_type: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,13 +308,16 @@ class TerminalRoute(Route):
     """Connects a WebSocket to a terminal: what it shows goes out as binary messages.
 
     `select(raw)` gives the names of the session and the terminal; `receive(message)` reads what the client sends;
-    `exited(exit_code)` is the text that is sent when the command is over, before the connection is closed.
+    `exited(exit_code)` is the text that is sent when the command is over, before the connection is closed. Documents
+    tell of `message_type` and `event_type`, what a text message holds in either direction.
     """
 
     select: Callable[[RawRequest], tuple[str, str]]
     receive: Callable[[str | bytes], Told]
     exited: Callable[[int | None], str]
     method: str = "GET"
+    message_type: Any = None
+    event_type: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

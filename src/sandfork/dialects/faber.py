@@ -3,6 +3,8 @@
 What its document leaves open:
 
 - Tasks run in parallel and each to its end, whatever becomes of the others; results are in the order of the request.
+  `sequential` tasks run one after another in one sandbox, and after the first that is not a Success the rest are
+  `NotExecuted`. Each has its own times and output limit; of the other limits the largest named holds for all together.
 - A request that is malformed is refused as a whole. A task that cannot be prepared (a path that leaves the work
   directory, a name no environment takes) is `NotExecuted`, and so is one that this server could not run while it ran
   others; their `error` tells why.
@@ -18,6 +20,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -32,6 +35,7 @@ from sandfork.dialects.base import (
     Example,
     ExecRoute,
     HealthRoute,
+    InTurn,
     PageRoute,
     RawRequest,
     Reply,
@@ -52,19 +56,29 @@ from sandfork.dialects.faber_wire import (
     Task,
 )
 from sandfork.dialects.fields import decode_body, instant, shown, text
-from sandfork.dialects.refusals import error_headers, public_message, status_of
+from sandfork.dialects.refusals import NotRun, error_headers, public_message, status_of
 from sandfork.errors import (
+    CallerError,
     CapacityError,
     FileNotInSandbox,
     Forbidden,
     GuestLost,
     InvalidRequest,
-    NotSupported,
     SandforkError,
     TierError,
     Unauthenticated,
 )
-from sandfork.model import Command, ExecRequest, ExecResult, InputFile, Limits, LimitsOverride, Outcome, Usage
+from sandfork.model import (
+    Command,
+    ExecRequest,
+    ExecResult,
+    InputFile,
+    Limits,
+    LimitsOverride,
+    Outcome,
+    SessionSpec,
+    Usage,
+)
 
 NANO = 1_000_000_000
 DEFAULTS = Limits(wall_s=60.0, cpu_s=30.0, memory_bytes=512 << 20, pids=10, open_files=100, output_bytes=1 << 20)
@@ -83,25 +97,47 @@ _encode = msgspec.json.Encoder().encode
 def parse_exec(raw: RawRequest, bounds: Bounds) -> Ask:
     """Read the tasks; the echo holds, for each, its command or why it cannot be prepared.
 
-    *Raises* InvalidRequest, Forbidden, NotSupported.
+    *Raises* InvalidRequest, Forbidden.
     """
     body = decode_body(_body, raw.body)
-    if body.sequential:
-        raise NotSupported("sequential: tasks that share a work directory are not available on this server")
     if len(body.tasks) > bounds.max_batch:
         raise InvalidRequest("tasks", f"holds {len(body.tasks)} tasks, more than {bounds.max_batch}")
     requests: list[ExecRequest] = []
-    echo: list[str | InvalidRequest] = []
+    echo: list[str | CallerError] = []
     for index, task in enumerate(body.tasks):
         if not task.command.strip():
             where = f" (tasks[{index}])" if len(body.tasks) > 1 else ""
             raise InvalidRequest("", f"Invalid command: command cannot be empty{where}")
         limits = _limits(task.resource_limits or ResourceLimits(), bounds, f"tasks[{index}].resource_limits")
-        unfit = _unfit_path(task)
+        unfit: CallerError | None = _unfit_path(task)
+        if body.sequential and len(requests) < index:
+            unfit = NotRun("an earlier task could not be prepared")
         echo.append(unfit or task.command)
         if unfit is None:
             requests.append(_request(task, limits))
-    return Ask(tuple(requests), tuple(echo), cost=len(body.tasks))
+    in_turn = InTurn(_shared_sandbox(requests), _succeeded) if body.sequential else None
+    if in_turn is not None:
+        requests = [replace(request, limits=_own(request.limits)) for request in requests]
+    return Ask(tuple(requests), tuple(echo), cost=len(body.tasks), in_turn=in_turn)
+
+
+def _shared_sandbox(requests: Sequence[ExecRequest]) -> SessionSpec:
+    """Return the sandbox of tasks that share one: of what they have together it has the most any of them asks for."""
+
+    def most(name: str) -> int | None:
+        return max((getattr(request.limits, name) for request in requests), default=None)
+
+    limits = LimitsOverride(memory_bytes=most("memory_bytes"), pids=most("pids"), open_files=most("open_files"))
+    return SessionSpec(limits=limits)
+
+
+def _own(limits: LimitsOverride) -> LimitsOverride:
+    """Return those limits that each execution in a shared sandbox has for itself."""
+    return LimitsOverride(wall_s=limits.wall_s, cpu_s=limits.cpu_s, output_bytes=limits.output_bytes)
+
+
+def _succeeded(answer: Answer) -> bool:
+    return isinstance(answer, ExecResult) and _verdict(answer, "")[0] is Status.SUCCESS
 
 
 def _unfit_path(task: Task) -> InvalidRequest | None:
@@ -156,7 +192,7 @@ def render_exec(ask: Ask, answers: Sequence[Answer], request_id: str) -> Reply:
     """Answer every task, in the order asked."""
     coming = iter(answers)
     results = [
-        _not_executed(each) if isinstance(each, InvalidRequest) else _result(each, next(coming)) for each in ask.echo
+        _not_executed(each) if isinstance(each, CallerError) else _result(each, next(coming)) for each in ask.echo
     ]
     return Reply(_encode(ExecReply(results)))
 
@@ -315,6 +351,6 @@ DIALECT = Dialect(
     routes=_ROUTES,
     render_error=render_error,
     error_type=ErrorReply,
-    description="Run commands, each in a sandbox of its own.",
+    description="Run commands, each in a sandbox of its own or one after another in one.",
     quotas=(Quota(100, 60.0, "address"), Quota(1000, 3600.0, "key")),
 )

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from sandfork.dialects.base import UNAVAILABLE, Example
+from sandfork.dialects.base import Example
 
 MAX_COUNT = (1 << 31) - 1
 MAX_BYTES = (1 << 63) - 1
@@ -43,7 +43,7 @@ class ResourceLimits(msgspec.Struct, frozen=True):
 
 
 class Task(msgspec.Struct, frozen=True):
-    """A command to run in a sandbox of its own."""
+    """A command to run, in a sandbox of its own unless the tasks are `sequential`."""
 
     command: Command
     args: list[Word] | None = None
@@ -53,10 +53,12 @@ class Task(msgspec.Struct, frozen=True):
 
 
 class ExecBody(msgspec.Struct, frozen=True):
-    """Tasks to run in parallel."""
+    """Tasks to run in parallel, each in a sandbox of its own, or one after another in one."""
 
     tasks: Annotated[list[Task], Meta(min_length=1, description="As many as the server's maximum, 100 by default.")]
-    sequential: Annotated[bool, Meta(extra_json_schema=UNAVAILABLE)] = False
+    sequential: Annotated[
+        bool, Meta(description="One after another in one directory, up to the first that is not Success.")
+    ] = False
 
 
 class ResourceUsage(msgspec.Struct, frozen=True):
@@ -141,5 +143,10 @@ EXEC_EXAMPLES = (
         "Several tasks",
         b'{"tasks": [{"command": "echo", "args": ["Task 1"]}, {"command": "python", "args": ["-c",'
         b' "print(\\"Task 2\\")"]}, {"command": "bash", "args": ["-c", "echo \\"Task 3\\""]}]}',
+    ),
+    Example(
+        "One after another, in one directory",
+        b'{"sequential": true, "tasks": [{"command": "bash", "args": ["-c", "echo 1 > a"]}, {"command": "cat",'
+        b' "args": ["a"]}]}',
     ),
 )

@@ -1,4 +1,4 @@
-"""Our own API: zeroboot's four endpoints with every further thing a run can be given and can tell.
+"""Our own API: zeroboot's four endpoints with every further thing a run can be given and can tell, and sessions.
 
 A client of zeroboot needs no change: every field it knows is here and means the same. Choices of our own:
 
@@ -7,6 +7,9 @@ A client of zeroboot needs no change: every field it knows is here and means the
 - A wall time above the server's maximum, however named, is lowered to it, and `limits` of the reply tells; every other
   limit above a ceiling is refused with 403. `limits.wall_s` wins over `timeout_seconds`.
 - Machinery of ours that fails is a 5xx, not a result. In a batch it is an item with `error`, and the others run.
+- A session must have been made; a name that is none is 404 rather than a new session whose state is not the one meant.
+
+`native_run` translates programs and results, `native_events` what is told on the way, `native_sessions` the rest.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-from msgspec import UNSET
 
 from sandfork.dialects import fields
 from sandfork.dialects.base import (
@@ -29,51 +31,48 @@ from sandfork.dialects.base import (
     Reply,
     Route,
     ServiceHealth,
+    SocketRoute,
 )
+from sandfork.dialects.native_events import Event, Message, receive, refuse, sse, writer
+from sandfork.dialects.native_run import SPACE, error_of, reply_of, request_of, shape_of
+from sandfork.dialects.native_sessions import ROUTES, in_session
 from sandfork.dialects.native_wire import (
     BATCH_EXAMPLES,
     EXEC_EXAMPLES,
     ONE_PROGRAM,
-    Base64Content,
     BatchBody,
     BatchReply,
-    Content,
     ErrorReply,
     ExecBody,
     ExecReply,
-    FailedReply,
     HealthReply,
-    LimitsBody,
-    LimitsReply,
     TemplateState,
-    UsageReply,
 )
-from sandfork.dialects.refusals import error_headers, public_message, status_of
-from sandfork.errors import CapacityError, InvalidRequest, NotSupported, SandforkError, TierError
-from sandfork.model import (
-    Command,
-    ExecRequest,
-    ExecResult,
-    InputFile,
-    Limits,
-    LimitsOverride,
-    Outcome,
-    OutputFile,
-    SessionUse,
-    Snippet,
-    Usage,
-)
+from sandfork.dialects.refusals import error_headers, status_of
+from sandfork.errors import CapacityError, InvalidRequest, SandforkError, TierError
 
 _exec_body = msgspec.json.Decoder(ExecBody)
 _batch_body = msgspec.json.Decoder(BatchBody)
 _encode = msgspec.json.Encoder().encode
-_NO_LIMITS = LimitsBody()
 
 
 def parse_exec(raw: RawRequest, bounds: Bounds) -> Ask:
     """Read one run. *Raises* InvalidRequest, NotSupported."""
-    body = fields.decode_body(_exec_body, raw.body)
-    return Ask((_request(body, bounds, ""),), (body.files_as,))
+    return _ask(fields.decode_body(_exec_body, raw.body), bounds)
+
+
+def parse_exec_in_session(raw: RawRequest, bounds: Bounds) -> Ask:
+    """Read one run in the session that the path names. *Raises* InvalidRequest, NotSupported."""
+    body, session = fields.decode_body(_exec_body, raw.body), in_session(raw)
+    if body.session not in (None, session):
+        raise InvalidRequest("session", "is another than that of the path")
+    return _ask(body, bounds, session)
+
+
+def _ask(body: ExecBody, bounds: Bounds, session: str | None = None) -> Ask:
+    shape = shape_of(body, session)
+    request = request_of(body, bounds, session=session)
+    return Ask((request,), (shape,), writer=writer(shape, sse) if body.stream else None)
 
 
 def parse_batch(raw: RawRequest, bounds: Bounds) -> Ask:
@@ -81,131 +80,22 @@ def parse_batch(raw: RawRequest, bounds: Bounds) -> Ask:
     items = fields.decode_body(_batch_body, raw.body).executions
     if len(items) > bounds.max_batch:
         raise InvalidRequest("executions", f"holds {len(items)} items, more than {bounds.max_batch}")
-    requests = tuple(_request(item, bounds, f"executions[{index}].") for index, item in enumerate(items))
-    return Ask(requests, tuple(item.files_as for item in items))
-
-
-def _request(body: ExecBody, bounds: Bounds, within: str) -> ExecRequest:
-    if body.stream:
-        raise NotSupported("stream: streamed replies are not available on this server")
-    return ExecRequest(
-        program=_program(body, bounds, within),
-        files=tuple(_input_file(path, content, within) for path, content in body.files.items()) if body.files else (),
-        stdin=_content(body.stdin, f"{within}stdin") if body.stdin else b"",
-        args=tuple(body.args),
-        env=tuple(body.env.items()),
-        limits=_limits(body, bounds),
-        network=body.network,
-        isolation=body.isolation,
-        template=body.template,
-        session=SessionUse("native", body.session) if body.session else None,
-        collect=tuple(body.collect),
-        packages=tuple(body.packages),
-    )
-
-
-def _program(body: ExecBody, bounds: Bounds, within: str) -> Snippet | Command:
-    if body.code is UNSET:
-        if body.argv is UNSET:
-            raise InvalidRequest(f"{within}code", "is required, or argv in its place")
-        return Command(tuple(body.argv))
-    if body.argv is not UNSET:
-        raise InvalidRequest(f"{within}argv", "cannot be given together with code")
-    return Snippet(body.language, fields.check_code(body.code, f"{within}code", bounds.max_code_bytes))
-
-
-def _limits(body: ExecBody, bounds: Bounds) -> LimitsOverride:
-    asked = body.limits
-    if asked is _NO_LIMITS:
-        return LimitsOverride(wall_s=float(min(body.timeout_seconds, bounds.max_wall_s)))
-    wall_s = asked.wall_s or body.timeout_seconds
-    return LimitsOverride(
-        wall_s=float(min(wall_s, bounds.max_wall_s)),
-        cpu_s=asked.cpu_s,
-        memory_bytes=asked.memory_bytes,
-        pids=asked.pids,
-        open_files=asked.open_files,
-        output_bytes=asked.output_bytes,
-        disk_bytes=asked.disk_bytes,
-    )
-
-
-def _content(content: Content, field: str) -> bytes:
-    return content.encode() if isinstance(content, str) else fields.from_base64(content.base64, f"{field}.base64")
-
-
-def _input_file(path: str, content: Content, within: str) -> InputFile:
-    return InputFile(path, _content(content, f"{within}files.{fields.shown(path)}"))
+    for index, item in enumerate(items):
+        if item.stream:
+            raise InvalidRequest(f"executions[{index}].stream", "is for single runs")
+    requests = tuple(request_of(item, bounds, f"executions[{index}].") for index, item in enumerate(items))
+    return Ask(requests, tuple(shape_of(item) for item in items))
 
 
 def render_exec(ask: Ask, answers: Sequence[Answer], request_id: str) -> Reply:
     """Answer one run."""
-    return Reply(_encode(_reply(answers[0], ask.echo[0], request_id)))
+    return Reply(_encode(reply_of(answers[0], ask.echo[0], request_id)))
 
 
 def render_batch(ask: Ask, answers: Sequence[Answer], request_id: str) -> Reply:
     """Answer a batch, in the order asked."""
     pairs = zip(answers, ask.echo, strict=True)
-    return Reply(_encode(BatchReply([_reply(answer, files_as, request_id) for answer, files_as in pairs])))
-
-
-def _reply(answer: Answer, files_as: str, request_id: str) -> ExecReply | FailedReply:
-    if isinstance(answer, SandforkError):
-        return FailedReply(request_id, "", "", -1, 0.0, 0.0, 0.0, public_message(answer), answer.code)
-    timed_out = answer.outcome is Outcome.TIMED_OUT
-    stderr = answer.stderr
-    timings = answer.timings
-    return ExecReply(
-        answer.exec_id,
-        fields.text(answer.stdout),
-        fields.with_last_line(stderr, fields.timed_out_line(answer.limits)) if timed_out else fields.text(stderr),
-        -1 if timed_out else answer.status,
-        fields.milliseconds(timings.fork_s),
-        fields.milliseconds(timings.exec_s),
-        fields.milliseconds(timings.total_s),
-        fields.milliseconds(timings.queue_s),
-        answer.outcome,
-        answer.signal,
-        answer.truncated,
-        _usage(answer.usage),
-        _effective(answer.limits),
-        answer.isolation,
-        _files(answer, files_as) if answer.files else {},
-        [fields.path_text(path) for path in answer.files_skipped],
-    )
-
-
-def _usage(usage: Usage) -> UsageReply:
-    return UsageReply(
-        usage.cpu_user_s,
-        usage.cpu_system_s,
-        usage.wall_s,
-        usage.memory_peak_bytes,
-        usage.processes,
-        usage.io_read_bytes,
-        usage.io_write_bytes,
-    )
-
-
-def _effective(limits: Limits) -> LimitsReply:
-    return LimitsReply(
-        limits.wall_s,
-        limits.cpu_s,
-        limits.memory_bytes,
-        limits.pids,
-        limits.open_files,
-        limits.output_bytes,
-        limits.disk_bytes,
-    )
-
-
-def _files(result: ExecResult, files_as: str) -> dict[str, Content]:
-    return {fields.path_text(file.path): _returned(file, files_as) for file in result.files}
-
-
-def _returned(file: OutputFile, files_as: str) -> Content:
-    content = fields.utf8_or_none(file.content) if files_as == "text" else None
-    return Base64Content(fields.to_base64(file.content)) if content is None else content
+    return Reply(_encode(BatchReply([reply_of(answer, shape, request_id) for answer, shape in pairs])))
 
 
 def render_health(health: ServiceHealth) -> Reply:
@@ -222,9 +112,7 @@ def render_health(health: ServiceHealth) -> Reply:
 
 def render_error(error: SandforkError, request_id: str) -> Reply:
     """Answer an error: a sentence, a word for machines, the field at fault, the id to find it in the log."""
-    field = error.field or None if isinstance(error, InvalidRequest) else None
-    body = ErrorReply(public_message(error), error.code, request_id, field)
-    return Reply(_encode(body), status_of(error), headers=error_headers(error))
+    return Reply(_encode(error_of(error, request_id)), status_of(error), headers=error_headers(error))
 
 
 def _routes() -> tuple[Route, ...]:
@@ -236,6 +124,7 @@ def _routes() -> tuple[Route, ...]:
             render=render_exec,
             body_type=ExecBody,
             reply_type=ExecReply,
+            event_type=Event,
             examples=EXEC_EXAMPLES,
         )
         for path in ("/v1/exec", "/exec")
@@ -254,11 +143,29 @@ def _routes() -> tuple[Route, ...]:
         HealthRoute(path=path, summary="State of the templates", render=render_health, reply_type=HealthReply)
         for path in ("/v1/health", "/health")
     ]
-    return (*exec_routes, batch, *health, MetricsRoute(path="/v1/metrics", summary="Metrics for Prometheus"))
+    session = ExecRoute(
+        path="/v1/sessions/{session}/exec",
+        summary="Run code in a session, in its interpreter",
+        parse=parse_exec_in_session,
+        render=render_exec,
+        body_type=ExecBody,
+        reply_type=ExecReply,
+        event_type=Event,
+    )
+    socket = SocketRoute(
+        path="/v1/exec/ws",
+        summary="Run programs over a WebSocket, with standard input and signals while they run",
+        receive=receive,
+        refuse=refuse,
+        message_type=Message,
+        event_type=Event,
+    )
+    metrics = MetricsRoute(path="/v1/metrics", summary="Metrics for Prometheus")
+    return (*exec_routes, batch, socket, session, *ROUTES, *health, metrics)
 
 
 DIALECT = Dialect(
-    name="native",
+    name=SPACE,
     title="sandfork",
     prefix="",
     routes=_routes(),

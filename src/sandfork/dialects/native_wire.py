@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -69,8 +69,15 @@ class ExecBody(msgspec.Struct, frozen=True):
         Isolation | None, Meta(description="The least wanted.", extra_json_schema={"x-only": ["process", None]})
     ] = None
     template: Annotated[str | None, Meta(description="The template to fork, instead of the one chosen.")] = None
-    session: Annotated[Session | None, Meta(extra_json_schema=UNAVAILABLE)] = None
-    stream: Annotated[bool, Meta(extra_json_schema=UNAVAILABLE)] = False
+    session: Annotated[Session | None, Meta(description="The session to run in.")] = None
+    fresh: Annotated[
+        bool, Meta(description="In a session: a process of its own, as a plain run; only the files are the session's.")
+    ] = False
+    secrets: Annotated[
+        list[str], Meta(max_length=100, description="Texts shown as `***` wherever it writes them.")
+    ] = []
+    rich: Annotated[bool, Meta(description="Return figures, tables and the value of a last expression, too.")] = False
+    stream: Annotated[bool, Meta(description="Answer with server-sent events while it runs.")] = False
 
 
 class BatchBody(msgspec.Struct, frozen=True):
@@ -115,6 +122,15 @@ class Run(msgspec.Struct, frozen=True):
     total_time_ms: float
 
 
+class DisplayReply(msgspec.Struct, frozen=True):
+    """A rich value the program showed: by MIME type, binary ones as base64."""
+
+    kind: Annotated[
+        str, Meta(description="`result` is the value of a last expression, `display` what was shown before.")
+    ]
+    data: Mapping[str, str]
+
+
 class ExecReply(Run, frozen=True):
     """What came of one run. Times are milliseconds."""
 
@@ -127,6 +143,11 @@ class ExecReply(Run, frozen=True):
     isolation: Annotated[str, Meta(description="What really confined it.")]
     files: dict[str, Content]
     files_skipped: Annotated[list[str], Meta(description="What matched but is no regular file or too large.")]
+    displays: Annotated[list[DisplayReply], Meta(description="With `rich`.")] | UnsetType = UNSET
+    state_lost: (
+        Annotated[bool, Meta(description="In a session: its interpreter ended, and the next run has a new one.")]
+        | UnsetType
+    ) = UNSET
 
 
 class FailedReply(Run, frozen=True):

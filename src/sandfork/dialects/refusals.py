@@ -12,6 +12,7 @@ from sandfork.dialects.base import Reply
 from sandfork.errors import (
     CallerError,
     CapacityError,
+    DiskFull,
     FileNotInSandbox,
     Forbidden,
     NotSupported,
@@ -30,6 +31,12 @@ class WireError(CallerError):
     """The request is wrong as HTTP, before any dialect reads its body."""
 
     status = 400
+
+
+class NotRun(CallerError):
+    """An earlier execution of the same request did not end as it had to for this one to run."""
+
+    code = "not_run"
 
 
 class NoSuchPath(WireError):
@@ -93,6 +100,7 @@ STATUSES: tuple[tuple[type[SandforkError], int], ...] = (
     (SessionConflict, 409),
     (FileNotInSandbox, 404),
     (PayloadTooLarge, 413),
+    (DiskFull, 413),
     (NotSupported, 501),
     (CallerError, 400),
     (CapacityError, 503),

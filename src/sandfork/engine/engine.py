@@ -95,6 +95,7 @@ class Engine:
         self._settings = settings or EngineSettings()
         self._observe = observe
         self._clock_ns = clock_ns
+        self._now = now
         self._planner = Planner(catalogue, self._settings.policy, tier.isolation)
         self._admission = Admission(self._settings.admission)
         self._disposal = Disposal(
@@ -106,7 +107,7 @@ class Engine:
         self._pool = Pool(tier, targets, self._settings.pool, self._disposal.add_now)
         self._executions: set[Execution] = set()
         self.sessions = SessionDesk(self._pool, self._planner, self._disposal, self._settings.sessions, now)
-        self.tasks = Tasks(self.execute, self._settings.tasks, now)
+        self.tasks = Tasks(self.execute, self._plan, self._settings.tasks, now)
 
     async def start(self) -> None:
         """Make the templates and park a first sandbox of each; see `health` for those that could not be made."""
@@ -128,7 +129,7 @@ class Engine:
         received_ns = self._clock_ns()
         plan: ExecPlan | None = None
         try:
-            plan = self._planner.plan(mint_exec_id(), request, caller, self._pool.unavailable)
+            plan = self._plan(request, caller)
             if plan.session is not None:
                 result = await self._execute_in_session(plan, sink, on_start, received_ns)
             else:
@@ -138,6 +139,9 @@ class Engine:
             raise
         self._observe(caller, plan, result)
         return result
+
+    def _plan(self, request: ExecRequest, caller: Caller) -> ExecPlan:
+        return self._planner.plan(mint_exec_id(), request, caller, self._pool.unavailable)
 
     async def batch(self, requests: Sequence[ExecRequest], caller: Caller) -> list[ExecResult | SandforkError]:
         """Execute all, each waiting for a slot of its own; return results or errors in the order of `requests`."""
@@ -192,6 +196,7 @@ class Engine:
             plan,
             sink,
             received_ns=received_ns,
+            started_s=self._now(),
             clock_ns=self._clock_ns,
             grace_s=settings.kill_grace_s,
             interrupt_grace_s=settings.interrupt_grace_s,

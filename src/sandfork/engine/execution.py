@@ -7,12 +7,14 @@ from collections.abc import Callable
 from functools import partial
 from signal import SIGINT
 
+from sandfork.engine.masking import Mask, Secrets
 from sandfork.engine.output import Cap, Fold
 from sandfork.errors import ForkFailed, GuestLost, SandforkError, TierError
 from sandfork.model import ExecPlan, ExecResult, Outcome, Timings
 from sandfork.tiers.base import BEFORE_START, Collected, OutputSink, Process, StepEnd
 
 NANO = 1e-9
+_GRACE_AT_LEAST_S = 0.2
 
 
 def never_began(error: BaseException) -> bool:
@@ -38,6 +40,7 @@ class Execution:
         "_interrupt_grace_s",
         "_interrupted",
         "_kill_grace_s",
+        "_mask",
         "_process",
         "_sent_ns",
         "_task",
@@ -47,6 +50,7 @@ class Execution:
         "queued_ns",
         "received_ns",
         "sent",
+        "started_s",
     )
 
     def __init__(
@@ -55,24 +59,30 @@ class Execution:
         sink: OutputSink | None,
         *,
         received_ns: int,
+        started_s: float = 0.0,
         clock_ns: Callable[[], int],
         grace_s: float,
         interrupt_grace_s: float = 2.0,
     ) -> None:
-        """`sink` is who follows the output; without one it is kept.
+        """`sink` is who follows the output; without one it is kept. `started_s` is Unix time.
 
-        `grace_s` is how long a kill may take, `interrupt_grace_s` how long a lasting interpreter may take to end its
-        step before it is killed.
+        `grace_s` is how long a kill may take, `interrupt_grace_s` the most that a lasting interpreter may take to end
+        its step before it is killed.
         """
         self.plan = plan
         self.received_ns = received_ns
+        self.started_s = started_s
         self.queued_ns = self.admitted_ns = self._sent_ns = self._ended_ns = clock_ns()
         self._clock_ns = clock_ns
         self._kill_grace_s = grace_s
-        self._interrupt_grace_s = interrupt_grace_s
+        # Who gives little time waits little longer than that, too.
+        self._interrupt_grace_s = min(interrupt_grace_s, max(_GRACE_AT_LEAST_S, plan.limits.wall_s / 4))
         self._interrupted: Outcome | None = None
         self._fold = Fold()
-        self._cap = Cap(sink or self._fold, plan.limits.output_bytes)
+        secrets = Secrets(plan.secrets) if plan.secrets else None
+        # Behind the cap: the limit is on what the program writes.
+        self._mask = Mask(sink or self._fold, secrets) if secrets else None
+        self._cap = Cap(self._mask or sink or self._fold, plan.limits.output_bytes)
         self._process: Process | None = None
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -96,7 +106,7 @@ class Execution:
         self.admitted_ns = self._clock_ns()
 
     async def run(self, process: Process) -> StepEnd:
-        """Run the plan's step in `process` to its end.
+        """Run the plan's step in `process` to its end, and pass on all that it wrote.
 
         *Raises* what the tier raises, the error given to `stop`, and GuestLost when the sandbox does not answer in
         time after a kill.
@@ -126,6 +136,9 @@ class Execution:
             self._ended_ns = self._clock_ns()
             self._detach()
         self._refuse_stopped()
+        if self._mask is not None:
+            cut = self._cap.exceeded or self._interrupted is not None or end.outcome is not Outcome.EXITED
+            self._mask.flush(cut=cut)
         return end
 
     def over(self) -> None:
@@ -158,6 +171,7 @@ class Execution:
             collected.skipped,
             tuple(self._fold.displays),
             state_lost,
+            self.started_s,
         )
 
     def resume(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import cast
 
@@ -32,6 +33,9 @@ ISOLATIONS = ("reduced", "process", "gvisor", "microvm")
 """What can be asked for, weakest first; a request names the least it takes."""
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
+
+_START_IN = ("/bin/sh", "-c", 'mkdir -p -- "$0" && cd -- "$0" && exec "$@"')
+"""The words before a directory and a command, which run it there; /bin/sh is told the directory as its own name."""
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -63,6 +67,8 @@ class Planner:
         if len(request.stdin) > self._policy.max_stdin_bytes:
             raise InvalidRequest("stdin", f"is larger than {self._policy.max_stdin_bytes} bytes")
         language, template, step = self._resolve_program(request, unavailable)
+        if request.work_dir:
+            template, step = COMMAND, self._start_elsewhere(request, language, template, step)
         if request.files or step.code is not None:
             self._check_space(step, limits)
         return ExecPlan(
@@ -174,6 +180,21 @@ class Planner:
         if "\0" in cast(Snippet, request.program).code:
             raise InvalidRequest("code", f"{language.name} in a session takes no NUL")
         return language.session_argv
+
+    def _start_elsewhere(self, request: ExecRequest, language: str, template: TemplateSpec, step: Step) -> Step:
+        """Return a step that starts in another directory, by a shell: a warm interpreter is in its own already.
+
+        *Raises* InvalidRequest.
+        """
+        if step.lasting:
+            raise InvalidRequest("work_dir", "only a program of its own starts in a directory of its own")
+        path = normalise_path("work_dir", request.work_dir)
+        if path.startswith("/"):
+            raise InvalidRequest("work_dir", f"must be below {WORK_DIR}")
+        argv = step.argv
+        if template.kind is TemplateKind.FORK:
+            argv = (self._commands[language][0], *argv)
+        return replace(step, argv=(*_START_IN, f"{WORK_DIR}/{path}", *argv), rich=False)
 
     def _check_code(self, program: Snippet) -> bytes:
         try:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 
 from sandfork.engine.execution import Execution, never_began
@@ -24,7 +24,9 @@ from sandfork.errors import (
     SessionNotFound,
     TemplateFailed,
     TierError,
+    WrongLanguage,
 )
+from sandfork.languages.catalogue import COMMAND
 from sandfork.model import ExecPlan, Limits, SessionKey, SessionSpec, SessionState, Usage
 from sandfork.tiers.base import Process, Sandbox, StepEnd
 
@@ -61,6 +63,7 @@ class Session:
         self.created_s = self.last_used_s = now_s
         self.expires_s = 0.0
         self.executions = 0
+        self.waiting = 0
         self.usage = Usage()
         self.running: Execution | None = None
         self.ended = ""
@@ -99,6 +102,19 @@ class Session:
                 raise self.gone() from error
             raise
 
+    @asynccontextmanager
+    async def in_turn(self) -> AsyncIterator[None]:
+        """Wait until nobody else has the turn, and have it."""
+        self.waiting += 1
+        try:
+            await self.lock.acquire()
+        finally:
+            self.waiting -= 1
+        try:
+            yield
+        finally:
+            self.lock.release()
+
     def check_open(self) -> None:
         """*Raises* SessionNotFound once the session is over."""
         _ = self.sandbox
@@ -114,8 +130,8 @@ class Session:
         """Whether a client is connected to one of its terminals."""
         return any(terminal.connected for terminal in self.terminals.values())
 
-    def state(self) -> SessionState:
-        """Return what there is to tell of it."""
+    def state(self, now_s: float) -> SessionState:
+        """Return what there is to tell of it at `now_s`, Unix time."""
         return SessionState(
             name=self.key.name,
             language=self.language,
@@ -127,12 +143,13 @@ class Session:
             executions=self.executions,
             usage=self.usage,
             metadata=self.spec.metadata,
+            now_s=now_s,
         )
 
     def adapt(self, plan: ExecPlan) -> ExecPlan:
         """Return `plan` under what holds for the session as a whole. *Raises* SessionConflict."""
-        if self.spec.one_language and plan.language != self.language:
-            raise SessionConflict(f"Cannot switch runtime from {self.language} to {plan.language}")
+        if self.spec.one_language and plan.language not in (self.language, COMMAND.key):
+            raise WrongLanguage(plan.language, self.language)
         for name in _OF_THE_SESSION:
             if name in plan.named_limits and getattr(plan.limits, name) != getattr(self.limits, name):
                 raise SessionConflict(f"limits.{name}: belongs to the session, which was made with another")

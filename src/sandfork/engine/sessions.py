@@ -41,10 +41,14 @@ FULL_RETRY_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """Bounds of sessions: counts, and seconds. `file_bytes` is the largest file that is moved in or out."""
+    """Bounds of sessions: counts, and seconds. `file_bytes` is the largest file that is moved in or out.
 
-    most: int = 256
-    most_of_one: int = 64
+    `most_waiting` is how many executions may wait for their turn in one session.
+    """
+
+    most: int = 512
+    most_of_one: int = 256
+    most_waiting: int = 64
     idle_s: float = 3600.0
     lifetime_s: float = 86400.0
     terminals: int = 8
@@ -81,7 +85,7 @@ class Sessions:
         language, template_key = self._planner.language_of(spec.language)
         session = await self._open(key, caller, spec, language, template_key)
         self._rest(session)
-        return session.state()
+        return session.state(self._now())
 
     async def _open(
         self, key: SessionKey, caller: Caller, spec: SessionSpec, language: str, template_key: str
@@ -193,8 +197,12 @@ class Sessions:
                 raise SessionNotFound(f"there is no session {use.name!r}")
             if session is None:
                 assert use.make is not None
-                session = await self._open(key, caller, use.make, plan.language, plan.template_key)
-            async with session.lock:
+                named = use.make.language
+                language = plan.language if named is None else self._planner.language_of(named)[0]
+                session = await self._open(key, caller, use.make, language, plan.template_key)
+            if session.waiting >= self.settings.most_waiting:
+                raise Overloaded(f"{session.waiting} executions wait for their turn in the session", retry_after_s=1.0)
+            async with session.in_turn():
                 if session.ended and use.make is not None:
                     continue  # it ended while we waited for it
                 try:
@@ -220,11 +228,12 @@ class Sessions:
         session = self._sessions.get(key)
         if session is None:
             raise SessionNotFound(f"there is no session {key.name[:_NAME_MAX]!r}")
-        return session.state()
+        return session.state(self._now())
 
     def list(self, space: str, owner: str) -> list[SessionState]:
         """Return the owner's sessions, the oldest first."""
-        return [s.state() for key, s in self._sessions.items() if (key.space, key.owner) == (space, owner)]
+        now_s = self._now()
+        return [s.state(now_s) for key, s in self._sessions.items() if (key.space, key.owner) == (space, owner)]
 
     async def delete(self, key: SessionKey) -> None:
         """End a session and everything in it."""

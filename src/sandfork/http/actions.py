@@ -160,31 +160,26 @@ class ActionEndpoint(DialectEndpoint):
         if has_json:
             exchange.check_json()
         caller = await identify(service, self._of, exchange, with_body=has_json)
+        settings = self._settings
+        chunks = exchange.body_chunks(self._max_bytes, settings.body_timeout_s, settings.upload_s)
         try:
-            content = await self._take_in(exchange, form, has_json=has_json)
-            action = route.parse(exchange.raw, bounds_for(caller, self._settings.bounds))
+            if has_json:
+                await exchange.read_body(self._max_bytes, settings.body_timeout_s)
+            elif form is not None:
+                await form.read(exchange, chunks)
+                exchange.form, exchange.file = form.fields, form.file
+            content = chunks if form is None else form.spool.chunks()
+            action = route.parse(exchange.raw, bounds_for(caller, settings.bounds))
             charge(service, caller, route.cost, self._quotas)
             doing = Doing(service.engine, self.dialect, caller, content)
             if isinstance(action, ReadFile) and action.raw:
-                await exchange.while_connected(self._send_file(exchange, doing, action), self._settings.watch_after_s)
+                await exchange.while_connected(self._send_file(exchange, doing, action), settings.watch_after_s)
                 return None
             return route.render(action, await doing.perform(action), exchange.request_id)
         finally:
+            await chunks.aclose()
             if form is not None:
                 form.close()
-
-    async def _take_in(self, exchange: Exchange, form: Form | None, *, has_json: bool) -> AsyncIterator[bytes]:
-        """Read the body, unless it is passed on as it comes; return what a file is written from."""
-        settings = self._settings
-        if has_json:
-            await exchange.read_body(self._max_bytes, settings.body_timeout_s)
-            return _once(exchange.raw.body)
-        chunks = exchange.body_chunks(self._max_bytes, settings.body_timeout_s, settings.upload_s)
-        if form is None:
-            return chunks
-        await form.read(exchange, chunks)
-        exchange.form, exchange.file = form.fields, form.file
-        return form.spool.chunks()
 
     async def _send_file(self, exchange: Exchange, doing: Doing, action: ReadFile) -> None:
         """Send a file as it is read. One that is shorter than it was ends the connection, which tells the client."""

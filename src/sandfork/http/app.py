@@ -146,7 +146,7 @@ class App:
             return
         place = route.method, route.path
         if place not in self._dispatch:
-            self._dispatch[place] = DispatchEndpoint(self._service, route.path)
+            self._dispatch[place] = DispatchEndpoint(self._service)
             self._routes.add(*place, self._dispatch[place])
         self._dispatch[place].add(Claim(dialect.title, route.mark, endpoint))
 

@@ -6,7 +6,7 @@ refused before the dialect is known is told in the words of all; afterwards in t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from dataclasses import dataclass
 
 import msgspec
@@ -14,7 +14,7 @@ import msgspec
 from sandfork.dialects.base import BodyMark, Reply
 from sandfork.dialects.fields import decode_body
 from sandfork.dialects.refusals import render_undecided
-from sandfork.errors import InvalidRequest, NotSupported, PayloadTooLarge, SandforkError, Unauthenticated
+from sandfork.errors import InvalidRequest, PayloadTooLarge, SandforkError, Unauthenticated
 from sandfork.http.endpoints import Endpoint, Service
 from sandfork.http.exchange import Exchange
 from sandfork.http.intake import UNIDENTIFIED_BYTES
@@ -22,24 +22,16 @@ from sandfork.http.intake import UNIDENTIFIED_BYTES
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One dialect's claim to a path. Without an endpoint the dialect is known but not spoken by this server."""
+    """One dialect's claim to a path."""
 
     title: str
     mark: BodyMark
-    endpoint: Endpoint | None = None
+    endpoint: Endpoint
 
     def fits(self, keys: Set[str]) -> bool:
         """Whether a body with these keys bears the mark."""
         return not keys.isdisjoint(self.mark.keys)
 
-
-UNSPOKEN: Mapping[str, tuple[Claim, ...]] = {
-    "/execute": (
-        Claim("isol8", BodyMark(("request",))),
-        Claim("InstaVM", BodyMark(("command", "code"), certain=False)),
-    ),
-}
-"""Claims of dialects that others have and this server may not: their clients are told so, instead of a riddle."""
 
 _top_level: msgspec.json.Decoder[dict[str, msgspec.Raw]] = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -49,15 +41,13 @@ class DispatchEndpoint:
 
     dialect = ""
 
-    def __init__(self, service: Service, path: str) -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
         self._claims: list[Claim] = []
-        self._unspoken = UNSPOKEN.get(path, ())
 
     def add(self, claim: Claim) -> None:
         """Add a dialect that this server speaks."""
         self._claims.append(claim)
-        self._unspoken = tuple(each for each in self._unspoken if each.title.lower() != claim.title.lower())
 
     async def answer(self, exchange: Exchange) -> Reply | None:
         """Read the body, choose, pass on. *Raises* what the chosen endpoint raises, and CallerError before."""
@@ -65,8 +55,6 @@ class DispatchEndpoint:
         exchange.check_json()
         body = await self._read(exchange)
         claim = self._choose(decode_body(_top_level, body).keys())
-        if claim.endpoint is None:
-            raise NotSupported(f"this is a request of {claim.title}, which this server does not speak")
         exchange.chosen = claim.endpoint
         exchange.dialect = claim.endpoint.dialect
         return await claim.endpoint.answer(exchange)
@@ -89,11 +77,11 @@ class DispatchEndpoint:
         return await exchange.read_body(settings.max_body_bytes, settings.body_timeout_s)
 
     def _choose(self, keys: Set[str]) -> Claim:
-        fitting = [claim for claim in (*self._claims, *self._unspoken) if claim.fits(keys)]
+        fitting = [claim for claim in self._claims if claim.fits(keys)]
         chosen = [claim for claim in fitting if claim.mark.certain] or fitting
         if len(chosen) == 1:
             return chosen[0]
-        claims = [f"{' or '.join(c.mark.keys)} ({c.title})" for c in (chosen or (*self._claims, *self._unspoken))]
+        claims = [f"{' or '.join(c.mark.keys)} ({c.title})" for c in (chosen or self._claims)]
         if chosen:
             raise InvalidRequest("", f"the body is of more than one kind: it has {' and '.join(claims)}")
         raise InvalidRequest("", f"the body is of no kind known here: it has none of {', '.join(claims)}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from sandfork.access import Access
@@ -17,18 +19,19 @@ from sandfork.dialects.base import (
     Dialect,
     ExecRoute,
     HealthRoute,
+    InTurn,
     LanguageState,
     Reply,
     ServiceHealth,
 )
-from sandfork.dialects.refusals import MethodNotAllowed, NoSuchPath, UpgradeRequired, render_undecided
-from sandfork.errors import SandforkError
+from sandfork.dialects.refusals import MethodNotAllowed, NoSuchPath, NotRun, UpgradeRequired, render_undecided
+from sandfork.errors import SandforkError, SessionNotFound
 from sandfork.http.exchange import Exchange
 from sandfork.http.intake import bounds_for, charge, identify
 from sandfork.http.ports import ExecutionEngine, RequestMetrics
 from sandfork.http.streaming import EventStream
 from sandfork.metrics import CONTENT_TYPE
-from sandfork.model import Caller, ExecRequest
+from sandfork.model import Caller, ExecRequest, SessionKey, SessionUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,16 +143,41 @@ class ExecEndpoint(DialectEndpoint):
         return route.render(ask, answers, exchange.request_id if failed else "")
 
     async def _run(self, ask: Ask, caller: Caller) -> Sequence[Answer]:
-        if len(ask.requests) == 1:
+        if ask.in_turn is not None:
+            answers = await self._run_in_turn(ask.requests, ask.in_turn, caller)
+        elif len(ask.requests) == 1:
             try:
                 return (await self._service.engine.execute(ask.requests[0], caller),)
             except self._route.as_results as error:
-                answers: list[Answer] = [error]
+                answers = [error]
         else:
             answers = await self._run_all(ask.requests, caller)
-        if answers and all(isinstance(answer, self._route.not_all) for answer in answers):
+        if answers and all(isinstance(answer, (NotRun, *self._route.not_all)) for answer in answers):
             raise answers[0]  # type: ignore[misc]  # the line above says that it is an exception
         return answers
+
+    async def _run_in_turn(self, requests: Sequence[ExecRequest], in_turn: InTurn, caller: Caller) -> list[Answer]:
+        """Run one after another in a session of their own, until one of them says that the rest do not run."""
+        if not requests:
+            return []
+        sessions, name = self._service.engine.sessions, secrets.token_hex(16)
+        key, use = SessionKey(self.dialect, caller.key_id, name), SessionUse(self.dialect, name, fresh=True)
+        answers: list[Answer] = []
+        await sessions.create(key, caller, in_turn.spec)
+        try:
+            for request in requests:
+                try:
+                    answer: Answer = await self._service.engine.execute(replace(request, session=use), caller)
+                except self._route.as_results as error:
+                    answer = error
+                answers.append(answer)
+                if not in_turn.go_on(answer):
+                    break
+        finally:
+            with contextlib.suppress(SessionNotFound):
+                await asyncio.shield(sessions.delete(key))
+        left = len(requests) - len(answers)
+        return answers + [NotRun("an earlier one of this request did not succeed") for _ in range(left)]
 
     async def _run_all(self, requests: Sequence[ExecRequest], caller: Caller) -> list[Answer]:
         """Run all, a bounded number at a time. An error that is no item of the reply stops the rest."""

@@ -7,7 +7,7 @@ client is watched only once its program has run for a while.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sandfork.dialects.base import FormFile, RawRequest, Reply
@@ -107,7 +107,7 @@ class Exchange:
     def raw(self) -> RawRequest:
         """The request as far as it has been read."""
         query = self.scope.get("query_string", b"")
-        return RawRequest(self._body or b"", self.params, query, self.headers, self.form, self.file)
+        return RawRequest(self._body or b"", self.params, query, self.headers, self.form, self.file, mint_exec_id)
 
     def check_length(self, max_bytes: int) -> None:
         """Refuse a body that its header says is too large. *Raises* PayloadTooLarge, InvalidRequest."""
@@ -159,7 +159,7 @@ class Exchange:
             raise ClientGone
         return body
 
-    async def body_chunks(self, max_bytes: int, stall_s: float, whole_s: float) -> AsyncIterator[bytes]:
+    async def body_chunks(self, max_bytes: int, stall_s: float, whole_s: float) -> AsyncGenerator[bytes, None]:
         """Yield the body as it arrives: each part within `stall_s`, all of it within `whole_s`.
 
         *Raises* PayloadTooLarge as soon as it is, BodyTimeout, ClientGone.

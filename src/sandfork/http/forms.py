@@ -38,17 +38,17 @@ class Room:
     """How much of the disk forms may still take."""
 
     def __init__(self, size_bytes: int = SPOOLED_BYTES) -> None:
-        self._left_bytes = size_bytes
+        self.left_bytes = size_bytes
 
     def take(self, size_bytes: int) -> None:
         """Take some. *Raises* Overloaded when there is not as much."""
-        if size_bytes > self._left_bytes:
+        if size_bytes > self.left_bytes:
             raise Overloaded("too many uploads are under way", retry_after_s=1.0)
-        self._left_bytes -= size_bytes
+        self.left_bytes -= size_bytes
 
     def give_back(self, size_bytes: int) -> None:
         """Give back what was taken."""
-        self._left_bytes += size_bytes
+        self.left_bytes += size_bytes
 
 
 class Spool:
@@ -140,7 +140,8 @@ class Form:
 
     async def _read_multipart(self, boundary: str, chunks: AsyncIterator[bytes]) -> None:
         try:
-            with multipart.PushMultipartParser(boundary, max_segment_count=MOST_PARTS, strict=True) as parser:
+            # Its strict mode refuses a line break after the last boundary when it comes in a chunk of its own.
+            with multipart.PushMultipartParser(boundary, max_segment_count=MOST_PARTS) as parser:
                 part = _Part("", None)
                 async for chunk in chunks:
                     for event in parser.parse(chunk):

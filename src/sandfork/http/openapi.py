@@ -12,7 +12,18 @@ from typing import Any
 
 import msgspec
 
-from sandfork.dialects.base import Dialect, ExecRoute, HealthRoute, LanguageRoute, QueryRoute, Reply, Route
+from sandfork.dialects.base import (
+    ActionRoute,
+    Dialect,
+    ExecRoute,
+    HealthRoute,
+    LanguageRoute,
+    QueryRoute,
+    Reply,
+    Route,
+    SocketRoute,
+    TerminalRoute,
+)
 from sandfork.dialects.refusals import UndecidedError
 
 JsonObject = dict[str, Any]
@@ -80,24 +91,18 @@ _SECURITY_SCHEMES: JsonObject = {
 }
 
 
-def _schemas(dialect: Dialect) -> tuple[dict[type[Any], JsonObject], JsonObject]:
+def _schemas(dialect: Dialect) -> tuple[dict[Any, JsonObject], JsonObject]:
     """Return the schema of each wire type of a dialect, and the components they refer to, named after the dialect."""
-    types: list[type[Any]] = [dialect.error_type]
-    for route in dialect.routes:
-        body_type = _body_type(route)
-        types += [body_type] if body_type is not None else []
-        types += [route.reply_type] if route.reply_type is not None else []
-    types = list(dict.fromkeys(types))
+    told = [route for route in dialect.routes if route.documented]
+    names = ("body_type", "reply_type", "form_type", "event_type", "message_type")
+    found = [getattr(route, name, None) for route in told for name in names]
+    types = list(dict.fromkeys([dialect.error_type, *(each for each in found if each is not None)]))
     template = f"#/components/schemas/{dialect.name}.{{name}}"
     schemas, components = msgspec.json.schema_components(types, ref_template=template)
     for wire_type, refinement in dialect.refinements.items():
         components[wire_type.__name__].update(copy.deepcopy(dict(refinement)))
     named = {f"{dialect.name}.{name}": schema for name, schema in components.items()}
     return dict(zip(types, schemas, strict=True)), named
-
-
-def _body_type(route: Route) -> type[Any] | None:
-    return route.body_type if isinstance(route, ExecRoute | QueryRoute) else None
 
 
 def _say_what_is_on_offer(components: JsonObject, languages: Sequence[str]) -> None:
@@ -112,43 +117,76 @@ def _say_what_is_on_offer(components: JsonObject, languages: Sequence[str]) -> N
                 del each["anyOf"]
                 each["enum"] = each.pop("x-only")
             if each.pop("x-languages", False) and languages:
-                each["enum"] = sorted(languages)
+                each["enum"] = [*sorted(languages), *([None] if {"type": "null"} in each.get("anyOf", ()) else [])]
 
 
-def _operation(spoken: Spoken, route: Route, of_types: dict[type[Any], JsonObject]) -> JsonObject:
+def _operation(spoken: Spoken, route: Route, of_types: dict[Any, JsonObject]) -> JsonObject:
     dialect = spoken.dialect
     words = [dialect.name, route.method.lower(), *re.findall(r"[A-Za-z0-9_]+", route.path)]
     operation: JsonObject = {
         "operationId": "_".join(words).lower(),
         "summary": route.summary,
         "tags": [dialect.title],
-        "responses": {"200": _success(route, of_types)},
+        "responses": _successes(route, of_types),
     }
-    parts = [part[1:-1].partition(":")[0] for part in route.path.split("/") if part.startswith("{")]
-    if parts:
-        operation["parameters"] = [
-            {"name": part, "in": "path", "required": True, "schema": {"type": "string"}} for part in parts
-        ]
+    parameters = _parameters(route)
+    if parameters:
+        operation["parameters"] = parameters
     if isinstance(route, HealthRoute) and route.reply_type is not None:
         unready = _json(of_types[route.reply_type])
         operation["responses"]["503"] = {"description": "No template is ready.", "content": unready}
-    body_type = _body_type(route)
-    if body_type is not None:
-        examples = {e.summary: {"value": json.loads(e.request)} for e in route.examples if e.request}
-        operation["requestBody"] = {"required": True, "content": _json(of_types[body_type], examples)}
-    if isinstance(route, ExecRoute | QueryRoute | LanguageRoute):
+    body = _request_body(route, of_types)
+    if body is not None:
+        operation["requestBody"] = body
+    if isinstance(route, KEYED):
         operation["security"] = [{}, {"bearer": []}, {"apiKey": []}]
-        for status in dialect.error_statuses:
+        further = (426,) if isinstance(route, SocketRoute | TerminalRoute) else ()
+        for status in (*dialect.error_statuses, *further):
             content = _json(of_types[dialect.error_type])
             operation["responses"][str(status)] = {"description": HTTPStatus(status).phrase, "content": content}
     return operation
 
 
-def _success(route: Route, of_types: dict[type[Any], JsonObject]) -> JsonObject:
-    if route.reply_type is None:
-        return {"description": route.summary, "content": {"text/plain": {"schema": {"type": "string"}}}}
-    examples = {e.summary: {"value": json.loads(e.reply)} for e in route.examples if e.reply and e.status == 200}
-    return {"description": route.summary, "content": _json(of_types[route.reply_type], examples)}
+KEYED = (ExecRoute, ActionRoute, SocketRoute, TerminalRoute, QueryRoute, LanguageRoute)
+
+
+def _parameters(route: Route) -> list[JsonObject]:
+    parts = [part[1:-1].partition(":")[0] for part in route.path.split("/") if part.startswith("{")]
+    places = [(part, "path", True) for part in parts]
+    places += [(name, "query", False) for name in route.query] if isinstance(route, ActionRoute) else []
+    schema = {"type": "string", "minLength": 1}
+    return [{"name": name, "in": where, "required": must, "schema": schema} for name, where, must in places]
+
+
+def _request_body(route: Route, of_types: dict[Any, JsonObject]) -> JsonObject | None:
+    """Return what a route reads: JSON, a form, or any bytes."""
+    content: JsonObject = {}
+    if isinstance(route, ExecRoute | QueryRoute | ActionRoute) and route.body_type is not None:
+        examples = {e.summary: {"value": json.loads(e.request)} for e in route.examples if e.request}
+        content |= _json(of_types[route.body_type], examples)
+    if isinstance(route, ActionRoute) and route.form_type is not None:
+        types = ("multipart/form-data", *(() if route.upload else ("application/x-www-form-urlencoded",)))
+        content |= {each: {"schema": of_types[route.form_type]} for each in types}
+    if isinstance(route, ActionRoute) and route.upload and not content:
+        content["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
+    return {"required": True, "content": content} if content else None
+
+
+def _successes(route: Route, of_types: dict[Any, JsonObject]) -> JsonObject:
+    """Return the good answers of a route, by status. Events and messages are told as what their JSON is."""
+    if isinstance(route, SocketRoute | TerminalRoute):
+        schemas = {"x-messages": route.message_type, "x-events": route.event_type}
+        told = {name: of_types[each] for name, each in schemas.items() if each is not None}
+        return {"101": {"description": "The connection is a WebSocket from here on.", **told}}
+    status, kind = (str(route.status), route.reply_content) if isinstance(route, ActionRoute) else ("200", "text/plain")
+    content: JsonObject = {}
+    if route.reply_type is not None:
+        examples = {e.summary: {"value": json.loads(e.reply)} for e in route.examples if e.reply and e.status == 200}
+        content |= _json(of_types[route.reply_type], examples)
+    if isinstance(route, ExecRoute) and route.event_type is not None:
+        schema = {"description": "Server-sent events.", "x-events": of_types[route.event_type]}
+        content["text/event-stream"] = {"schema": schema}
+    return {status: {"description": route.summary, "content": content or {kind: {"schema": {"type": "string"}}}}}
 
 
 def _json(schema: JsonObject, examples: JsonObject | None = None) -> JsonObject:

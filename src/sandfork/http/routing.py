@@ -1,7 +1,7 @@
 """From method and path to an endpoint: a dictionary for fixed paths, shapes for those with parts.
 
-A part `{name}` stands for one part of the path, and `{name:path}` at the end for all that is left, which is passed on as
-it was sent: a slash at its beginning, two dots in it mean something to whoever it is for. Parts are percent-decoded
+A part `{name}` stands for one part of the path, and `{name:path}` at the end for all that is left, which is passed on
+as it was sent: a slash at its beginning, two dots in it mean something to whoever it is for. Parts are percent-decoded
 once, each by itself, so that a name may hold a slash.
 """
 

@@ -122,11 +122,13 @@ class Conversation:
             self._begin(told.ask)
         elif isinstance(told, Input | Signal):
             if self._telling is None:
+                if self._route.early:
+                    return
                 raise InvalidRequest("", "nothing was started yet")
             if isinstance(told, Input) and self._under_way:
                 await self._inputs.put(told.data)
-            elif isinstance(told, Signal) and self._under_way and self._telling.running is not None:
-                self._telling.running.signal(told.number)
+            elif isinstance(told, Signal) and self._under_way:
+                self._telling.signal(told.number)
 
     def _begin(self, ask: Ask) -> None:
         if self._under_way:
@@ -164,7 +166,8 @@ class Conversation:
         while True:
             closed = self._outbox.closed
             for text in await self._outbox.take():
-                await self._patience.send(self._exchange.tell(text))
+                for message in filter(None, text.split("\n")):
+                    await self._patience.send(self._exchange.tell(message))
             if closed:
                 await self._patience.send(self._exchange.close(*self._end))
                 raise ClientGone
@@ -198,7 +201,7 @@ class SocketEndpoint(DialectEndpoint):
         self._route = route
 
     async def answer(self, exchange: Exchange) -> Reply | None:
-        """Identify, accept, converse. *Raises* AccessError, CrossOrigin before it is accepted, ClientGone at the end."""
+        """Identify, accept, converse. *Raises* AccessError and CrossOrigin before that, ClientGone at the end."""
         assert isinstance(exchange, SocketExchange)
         await identify(self._service, self._of, exchange, with_body=False)
         await exchange.accept()

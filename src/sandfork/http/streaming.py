@@ -37,6 +37,7 @@ class Telling:
         self._request_id = request_id
         self.running: RunningExecution | None = None
         self.started = asyncio.Event()
+        self._early_signals: set[int] = set()
 
     async def execute(self, engine: ExecutionEngine, request: ExecRequest, caller: Caller) -> None:
         """Run the program and tell of it to its end. *Raises* SandforkError when no result came of it."""
@@ -50,8 +51,17 @@ class Telling:
         """Take the handle of the execution."""
         self.running = running
         self.started.set()
+        for number in self._early_signals:
+            running.signal(number)
         self._outbox.on_room = running.resume
         self._outbox.put(self._writer.started(running.exec_id))
+
+    def signal(self, number: int) -> None:
+        """Send the program a signal, as soon as there is one."""
+        if self.running is None:
+            self._early_signals.add(number)
+        else:
+            self.running.signal(number)
 
     def output(self, stream: Stream, data: bytes) -> bool:
         """Tell what the program wrote; whether more may come now."""

@@ -119,7 +119,7 @@ class Files(Protocol):
     """The files of a sandbox, from outside: no link, FIFO or device ever leads anywhere else.
 
     Paths are relative to the work directory or absolute below one that the sandbox may write to. *Raises*
-    FileNotInSandbox; GuestLost.
+    FileNotInSandbox; DiskFull; GuestLost.
     """
 
     async def list(self, path: str) -> Sequence[FileEntry]:

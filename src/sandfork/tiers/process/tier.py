@@ -33,7 +33,9 @@ from sandfork.tiers.process.warden import Warden
 
 _LOG = logging.getLogger("sandfork.tier")
 _KINDS = {TemplateKind.FORK: m.Kind.FORK, TemplateKind.PARK: m.Kind.PARK, TemplateKind.NONE: m.Kind.NONE}
-_PARK_SCRIPT = "/run/sandfork/park_node.js"
+_INSIDE = "/run/sandfork"
+_PARK_SCRIPT = f"{_INSIDE}/park_node.js"
+_SCRIPTS = ("park_node.js", "session_node.js", "session.bash")  # seen in there as they are here
 _PARK_MAIN = "main.js"  # in the work directory; written when the program is known
 
 
@@ -170,15 +172,16 @@ class ProcessTier:
     def _readable(self) -> list[Path]:
         """Return what of ours a reduced sandbox must be able to read."""
         packages = self._settings.guest_packages
-        return [self._settings.guest / "park_node.js", *([packages] if packages is not None else [])]
+        scripts = [self._settings.guest / name for name in _SCRIPTS]
+        return [*scripts, *([packages] if packages is not None else [])]
 
     async def _build_root(self) -> None:
         assert self._warden is not None
         if self._launched.reduced:
             self._root = shared_root(self._settings.guest_packages)
             return
-        park = (self._settings.guest / "park_node.js").read_bytes()
-        self._root = host_root(self._settings.guest_packages, {_PARK_SCRIPT: park})
+        scripts = {f"{_INSIDE}/{name}": (self._settings.guest / name).read_bytes() for name in _SCRIPTS}
+        self._root = host_root(self._settings.guest_packages, scripts)
         with tempfile.TemporaryFile() as plan:
             plan.write(self._root.plan)
             plan.flush()
