@@ -314,6 +314,7 @@ async def test_a_limit_kill_takes_the_terminals_of_the_session_and_one_opened_th
         old = await open_terminal(it, "sleep 100")
         await it.step("limit cpu_limit")
         new = await open_terminal(it, "read")
+        await settle()
         assert it.engine.sessions.terminal(KEY, old.name).exit_code == 137
         assert it.engine.sessions.terminal(KEY, new.name).exit_code is None
 

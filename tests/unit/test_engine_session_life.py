@@ -269,6 +269,7 @@ async def test_a_session_made_for_less_idle_time_has_less_and_for_more_has_more(
 @in_virtual_time
 async def test_a_session_is_in_use_while_something_runs_in_it() -> None:
     async with rig(SHORT) as it:
+        await it.step("out a")
         running = asyncio.ensure_future(it.step("sleep 25\nset x one"))
         await pass_time(24)
         assert is_there(it)
