@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sandfork.errors import FileNotInSandbox, ForkFailed, GuestLost, TierError
+from sandfork.errors import CallerError, ForkFailed, GuestLost, TierError
 from sandfork.model import InputFile, Limits, Outcome, Step
 from sandfork.tiers.base import BEFORE_START, OutputSink, StepEnd
 from sandfork.tiers.process import messages as m
@@ -221,7 +221,7 @@ class Guest:
         """Write the step's files; the process waits for another step when it is not to be had with these."""
         try:
             await self._home.put(files)
-        except FileNotInSandbox:
+        except CallerError:
             if not self._died:
                 self._state = before
             raise
