@@ -9,6 +9,7 @@
     │   ├── SessionConflict
     │   │   └── WrongLanguage
     │   ├── FileNotInSandbox
+    │   ├── DiskFull
     │   ├── Forbidden        a ceiling of the server or of the key
     │   └── NotSupported     a documented feature that this server does not have
     ├── AccessError
@@ -107,6 +108,12 @@ class FileNotInSandbox(CallerError):
     """A path is missing, not a regular file, or leaves the sandbox's writable directories."""
 
     code = "file_not_in_sandbox"
+
+
+class DiskFull(CallerError):
+    """The sandbox's disk has no room for what is written; the message says what to do."""
+
+    code = "disk_full"
 
 
 class Forbidden(CallerError):

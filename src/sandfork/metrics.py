@@ -69,6 +69,8 @@ class EngineCounts(Protocol):
     def pool(self) -> Sequence[PoolCounts]: ...
     @property
     def lost(self) -> int: ...
+    @property
+    def sessions(self) -> int: ...
 
 
 class Histogram:
@@ -209,6 +211,7 @@ def _engine_families(counts: EngineCounts) -> Iterator[Metric]:
     yield GaugeMetricFamily("zeroboot_concurrent_forks", "Sandboxes running a program.", value=admission.running)
     yield GaugeMetricFamily("sandfork_queue_depth", "Executions waiting for a turn.", value=admission.queued)
     yield GaugeMetricFamily("sandfork_dying", "Sandboxes answered and not yet destroyed.", value=admission.dying)
+    yield GaugeMetricFamily("sandfork_sessions", "Sessions at this moment.", value=counts.sessions)
     yield CounterMetricFamily("sandfork_lost", "Sandboxes that could not be destroyed.", value=counts.lost)
     gauges = {
         "parked": GaugeMetricFamily("sandfork_parked", "Sandboxes ready for a request.", labels=["template"]),

@@ -13,6 +13,8 @@ from sandfork.engine.admission import AdmissionSettings
 from sandfork.engine.engine import Engine, EngineSettings, Observe, observe_nothing
 from sandfork.engine.policy import LimitPolicy
 from sandfork.engine.pool import PoolSettings
+from sandfork.engine.sessions import SessionSettings
+from sandfork.engine.tasks import TaskSettings
 from sandfork.languages.catalogue import Catalogue, Language
 from sandfork.model import Limits
 from sandfork.serve_refusal import Refused
@@ -69,7 +71,7 @@ def limit_policy(config: Config) -> LimitPolicy:
 
 def engine_settings(config: Config) -> EngineSettings:
     """Return the engine's settings."""
-    admission, pool, templates = config.admission, config.pool, config.templates
+    admission, pool, templates, sessions = config.admission, config.pool, config.templates, config.sessions
     return EngineSettings(
         policy=limit_policy(config),
         admission=AdmissionSettings(
@@ -81,6 +83,27 @@ def engine_settings(config: Config) -> EngineSettings:
         pool=PoolSettings(
             refill_delay_s=pool.refill_delay_s, max_forking=pool.max_forking, retire_after_s=templates.recycle_s
         ),
+        sessions=session_settings(config),
+        tasks=TaskSettings(
+            most_running=sessions.max_tasks,
+            most_kept=max(sessions.max_task_results, sessions.max_tasks),
+            keep_s=sessions.task_result_s,
+            keep_bytes=sessions.task_results_bytes,
+        ),
+    )
+
+
+def session_settings(config: Config) -> SessionSettings:
+    """Return the bounds of sessions."""
+    sessions = config.sessions
+    return SessionSettings(
+        most=sessions.max,
+        most_of_one=sessions.max_per_caller,
+        most_waiting=sessions.max_waiting,
+        idle_s=sessions.idle_s,
+        lifetime_s=sessions.lifetime_s,
+        terminals=sessions.max_terminals,
+        file_bytes=config.server.max_upload_bytes,
     )
 
 

@@ -118,12 +118,12 @@ class BoundedSocket(Closing, WebSocketsSansIOProtocol):
         else:
             super().keepalive_timeout()
 
-    def handle_parser_exception(self) -> None:
-        """Close the connection, also when it fails before it is one."""
-        if self.conn.close_sent is None:
+    def data_received(self, data: bytes) -> None:
+        """Parse; a head comes in one piece here, and if it is none, that ends the connection."""
+        super().data_received(data)
+        if not self.handshake_initiated and not self.transport.is_closing():
+            self.transport.write(b"".join(self.conn.data_to_send()))
             self.transport.close()
-        else:
-            super().handle_parser_exception()
 
 
 class Server(uvicorn.Server):

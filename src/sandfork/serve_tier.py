@@ -69,10 +69,15 @@ def process_settings(config: Config, catalogue: Catalogue) -> ProcessSettings:
 
 
 def most_sandboxes(config: Config, catalogue: Catalogue) -> int:
-    """Return how many sandboxes may exist at one time: parked, being forked, running and being destroyed."""
+    """Return how many sandboxes may exist at one time: parked, being forked, running, being destroyed, kept.
+
+    In a sandbox that is kept each further process takes the place of one: an interpreter a language, a program of its
+    own, the terminals.
+    """
     parked = sum(pool_targets(config, catalogue).values())
     forking = config.pool.max_forking * len(catalogue.templates())
-    return parked + forking + 3 * config.admission.max_running
+    kept = config.sessions.max * (len(catalogue.languages()) + 2 + config.sessions.max_terminals)
+    return parked + forking + 3 * config.admission.max_running + kept
 
 
 def guest_packages(config: Config) -> Path | None:

@@ -264,6 +264,7 @@ def test_a_wrong_key_a_ceiling_and_another_keys_session_are_the_errors_the_clien
         "answer['info'] = error(other.get_session_info, vm.session_id)\n"
         "answer['kill'] = error(other.kill, vm.session_id)\n"
         "answer['language'] = error(vm.execute, 'x', language='cobol')\n"
+        "answer['later'] = error(vm.execute_async, 'x', language='cobol')\n"
         "answer['timeout'] = error(vm.execute, 'x', timeout=601)\n"
         "answer['few'] = error(client, timeout=19)\n"
         "answer['volumes'] = error(vm.volumes.list)\n"
@@ -276,6 +277,7 @@ def test_a_wrong_key_a_ceiling_and_another_keys_session_are_the_errors_the_clien
         "info": "SessionError",
         "kill": "SessionError",
         "language": "ExecutionError",
+        "later": "ExecutionError",
         "timeout": "ExecutionError",
         "few": "SessionError",
         "volumes": "NetworkError",

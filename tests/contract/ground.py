@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from sandfork.model import Display, Limits, Step, Stream
-from sandfork.tiers.base import Sandbox, StepEnd, Tier
+from sandfork.tiers.base import Process, Sandbox, StepEnd, Tier
 from sandfork.tiers.fake import FakeTier
 from sandfork.tiers.process import ProcessTier
 from tests.contract.programs import fake_step, python_step
@@ -82,6 +82,7 @@ class Recorder:
     def __init__(self, *, pausing: bool = False) -> None:
         self.chunks: list[tuple[Stream, bytes]] = []
         self.displays: list[Display] = []
+        self.written_before: list[bytes] = []
         self.pausing = pausing
         self.paused = False
         self.broken_promises = 0
@@ -96,6 +97,13 @@ class Recorder:
 
     def display(self, shown: Display) -> None:
         self.displays.append(shown)
+        self.written_before.append(self.stdout)
+
+    async def until(self, mark: bytes) -> None:
+        """Wait until stdout holds `mark`."""
+        while mark not in self.stdout:
+            self.wrote.clear()
+            await self.wrote.wait()
 
     def of(self, stream: Stream) -> bytes:
         return b"".join(data for name, data in self.chunks if name == stream)
@@ -120,6 +128,27 @@ class Ground:
         template = await self.tier.template(self.case.key)
         return await template.fork()
 
+    async def keep(self, limits: Limits = LIMITS) -> Sandbox:
+        """Return a sandbox that outlives its programs."""
+        sandbox = await self.fork()
+        await sandbox.keep(limits)
+        return sandbox
+
+    async def join(self, sandbox: Sandbox, terminal: tuple[int, int] | None = None) -> Process:
+        template = await self.tier.template(self.case.key)
+        return await template.join(sandbox, terminal=terminal)
+
+    async def run_in(self, process: Process, name: str, **change: object) -> tuple[StepEnd, Recorder]:
+        """Run one step in a process there is."""
+        sink = Recorder()
+        return await process.exec(self.case.step(name, **change), LIMITS, sink), sink
+
+    async def begin_in(self, process: Process, name: str, sink: Recorder, **change: object) -> asyncio.Task[StepEnd]:
+        """Start one step in a process there is and return once it has written something."""
+        task = asyncio.get_running_loop().create_task(process.exec(self.case.step(name, **change), LIMITS, sink))
+        await sink.wrote.wait()
+        return task
+
     async def run(self, name: str, **change: object) -> tuple[StepEnd, Recorder]:
         """Run one program in a sandbox of its own."""
         sandbox, sink = await self.fork(), Recorder()
@@ -131,9 +160,7 @@ class Ground:
     async def begin(self, name: str, sink: Recorder) -> tuple[Sandbox, asyncio.Task[StepEnd]]:
         """Start one program and return once it has written something."""
         sandbox = await self.fork()
-        task = asyncio.get_running_loop().create_task(sandbox.exec(self.case.step(name), LIMITS, sink))
-        await sink.wrote.wait()
-        return sandbox, task
+        return sandbox, await self.begin_in(sandbox, name, sink)
 
     def assert_nothing_left(self) -> None:
         if self.case.left is not None:

@@ -37,6 +37,16 @@ PROGRAMS = {
         "cat made.txt",
         "import sys\ntry:\n    print(open('made.txt').read())\nexcept FileNotFoundError:\n    sys.exit(1)",
     ),
+    "set": Text("set x one", "x = 'one'"),
+    "get": Text("get x", "print(x)"),
+    "die 7": Text("die 7", "import os\nos._exit(7)"),
+    "show": Text("out before\nshow 'shown'\nout after", "print('before')\ndisplay('shown')\nprint('after')"),
+    "show nothing": Text("show 'shown'", "assert 'display' not in globals()"),
+    "lines": Text("read\nread\ncat", "import sys\nfor line in sys.stdin: print(line, end='', flush=True)"),
+    "terminal": Text(
+        "size\nread\nsize",
+        "import os\ndef size(): print(*reversed(os.get_terminal_size()), flush=True)\nsize()\nprint(input())\nsize()",
+    ),
     "flood": Text("flood 1048576", "import os\nfor _ in range(1024): os.write(1, b'x' * 1024)"),
 }
 FLOOD_BYTES = 1 << 20

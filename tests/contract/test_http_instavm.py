@@ -238,7 +238,7 @@ async def test_a_session_is_made_told_found_and_killed(base: str, dialect: str |
     assert (await client.post(f"{base}/kill", {"session_id": name})).json["status"] == "killed"
     for path in ("session", "status", "usage"):
         gone = await client.get(f"{base}/v1/sessions/{path}/{name}")
-        assert (gone.status, gone.json) == (404, {"detail": "Session not found"})
+        assert (gone.status, gone.json) == (404, {"detail": f"no session {name}"})
     assert (await client.post(f"{base}/kill", {"session_id": name})).status == 404
     assert (await client.post(f"{base}/kill", {"session_id": "no id"})).status == 400
 
@@ -291,7 +291,7 @@ async def test_a_session_of_another_key_is_not_there(base: str, dialect: str | N
         await other.get(f"{base}/v1/sessions/{name}/pty/sessions"),
         await other.post(f"{base}/v1/vms/{name}/pty/sessions", {}),
     ]
-    assert {(answer.status, answer.body) for answer in answers} == {(404, b'{"detail":"Session not found"}')}
+    assert {(answer.status, answer.body) for answer in answers} == {(404, f'{{"detail":"no session {name}"}}'.encode())}
     assert (await mine.get(f"{base}/v1/sessions/session/{name}")).status == 200
 
 

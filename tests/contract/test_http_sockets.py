@@ -1,4 +1,4 @@
-"""Executions over a WebSocket: who may, what is said, what ends it, and what happens to a program whose client is gone."""
+"""Executions over a WebSocket: who may, what is said, what ends it, what becomes of a program whose client is gone."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_a_program_is_run_fed_and_told_of() -> None:
     socket.tell({"type": "end_stdin"})
     result = await socket.hear()
     assert (result["type"], result["exit_code"]) == ("result", 0)
-    assert engine.runs[0].fed == "é".encode() + b"\x01\xff"
+    assert bytes(engine.runs[0].fed) == "é".encode() + b"\x01\xff"
     await socket.close()
 
 
@@ -64,6 +64,15 @@ async def test_one_program_comes_after_another_on_one_connection() -> None:
         assert [each["type"] for each in await socket.hear_until("result")] == ["started", "stdout", "result"]
     await socket.close()
     assert len(engine.requests) == 3
+
+
+@in_virtual_time
+async def test_each_event_is_a_message_also_those_that_come_together() -> None:
+    socket = socket_of(StubEngine(lambda request: ended(stdout=b"\n\xe2\x82", stderr=b"\xc3")))
+    socket.tell(START)
+    told = [(each["type"], each.get("text")) for each in await socket.hear_until("result")]
+    assert told == [("started", None), ("stdout", "\n"), ("stdout", "�"), ("stderr", "�"), ("result", None)]
+    await socket.close()
 
 
 @in_virtual_time

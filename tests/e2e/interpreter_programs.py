@@ -389,6 +389,14 @@ _add(
     "import os\nr, w = os.pipe()\nif os.fork() == 0:\n    os.close(w)\n    os.read(r, 1)\n    os._exit(0)\nprint('parent')\n",
 )
 _add(
+    "a forked child knows only its own thread",
+    "import os, threading\nstop = threading.Event()\nt = threading.Thread(target=stop.wait)\nt.start()\npid = os.fork()\nif pid == 0:\n    print(len(threading.enumerate()), t.is_alive(), threading.current_thread() is threading.main_thread(), flush=True)\n    os._exit(0)\nos.waitpid(pid, 0)\nstop.set()\nt.join()\n",
+)
+_add(
+    "a forked child of a thread has that for its main thread",
+    "import os, threading\ndef f():\n    pid = os.fork()\n    if pid == 0:\n        print(threading.main_thread() is threading.current_thread(), flush=True)\n        os._exit(0)\n    os.waitpid(pid, 0)\nt = threading.Thread(target=f)\nt.start()\nt.join()\n",
+)
+_add(
     "register_at_fork",
     "import os\nos.register_at_fork(before=lambda: print('before', flush=True), after_in_child=lambda: print('child', flush=True))\npid = os.fork()\nif pid: os.waitpid(pid, 0)\n",
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -11,12 +13,14 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from sandfork.dialects import load_dialects
-from sandfork.dialects.actions import Begin
+from sandfork.dialects.actions import Action, Begin, Told
 from sandfork.dialects.base import (
+    ActionRoute,
     Ask,
     Bounds,
     Dialect,
     ExecRoute,
+    FormFile,
     HealthRoute,
     LanguageRoute,
     LanguageState,
@@ -25,6 +29,7 @@ from sandfork.dialects.base import (
     Reply,
     ServiceHealth,
     SocketRoute,
+    TerminalRoute,
 )
 from sandfork.errors import CallerError, ForkFailed, GuestLost, InvalidRequest, Overloaded, SandforkError
 from sandfork.model import (
@@ -82,8 +87,9 @@ paths = st.binary(min_size=1, max_size=20).map(lambda name: name.decode("utf-8",
 
 def parsed(route: ExecRoute, body: bytes) -> Ask | None:
     """Return what a route makes of a body, None when it is the caller's fault."""
+    params = dict.fromkeys(re.findall(r"{(\w+)", route.path), "s")
     try:
-        return route.parse(RawRequest(body), Bounds(max_wall_s=60.0, max_code_bytes=100, max_batch=3))
+        return route.parse(RawRequest(body, params), Bounds(max_wall_s=60.0, max_code_bytes=100, max_batch=3))
     except CallerError as refused:
         refused.message.encode()
         return None
@@ -205,8 +211,8 @@ def test_any_message_of_a_websocket_is_understood_or_refused(route: SocketRoute,
     try:
         told = route.receive(message, Bounds(max_wall_s=60.0, max_code_bytes=100))
     except CallerError as refused:
-        told = None
-        assert isinstance(json.loads(route.refuse(refused, "req-1")), dict)
+        told, said = None, route.refuse(refused, "req-1")
+        assert isinstance(json.loads(said), dict)
     if isinstance(told, Begin):
         well_formed(told.ask)
 
@@ -265,3 +271,41 @@ def test_any_question_is_answered_or_refused(
         assert 400 <= reply.status <= 501
     assert isinstance(reply, Reply)
     assert isinstance(msgspec.json.decode(reply.body), dict)
+
+
+ACTIONS = [(d, r) for d in load_dialects() for r in d.routes if isinstance(r, ActionRoute)]
+forms = st.none() | st.dictionaries(st.sampled_from(["session_id", "remote_path", "filename"]) | strings, strings)
+form_files = st.none() | st.builds(FormFile, strings, strings, counts)
+
+
+@pytest.mark.parametrize(("dialect", "route"), ACTIONS, ids=lambda each: getattr(each, "path", "") or each.name)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(body=raw_bodies, query=st.binary(max_size=40), name=strings, form=forms, file=form_files)
+def test_anything_asked_is_an_action_or_refused(
+    dialect: Dialect,
+    route: ActionRoute,
+    body: bytes,
+    query: bytes,
+    name: str,
+    form: dict[str, str] | None,
+    file: FormFile | None,
+) -> None:
+    params = dict.fromkeys(re.findall(r"{(\w+)", route.path), name)
+    raw = RawRequest(body, params, query, form=form, file=file, mint_id=lambda: "fresh")
+    try:
+        assert isinstance(route.parse(raw, Bounds(max_wall_s=60.0, max_code_bytes=100, max_batch=3)), Action)
+    except CallerError as refused:
+        reply = dialect.render_error(refused, "")
+        assert 400 <= reply.status <= 501
+        assert isinstance(msgspec.json.decode(reply.body), dict)
+
+
+TERMINALS = [r for d in load_dialects() for r in d.routes if isinstance(r, TerminalRoute)]
+
+
+@pytest.mark.parametrize("route", TERMINALS, ids=lambda route: route.path)
+@bounded
+@given(message=st.binary(max_size=40) | st.text(max_size=40) | (bodies | values).map(json.dumps))
+def test_any_message_to_a_terminal_is_understood_or_refused(route: TerminalRoute, message: str | bytes) -> None:
+    with contextlib.suppress(CallerError):
+        assert isinstance(route.receive(message), Told)

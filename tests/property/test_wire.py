@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sandfork.errors import FileNotInSandbox, GuestLost, TierError
 from sandfork.linux.cgroup import Figures
-from sandfork.model import Limits, Outcome, Step, Stream
+from sandfork.model import Display, Limits, Outcome, Step, Stream
 from sandfork.tiers.process import messages as m
 from sandfork.tiers.process.agent import AgentClient, inside_path
 from sandfork.tiers.process.run import Means
@@ -148,13 +148,13 @@ class StillMeter:
     def baseline(self) -> None:
         """Count from now on."""
 
-    def cpu_ns(self) -> int:
+    def cpu_ns(self, since: object = None) -> int:
         return 0
 
-    def events(self) -> tuple[int, int]:
+    def events(self, since: object = None) -> tuple[int, int]:
         return 0, 0
 
-    def figures(self) -> Figures:
+    def figures(self, since: object = None) -> Figures:
         return Figures(0, 0, 0, 0, 0)
 
 
@@ -169,7 +169,7 @@ class StillSlot:
         self.work_dir = "/sandbox"
         self.closes = 0
 
-    def figures(self, reaped: object) -> Figures:
+    def figures(self, reaped: object, since: object = None) -> Figures:
         return self.meter.figures()
 
     def spawn(self, work: Any) -> asyncio.Task[Any]:
@@ -191,6 +191,9 @@ class Nobody:
     def output(self, stream: Stream, data: bytes) -> bool:
         return True
 
+    def display(self, shown: Display) -> None:
+        """Take it."""
+
 
 def honest_end(code: int, ready: int, done: int) -> bytes:
     return m.frame(m.ENDED, m.END.pack(code, 0, ready, done))
@@ -198,7 +201,7 @@ def honest_end(code: int, ready: int, done: int) -> bytes:
 
 WORDS = st.one_of(
     st.binary(max_size=40),
-    st.tuples(st.sampled_from(b"!RSEX?"), st.binary(max_size=30)).map(lambda f: m.frame(*f)),
+    st.tuples(st.sampled_from(b"!RSEXD?"), st.binary(max_size=30)).map(lambda f: m.frame(*f)),
     st.builds(honest_end, st.integers(-(2**31), 2**31 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1)),
     st.just(m.frame(m.READY)),
     st.integers(0, 2**64 - 1).map(lambda ns: m.frame(m.STARTED, m.NUMBER.pack(ns))),

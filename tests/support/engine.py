@@ -9,7 +9,19 @@ from dataclasses import dataclass, replace
 
 from sandfork.engine.engine import Engine, EngineSettings
 from sandfork.languages.catalogue import Catalogue
-from sandfork.model import Caller, ExecPlan, ExecRequest, ExecResult, LimitsOverride, Snippet, Stream
+from sandfork.model import (
+    Caller,
+    Display,
+    ExecPlan,
+    ExecRequest,
+    ExecResult,
+    LimitsOverride,
+    SessionKey,
+    SessionSpec,
+    SessionUse,
+    Snippet,
+    Stream,
+)
 from sandfork.tiers.base import OutputSink, StepEnd
 from sandfork.tiers.fake import FakeSandbox, FakeTier
 from tests.support.clock import settle, virtual_loop
@@ -18,6 +30,10 @@ CALLER = Caller("k1")
 CATALOGUE = Catalogue.load()
 FORK_S = 0.002
 SETTINGS = EngineSettings()
+KEY = SessionKey("native", "k1", "s")
+USE = SessionUse("native", "s", SessionSpec())
+ONLY_USE = SessionUse("native", "s")
+"""The session of `KEY`: made when it is not there, or only used."""
 
 
 def script(text: str, **change: object) -> ExecRequest:
@@ -42,7 +58,14 @@ class Observed:
 class Rig:
     """An engine, its fake tier, and all its observer was told."""
 
-    def __init__(self, settings: EngineSettings, pool: int, fork_s: float, close_s: float) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        pool: int,
+        fork_s: float,
+        close_s: float,
+        now: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         clock_ns = virtual_loop().time_ns
         self.observed: list[Observed] = []
         self.tier = FakeTier(fork_s=fork_s, close_s=close_s, clock_ns=clock_ns)
@@ -53,10 +76,15 @@ class Rig:
             settings,
             observe=lambda *told: self.observed.append(Observed(*told)),
             clock_ns=clock_ns,
+            now=now or virtual_loop().time,
         )
 
     async def run(self, text: str, **limits: float) -> ExecResult:
         return await self.engine.execute(limited(text, **limits), CALLER)
+
+    async def step(self, text: str, use: SessionUse = USE, **change: object) -> ExecResult:
+        """Run a script in a session."""
+        return await self.engine.execute(script(text, session=use, **change), CALLER)
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -73,9 +101,10 @@ async def rig(
     fork_s: float = FORK_S,
     close_s: float = 0.0,
     prepare: Callable[[Rig], None] | None = None,
+    now: Callable[[], float] = lambda: 0.0,
 ) -> AsyncIterator[Rig]:
     """Start an engine; close it at the end and see that no sandbox is left."""
-    made = Rig(settings, pool, fork_s, close_s)
+    made = Rig(settings, pool, fork_s, close_s, now)
     if prepare is not None:
         prepare(made)
     await made.engine.start()
@@ -102,6 +131,9 @@ class Follower:
     def output(self, stream: Stream, data: bytes) -> bool:
         self.chunks.append((stream, data))
         return not self.refuses
+
+    def display(self, shown: Display) -> None:
+        """Nobody here wants rich values."""
 
     @property
     def size(self) -> int:

@@ -100,7 +100,7 @@ class StubRun:
     def __init__(self, request: ExecRequest, sink: OutputSink) -> None:
         self.request = request
         self.exec_id = RESULT.exec_id
-        self.fed = b""
+        self.fed = bytearray()
         self.signals: list[int] = []
         self._sink = sink
         self._room = asyncio.Event()

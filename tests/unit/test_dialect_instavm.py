@@ -633,7 +633,7 @@ def test_a_key_is_found_in_a_body_and_in_the_address_of_a_terminal_only(
         (Unauthenticated(missing=True), 401, "Not authenticated"),
         (Unauthenticated(missing=False), 401, "Invalid API key"),
         (Forbidden("memory_mb: 9 is above the ceiling of 8"), 403, "memory_mb: 9 is above the ceiling of 8"),
-        (SessionNotFound("no session x"), 404, "Session not found"),
+        (SessionNotFound("no session x"), 404, "no session x"),
         (FileNotInSandbox("no file a"), 404, "no file a"),
         (MethodNotAllowed("PUT", ("GET",)), 405, "method PUT is not allowed here, only GET"),
         (PayloadTooLarge(9), 413, "request body is larger than 9 bytes"),

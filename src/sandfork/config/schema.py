@@ -54,7 +54,10 @@ class Server:
     )
     max_body_bytes: int = setting(10 * MIB, "Largest request body; a larger one is answered 413.", low=KIB, high=GIB)
     max_upload_bytes: int = setting(
-        256 * MIB, "Largest upload of a file into a session; it is passed on as it arrives.", low=KIB, high=64 * GIB
+        256 * MIB,
+        "Largest file that is moved into a session or out of it; it is passed on as it arrives.",
+        low=KIB,
+        high=64 * GIB,
     )
     max_code_bytes: int = setting(MIB, "Largest source text of one execution.", low=1, high=GIB)
     max_batch: int = setting(100, "Most executions in one batch or task list.", low=1, high=10_000)
@@ -176,6 +179,28 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
+class Sessions:
+    """Sandboxes that outlive an execution, and executions that outlive their client."""
+
+    max: int = setting(512, "Sessions at one time; one more is answered 503.", low=1, high=8192)
+    max_per_caller: int = setting(256, "Sessions of one key; in open mode, of everybody.", low=1, high=8192)
+    max_waiting: int = setting(
+        64, "Executions that wait for their turn in one session; one more is answered 503.", low=1, high=100_000
+    )
+    idle_s: float = setting(3600.0, "How long a session may be unused before it ends.", low=1)
+    lifetime_s: float = setting(86_400.0, "How long a session may live, used or not.", low=1)
+    max_terminals: int = setting(8, "Terminals of one session.", low=1, high=256)
+    max_tasks: int = setting(256, "Executions at one time that nobody waits for; one more is answered 503.", low=1)
+    max_task_results: int = setting(
+        1024, "Results kept of executions that nobody waits for; beyond these the oldest are forgotten.", low=1
+    )
+    task_results_bytes: int = setting(
+        128 * MIB, "What these results may take together; the oldest are forgotten first.", low=MIB
+    )
+    task_result_s: float = setting(3600.0, "How long such a result is kept.", low=1)
+
+
+@dataclass(frozen=True, slots=True)
 class Templates:
     """When a warm template is replaced by a fresh one, for new address layouts and hash seeds."""
 
@@ -232,6 +257,7 @@ class Config:
     limits: LimitSettings = field(default_factory=LimitSettings)
     admission: Admission = field(default_factory=Admission)
     pool: Pool = field(default_factory=Pool)
+    sessions: Sessions = field(default_factory=Sessions)
     templates: Templates = field(default_factory=Templates)
     process: Process = field(default_factory=Process)
     languages: Languages = field(default_factory=Languages)

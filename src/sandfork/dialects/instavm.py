@@ -25,7 +25,6 @@ from sandfork.dialects.refusals import error_headers, public_message, status_of
 from sandfork.errors import (
     InvalidRequest,
     SandforkError,
-    SessionNotFound,
     Unauthenticated,
     UnknownLanguage,
 )
@@ -69,8 +68,6 @@ def render_error(error: SandforkError, request_id: str) -> Reply:
     detail = public_message(error)
     if isinstance(error, Unauthenticated):
         detail = "Not authenticated" if error.missing else "Invalid API key"
-    elif isinstance(error, SessionNotFound):
-        detail = "Session not found"
     return Reply(_encode(ErrorReply(detail)), status_of(error), headers=headers)
 
 

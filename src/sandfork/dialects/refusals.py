@@ -12,6 +12,7 @@ from sandfork.dialects.base import Reply
 from sandfork.errors import (
     CallerError,
     CapacityError,
+    DiskFull,
     FileNotInSandbox,
     Forbidden,
     NotSupported,
@@ -99,6 +100,7 @@ STATUSES: tuple[tuple[type[SandforkError], int], ...] = (
     (SessionConflict, 409),
     (FileNotInSandbox, 404),
     (PayloadTooLarge, 413),
+    (DiskFull, 413),
     (NotSupported, 501),
     (CallerError, 400),
     (CapacityError, 503),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from sandfork.engine.session import Session
-from sandfork.engine.sessions import Sessions, unguessable_name
+from sandfork.engine.sessions import FULL_RETRY_S, Sessions, unguessable_name
 from sandfork.engine.terminals import Connection, Terminal
 from sandfork.errors import InvalidRequest, Overloaded, SessionNotFound
 from sandfork.languages.catalogue import COMMAND
@@ -23,23 +24,30 @@ class SessionDesk(Sessions):
 
     async def list_files(self, key: SessionKey, path: str) -> Sequence[FileEntry]:
         """Return a directory's entries."""
-        return await self.find(key).sandbox.files.list(path)
+        session = self.find(key)
+        with session.unless_over():
+            return await session.sandbox.files.list(path)
 
     async def read_file(self, key: SessionKey, path: str) -> tuple[int, AsyncIterator[bytes]]:
         """Return a file's size and its content in chunks."""
-        return await self.find(key).sandbox.files.read(path, self.settings.file_bytes)
+        session = self.find(key)
+        with session.unless_over():
+            return await session.sandbox.files.read(path, self.settings.file_bytes)
 
     async def write_file(self, key: SessionKey, path: str, chunks: AsyncIterable[bytes], mode: int = 0o644) -> int:
         """Write a file as its content arrives."""
         session = self.find(key)
         try:
-            return await session.sandbox.files.write(path, chunks, mode)
+            with session.unless_over():
+                return await session.sandbox.files.write(path, chunks, mode)
         finally:
             self._rest(session)
 
     async def delete_file(self, key: SessionKey, path: str) -> None:
         """Remove a file or a directory."""
-        await self.find(key).sandbox.files.delete(path)
+        session = self.find(key)
+        with session.unless_over():
+            await session.sandbox.files.delete(path)
 
     # --- terminals ---
 
@@ -49,17 +57,34 @@ class SessionDesk(Sessions):
         _check_size(spec.cols, spec.rows)
         if not spec.argv or not spec.argv[0] or any("\0" in word for word in spec.argv):
             raise InvalidRequest("argv", "must name a program")
+        spec = replace(spec, env=(*session.spec.env, *self._planner.check_env(spec.env)))
         name = name or unguessable_name()
-        if name in session.terminals:
-            raise InvalidRequest("id", f"there is a terminal {name[:200]!r} already")
-        if len(session.terminals) >= self.settings.terminals:
-            raise Overloaded(f"the session has {self.settings.terminals} terminals, the most there may be")
-        env = (*session.spec.env, *self._planner.check_env(spec.env))
-        process = await self._pool.join(COMMAND.key, session.sandbox, (spec.cols, spec.rows))
-        terminal = Terminal(name, key.name, replace(spec, env=env), process, self._now())
+        self._reserve(session, name)
+        try:
+            with session.unless_over():
+                await session.sandbox.cleared()
+                process = await self._pool.join(COMMAND.key, session.sandbox, (spec.cols, spec.rows))
+        finally:
+            session.reserved.discard(name)
+        terminal = Terminal(name, key.name, spec, process, now_s=self._now(), left=partial(self._rest, session))
         session.terminals[name] = terminal
         self.spawn(asyncio.get_running_loop().create_task(self._run_terminal(session, terminal)))
         return terminal.state()
+
+    def _reserve(self, session: Session, name: str) -> None:
+        """Keep a place for one more terminal, if need be that of one that is over.
+
+        *Raises* InvalidRequest, Overloaded.
+        """
+        if name in session.terminals or name in session.reserved:
+            raise InvalidRequest("id", f"there is a terminal {name[:200]!r} already")
+        if len(session.terminals) + len(session.reserved) >= self.settings.terminals:
+            over = next((each for each, terminal in session.terminals.items() if terminal.over), None)
+            if over is None:
+                text = f"the session has {self.settings.terminals} terminals, the most there may be"
+                raise Overloaded(text, retry_after_s=FULL_RETRY_S)
+            del session.terminals[over]
+        session.reserved.add(name)
 
     async def _run_terminal(self, session: Session, terminal: Terminal) -> None:
         try:

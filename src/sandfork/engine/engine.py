@@ -17,7 +17,7 @@ from sandfork.engine.admission import Admission, AdmissionSettings, AdmissionSta
 from sandfork.engine.collected import presentable
 from sandfork.engine.desk import SessionDesk
 from sandfork.engine.disposal import Disposal
-from sandfork.engine.execution import Execution
+from sandfork.engine.execution import Execution, never_began
 from sandfork.engine.ids import mint_exec_id
 from sandfork.engine.plan import Planner
 from sandfork.engine.policy import LimitPolicy
@@ -25,10 +25,10 @@ from sandfork.engine.pool import Pool, PoolSettings, PoolStatistics
 from sandfork.engine.session import Session
 from sandfork.engine.sessions import SessionSettings
 from sandfork.engine.tasks import Tasks, TaskSettings
-from sandfork.errors import Draining, FileNotInSandbox, ForkFailed, GuestLost, SandforkError, TierError
+from sandfork.errors import Draining, FileNotInSandbox, SandforkError, TierError
 from sandfork.languages.catalogue import Catalogue
 from sandfork.model import Caller, ExecPlan, ExecRequest, ExecResult, TemplateHealth
-from sandfork.tiers.base import BEFORE_START, Collected, OutputSink, Sandbox, Tier
+from sandfork.tiers.base import Collected, OutputSink, Sandbox, Tier
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class Engine:
         self._pool = Pool(tier, targets, self._settings.pool, self._disposal.add_now)
         self._executions: set[Execution] = set()
         self.sessions = SessionDesk(self._pool, self._planner, self._disposal, self._settings.sessions, now)
-        self.tasks = Tasks(self.execute, self._settings.tasks, now)
+        self.tasks = Tasks(self.execute, self._plan, self._settings.tasks, now)
 
     async def start(self) -> None:
         """Make the templates and park a first sandbox of each; see `health` for those that could not be made."""
@@ -129,7 +129,7 @@ class Engine:
         received_ns = self._clock_ns()
         plan: ExecPlan | None = None
         try:
-            plan = self._planner.plan(mint_exec_id(), request, caller, self._pool.unavailable)
+            plan = self._plan(request, caller)
             if plan.session is not None:
                 result = await self._execute_in_session(plan, sink, on_start, received_ns)
             else:
@@ -139,6 +139,9 @@ class Engine:
             raise
         self._observe(caller, plan, result)
         return result
+
+    def _plan(self, request: ExecRequest, caller: Caller) -> ExecPlan:
+        return self._planner.plan(mint_exec_id(), request, caller, self._pool.unavailable)
 
     async def batch(self, requests: Sequence[ExecRequest], caller: Caller) -> list[ExecResult | SandforkError]:
         """Execute all, each waiting for a slot of its own; return results or errors in the order of `requests`."""
@@ -163,6 +166,7 @@ class Engine:
     async def drain(self, grace_s: float) -> None:
         """Take nothing new; give what runs or waits `grace_s` to end, then fail it with Draining."""
         self._admission.drain()
+        self.sessions.drain()
         try:
             async with asyncio.timeout(grace_s):
                 await self._admission.wait_idle()
@@ -204,21 +208,24 @@ class Engine:
     async def _perform(self, execution: Execution, session: Session | None = None) -> ExecResult:
         """Wait for a slot and run; a sandbox that was dead before it began is replaced once."""
         caller = execution.plan.caller
-        if not self._admission.try_enter():
-            await self._admission.wait(caller.key_id or caller.address)
-        execution.admit()
-        self._executions.add(execution)
         try:
-            if session is not None:
-                return await self._attempt_in(session, execution)
-            result = await self._attempt(execution, last=False)
-            if result is None:
-                result = await self._attempt(execution, last=True)
-            assert result is not None
-            return result
+            if not self._admission.try_enter():
+                await self._admission.wait(caller.key_id or caller.address)
+            execution.admit()
+            self._executions.add(execution)
+            try:
+                if session is not None:
+                    return await self._attempt_in(session, execution)
+                result = await self._attempt(execution, last=False)
+                if result is None:
+                    result = await self._attempt(execution, last=True)
+                assert result is not None
+                return result
+            finally:
+                self._executions.discard(execution)
+                self._admission.leave()
         finally:
-            self._executions.discard(execution)
-            self._admission.leave()
+            execution.over()
 
     async def _execute_in_session(
         self, plan: ExecPlan, sink: OutputSink | None, on_start: OnStart | None, received_ns: int
@@ -245,6 +252,8 @@ class Engine:
             else:
                 turn.cancel()
             raise
+        finally:
+            del turn  # it may hold the error that is about to hold this frame
 
     async def _attempt_in(self, session: Session, execution: Execution) -> ExecResult:
         end, state_lost = await session.run(execution)
@@ -263,7 +272,7 @@ class Engine:
             collected = await self._collect(plan, sandbox) if plan.collect else NOTHING_COLLECTED
         except BaseException as error:
             self._disposal.add_now(sandbox)
-            if last or execution.wrote or not _never_started(error):
+            if last or execution.wrote or not never_began(error):
                 raise
             log.warning("a parked sandbox of %s was dead: %s", plan.template_key, error)
             return None
@@ -279,8 +288,3 @@ class Engine:
             log.debug("execution %s: files could not be collected: %r", plan.exec_id, error)
             return Collected(skipped=plan.collect)
         return presentable(collected)
-
-
-def _never_started(error: BaseException) -> bool:
-    """Tell whether the tier says that the program surely did not begin, so that running it again is safe."""
-    return isinstance(error, ForkFailed) or (isinstance(error, GuestLost) and error.step == BEFORE_START)

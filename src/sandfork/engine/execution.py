@@ -9,11 +9,17 @@ from signal import SIGINT
 
 from sandfork.engine.masking import Mask, Secrets
 from sandfork.engine.output import Cap, Fold
-from sandfork.errors import GuestLost, SandforkError
+from sandfork.errors import ForkFailed, GuestLost, SandforkError, TierError
 from sandfork.model import ExecPlan, ExecResult, Outcome, Timings
-from sandfork.tiers.base import Collected, OutputSink, Process, StepEnd
+from sandfork.tiers.base import BEFORE_START, Collected, OutputSink, Process, StepEnd
 
 NANO = 1e-9
+_GRACE_AT_LEAST_S = 0.2
+
+
+def never_began(error: BaseException) -> bool:
+    """Tell whether the tier says that the program surely did not begin, so that running it again is safe."""
+    return isinstance(error, ForkFailed) or (isinstance(error, GuestLost) and error.step == BEFORE_START)
 
 
 class Execution:
@@ -43,6 +49,7 @@ class Execution:
         "plan",
         "queued_ns",
         "received_ns",
+        "sent",
         "started_s",
     )
 
@@ -59,8 +66,8 @@ class Execution:
     ) -> None:
         """`sink` is who follows the output; without one it is kept. `started_s` is Unix time.
 
-        `grace_s` is how long a kill may take, `interrupt_grace_s` how long a lasting interpreter may take to end its
-        step before it is killed.
+        `grace_s` is how long a kill may take, `interrupt_grace_s` the most that a lasting interpreter may take to end
+        its step before it is killed.
         """
         self.plan = plan
         self.received_ns = received_ns
@@ -68,7 +75,8 @@ class Execution:
         self.queued_ns = self.admitted_ns = self._sent_ns = self._ended_ns = clock_ns()
         self._clock_ns = clock_ns
         self._kill_grace_s = grace_s
-        self._interrupt_grace_s = interrupt_grace_s
+        # Who gives little time waits little longer than that, too.
+        self._interrupt_grace_s = min(interrupt_grace_s, max(_GRACE_AT_LEAST_S, plan.limits.wall_s / 4))
         self._interrupted: Outcome | None = None
         self._fold = Fold()
         secrets = Secrets(plan.secrets) if plan.secrets else None
@@ -80,6 +88,7 @@ class Execution:
         self._timer: asyncio.TimerHandle | None = None
         self._error: SandforkError | None = None
         self._abandoned = False
+        self.sent = False
         self._begun = asyncio.Event() if plan.step.keep_stdin else None
 
     @property
@@ -104,6 +113,7 @@ class Execution:
         """
         self._refuse_stopped()
         plan = self.plan
+        self.sent = True
         self._process = process
         if self._begun is not None:
             self._begun.set()
@@ -118,13 +128,23 @@ class Execution:
                 self._refuse_stopped()
                 raise GuestLost(f"no word within {self._kill_grace_s:g} s of a kill") from None
             raise
+        except TierError as error:
+            if self._begun is not None and never_began(error):
+                self._begun.clear()
+            raise
         finally:
             self._ended_ns = self._clock_ns()
             self._detach()
         self._refuse_stopped()
         if self._mask is not None:
-            self._mask.flush(cut=self._cap.exceeded or end.outcome is not Outcome.EXITED)
+            cut = self._cap.exceeded or self._interrupted is not None or end.outcome is not Outcome.EXITED
+            self._mask.flush(cut=cut)
         return end
+
+    def over(self) -> None:
+        """Let go of who waits to feed it: it has ended, or never begins."""
+        if self._begun is not None:
+            self._begun.set()
 
     def result(self, end: StepEnd, collected: Collected, *, state_lost: bool = False) -> ExecResult:
         """Return what came of it; output over the cap makes the outcome OUTPUT_LIMIT, however the program ended.
@@ -161,10 +181,13 @@ class Execution:
 
     async def feed(self, data: bytes) -> None:
         """Write to a stdin that is kept open, at the program's pace; what comes before it begins waits for it."""
-        if self._begun is not None:
+        while self._begun is not None:
             await self._begun.wait()
-        if self._process is not None:
-            await self._process.feed(data)
+            if (process := self._process) is None:
+                return
+            await process.feed(data)
+            if self._begun.is_set():
+                return  # otherwise it never began there
 
     def signal(self, number: int) -> None:
         """Send the program a signal."""
@@ -172,12 +195,14 @@ class Execution:
             self._process.signal(number)
 
     def withdraw(self) -> None:
-        """Nobody waits for it any more: interrupt a lasting interpreter, kill any other program."""
+        """Nobody waits for it any more: interrupt a lasting interpreter, kill any other program, begin none."""
+        if self._process is None:
+            self._error = self._error or SandforkError("nobody waits for it any more")
         self._interrupt(Outcome.SIGNALLED)
 
     def stop(self, error: SandforkError) -> None:
-        """Kill the program if it runs, and fail the execution with `error`."""
-        self._error = error
+        """Kill the program if it runs, and fail the execution with `error`; the first one given stands."""
+        self._error = self._error or error
         self._kill(Outcome.SIGNALLED)
 
     def _timings(self, end: StepEnd) -> Timings:
@@ -199,8 +224,12 @@ class Execution:
         self._process = self._task = self._timer = self._cap.overflow = None
 
     def _refuse_stopped(self) -> None:
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # it is about to hold this frame
 
     def _arm(self, delay_s: float, then: Callable[[], None]) -> None:
         self._timer = asyncio.get_running_loop().call_later(delay_s, then)
@@ -220,8 +249,14 @@ class Execution:
         if self._timer is not None:
             self._timer.cancel()
         self._interrupted = self._interrupted or outcome
-        self._arm(self._interrupt_grace_s, partial(self._kill, outcome))
+        self._arm(self._interrupt_grace_s / 2, partial(self._insist, outcome))
         self._process.signal(SIGINT)
+
+    def _insist(self, outcome: Outcome) -> None:
+        """Interrupt again: what came before the interpreter had begun the step was not for this one, to it."""
+        self._arm(self._interrupt_grace_s / 2, partial(self._kill, outcome))
+        if self._process is not None:
+            self._process.signal(SIGINT)
 
     def _kill(self, outcome: Outcome) -> None:
         if self._process is None:

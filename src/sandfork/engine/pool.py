@@ -169,7 +169,12 @@ class Shelf:
     async def join(self, sandbox: Sandbox, terminal: tuple[int, int] | None) -> Process:
         """Return a process in a kept sandbox. *Raises* TemplateFailed, ForkFailed."""
         template = self._template or await self._tier.template(self._key)
-        return await template.join(sandbox, terminal=terminal)
+        try:
+            return await template.join(sandbox, terminal=terminal)
+        except TemplateFailed as error:
+            if template is self._template:
+                self._template_died(error)
+            raise
 
     def resize(self, target: int) -> None:
         """Set how many to keep parked."""

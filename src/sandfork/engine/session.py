@@ -9,15 +9,28 @@ execution gets a new one. A limit's kill takes every process of the session, and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 
-from sandfork.engine.execution import Execution
+from sandfork.engine.execution import Execution, never_began
 from sandfork.engine.terminals import Terminal
-from sandfork.errors import ForkFailed, GuestLost, SessionConflict, SessionNotFound, WrongLanguage
+from sandfork.errors import (
+    CallerError,
+    ForkFailed,
+    GuestLost,
+    SessionConflict,
+    SessionNotFound,
+    TemplateFailed,
+    TierError,
+    WrongLanguage,
+)
 from sandfork.languages.catalogue import COMMAND
 from sandfork.model import ExecPlan, Limits, SessionKey, SessionSpec, SessionState, Usage
-from sandfork.tiers.base import BEFORE_START, Process, Sandbox, StepEnd
+from sandfork.tiers.base import Process, Sandbox, StepEnd
+
+log = logging.getLogger(__name__)
 
 Join = Callable[[str, Sandbox], Awaitable[Process]]
 """Have a process of the template of that key join the sandbox."""
@@ -50,15 +63,18 @@ class Session:
         self.created_s = self.last_used_s = now_s
         self.expires_s = 0.0
         self.executions = 0
+        self.waiting = 0
         self.usage = Usage()
         self.running: Execution | None = None
-        self.ended: SessionNotFound | None = None
+        self.ended = ""
+        self.opening: asyncio.Task[None] | None = None
         self._join = join
         self._discard = discard
         self._sandbox: Sandbox | None = None
         self._spare = ""
         self._interpreters: dict[str, Process] = {}
         self.terminals: dict[str, Terminal] = {}
+        self.reserved: set[str] = set()
 
     def open(self, sandbox: Sandbox, template_key: str) -> None:
         """Give the session its sandbox, parked in which is a process of that template."""
@@ -68,9 +84,36 @@ class Session:
     @property
     def sandbox(self) -> Sandbox:
         """The sandbox. *Raises* SessionNotFound once the session is over."""
-        if self.ended is not None or self._sandbox is None:
-            raise self.ended or SessionNotFound("the session is not there yet")
+        if self.ended or self._sandbox is None:
+            raise self.gone()
         return self._sandbox
+
+    def gone(self) -> SessionNotFound:
+        """Return why there is no such session: an error of its own for each who asks."""
+        return SessionNotFound(self.ended or "the session is not there yet")
+
+    @contextmanager
+    def unless_over(self) -> Iterator[None]:
+        """Have what fails because the session ended meanwhile say so. *Raises* SessionNotFound."""
+        try:
+            yield
+        except TierError as error:
+            if self.ended:
+                raise self.gone() from error
+            raise
+
+    @asynccontextmanager
+    async def in_turn(self) -> AsyncIterator[None]:
+        """Wait until nobody else has the turn, and have it."""
+        self.waiting += 1
+        try:
+            await self.lock.acquire()
+        finally:
+            self.waiting -= 1
+        try:
+            yield
+        finally:
+            self.lock.release()
 
     def check_open(self) -> None:
         """*Raises* SessionNotFound once the session is over."""
@@ -121,29 +164,34 @@ class Session:
         *Raises* what the tier raises, and SessionNotFound when the session ends meanwhile.
         """
         plan = execution.plan
-        lost = False
-        while True:
-            process = await self._process_for(plan)
-            self.running = execution
+        with self.unless_over():
+            had_state = plan.step.lasting and plan.language in self._interpreters
             try:
-                end = await execution.run(process)
+                end, lost = await self._attempt(execution), False
             except GuestLost as error:
-                self._forget(plan, process)
-                if self.ended is not None:
-                    raise self.ended from error
-                if error.step != BEFORE_START or execution.wrote or lost:
+                if self.ended or execution.wrote or not never_began(error):
                     raise
-                lost = plan.step.lasting  # it died since its last step
-                continue
-            except BaseException:
+                end, lost = await self._attempt(execution), had_state  # it died since its last step
+        self._count(end)
+        return end, plan.step.lasting and (lost or not end.alive)
+
+    async def _attempt(self, execution: Execution) -> StepEnd:
+        """Run in one process, which is let go of unless it can take another step."""
+        plan = execution.plan
+        process = await self._process_for(plan)
+        self.running = execution
+        waits = False
+        try:
+            end = await execution.run(process)
+            waits = end.alive
+            return end
+        except CallerError:
+            waits = plan.step.lasting
+            raise
+        finally:
+            self.running = None
+            if not waits and (execution.sent or not plan.step.lasting):
                 self._forget(plan, process)
-                raise
-            finally:
-                self.running = None
-            if not end.alive:
-                self._forget(plan, process)
-            self._count(end)
-            return end, plan.step.lasting and (lost or not end.alive)
 
     async def _process_for(self, plan: ExecPlan) -> Process:
         sandbox = self.sandbox
@@ -160,13 +208,12 @@ class Session:
             self._spare = ""
             return sandbox
         try:
-            try:
-                return await self._join(template_key, sandbox)
-            except ForkFailed:
-                return await self._join(template_key, sandbox)  # the template may just have died
+            return await self._join(template_key, sandbox)
+        except (ForkFailed, TemplateFailed) as error:
+            log.warning("a process could not join a session: %s", error)  # the template may just have died
+        try:
+            return await self._join(template_key, sandbox)
         except ForkFailed as error:
-            if self.ended is not None:
-                raise self.ended from error
             raise GuestLost(f"nothing can join the session's sandbox: {error.message}") from error
 
     def _forget(self, plan: ExecPlan, process: Process) -> None:

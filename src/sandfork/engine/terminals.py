@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 
-from sandfork.errors import GuestLost, SandforkError
+from sandfork.errors import SandforkError
 from sandfork.model import Display, Limits, Step, Stream, TerminalSpec, TerminalState
 from sandfork.tiers.base import Process
 from sandfork.tiers.base import Terminal as TerminalPort
@@ -20,12 +21,23 @@ _ENVIRONMENT = (("TERM", "xterm-256color"),)
 class Terminal:
     """See the module. Owns the process, and is the sink of its output."""
 
-    def __init__(self, name: str, session: str, spec: TerminalSpec, process: Process, now_s: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        session: str,
+        spec: TerminalSpec,
+        process: Process,
+        *,
+        now_s: float,
+        left: Callable[[], None],
+    ) -> None:
+        """`process` joined with a terminal. `now_s` is Unix time; `left` is called when the client goes away."""
         self.name = name
         self._session = session
         self._spec = spec
         self._process = process
         self._created_s = now_s
+        self._tell_left = left
         self._shown = bytearray()
         self._client: Connection | None = None
         self.exit_code: int | None = None
@@ -47,7 +59,7 @@ class Terminal:
         try:
             end = await self._process.exec(step, limits, self)
             self.exit_code = end.exit_code if end.exit_code is not None else 128 + (end.signal or 0)
-        except (GuestLost, SandforkError):
+        except SandforkError:
             self.exit_code = 128 + 9
         finally:
             self.over = True
@@ -77,6 +89,7 @@ class Terminal:
         if self._client is client:
             self._client = None
             self._process.resume()
+            self._tell_left()
 
     def resume(self) -> None:
         """The client has room again."""
@@ -91,12 +104,6 @@ class Terminal:
         self._spec = replace(self._spec, cols=cols, rows=rows)
         port: TerminalPort = self._process  # type: ignore[assignment]  # it joined with a terminal
         port.resize(cols, rows)
-
-    def kill(self) -> None:
-        """End the command."""
-        self._process.signal(1)
-        if self._client is not None:
-            self._client.close()
 
     async def close(self) -> None:
         """Destroy it."""

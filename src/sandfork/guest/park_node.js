@@ -5,6 +5,8 @@
 //
 // END is said when nothing more can be printed: after the listeners of 'exit'. A node that dies of an exception prints it
 // after that, so then nothing is said; the kernel's word, which follows, is enough.
+//
+// When RUN says that the process is to last, session_node.js takes over instead, and there is no main file.
 const fs = require('fs');
 const CTL = 15; // node keeps its children from inheriting what it found open up to here
 
@@ -27,8 +29,11 @@ function readExactly(size) {
 
 function readRun() {
   const head = readExactly(8);
-  const body = readExactly(head.readUInt32LE(4));
-  const run = { argv: [], env: [], code: Buffer.alloc(0) };
+  return parseRun(readExactly(head.readUInt32LE(4)));
+}
+
+function parseRun(body) {
+  const run = { argv: [], env: [], code: Buffer.alloc(0), lasting: false, rich: false, stdin: '' };
   for (let at = 0; at + 8 <= body.length; ) {
     const tag = String.fromCharCode(body[at]);
     const value = body.subarray(at + 8, at + 8 + body.readUInt32LE(at + 4));
@@ -36,6 +41,9 @@ function readRun() {
     if (tag === 'a') run.argv.push(value.toString('utf8', 0, value.length - 1));
     else if (tag === 'e') run.env.push(value.toString('utf8', 0, value.length - 1));
     else if (tag === 'c') run.code = value;
+    else if (tag === 'l') run.lasting = value.some(Boolean);
+    else if (tag === 'r') run.rich = value.some(Boolean);
+    else if (tag === 'i') run.stdin = value.toString('utf8', 0, value.length - 1);
   }
   return run;
 }
@@ -96,13 +104,20 @@ function park() {
   rehearse();
   send('!', Buffer.alloc(0));
   const run = readRun();
+  process.execArgv = [];
+  if (run.lasting) {
+    const session = require('./session_node.js');
+    delete require.cache[require.resolve('./session_node.js')];
+    module.children.pop();
+    require('module').Module.runMain = () => session.start(CTL, run, parseRun);
+    return;
+  }
   for (const pair of run.env) {
     const cut = pair.indexOf('=');
     process.env[pair.slice(0, cut)] = pair.slice(cut + 1);
   }
   fs.writeFileSync(process.argv[1], run.code);
   process.argv.push(...run.argv.slice(2));
-  process.execArgv = [];
   sayEnd();
 }
 

@@ -20,6 +20,7 @@ import types
 
 TYPE_CHECKING = False  # typing's own would import typing, which every sandbox would carry
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from typing import Any
 
 DISPLAY = sys.__excepthook__
@@ -208,6 +209,16 @@ def flush(status: int) -> int:
     return status
 
 
+def hooks_of_forks(hook: Callable[[], None]) -> tuple[list[Any], int]:
+    """Return the list of what the interpreter calls in a fork's child, and where in it `hook` is.
+
+    Only the collector knows where the interpreter keeps it. Where it is not found, nobody calls the list returned.
+    """
+    lists = [each for each in gc.get_referrers(hook) if type(each) is list]
+    hooks = lists[0] if len(lists) == 1 else [hook]
+    return hooks, hooks.index(hook)
+
+
 def traceable(code: types.CodeType) -> ctypes.c_int:
     """Return the number of a code's first traceable instruction: the int before `co_extra`, which is last but the code.
 
@@ -222,7 +233,7 @@ def functions_in(code: types.CodeType) -> list[types.CodeType]:
     return inner + [below for each in inner for below in functions_in(each)]
 
 
-def hide_frames(below: types.CodeType, scope: dict[str, Any], later: tuple[types.CodeType, ...]) -> None:
+def hide_frames(below: types.CodeType, scope: dict[str, Any], later: Iterable[types.CodeType]) -> None:
     """Have nothing that walks the stack see the frames of our own, which lie below the program's.
 
     SAFETY: CPython (3.11 to 3.14) passes over frames that have not reached their code's first traceable instruction.

@@ -27,9 +27,8 @@ zygote: Any = globals()["zygote"]
 
 ALLOW_AWAIT = 0x2000  # ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, without importing ast
 IS_COROUTINE = 0x80  # inspect.CO_COROUTINE
-CPU_LIMIT = 112  # counts from the start of a process, so for this one the server counts
 INTERRUPTED = 130
-STEP_NAME = "<step "
+STEP_NAME = "<step-"
 
 
 class Signals:
@@ -45,6 +44,8 @@ class Signals:
         self.late: list[int] = []
         self.mine = self.note
         self.hold_back()
+        self.handlers[signal.SIGINT] = signal.default_int_handler
+        signal.signal(signal.SIGINT, self.mine)
 
     def note(self, number: int, frame: types.FrameType | None) -> None:
         """Take a signal between two steps."""
@@ -180,9 +181,6 @@ class Session:
 
     def prepare(self, job: Any) -> None:
         """Set up what is a step's own."""
-        for tag, value in job.limits:
-            if tag != CPU_LIMIT:
-                zygote.apply_limit(tag, value)
         for key, text in job.env:
             os.environ[key] = text
         sys.argv[:] = [zygote.WORK_DIR + "/" + job.name, *job.argv[1:]]
@@ -285,7 +283,7 @@ def serve(fd: int, job: Any) -> NoReturn:
         if os.getpid() != own_pid or not same_socket(fd, own_socket):
             os._exit(zygote.plain.shut_down(status))
         os.write(fd, zygote.end_frame(status, session.ready_ns, session.done_ns))
-        job = zygote.Job(zygote.read_run(fd))
+        job = zygote.receive(fd)
 
 
 def same_socket(fd: int, expected: tuple[Any, ...]) -> bool:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import builtins
 import ctypes
+import errno
 import gc
 import importlib.machinery
 import linecache
 import os
-import resource
 import signal
 import struct
 import sys
@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 ORDERS, REPORTS, PROFILE, SELF, CORE, PLAIN, SESSION, DISPLAYS = range(3, 11)
 CTL = 63
 WORK_DIR = "/sandbox"
+URGENT, REDUCED = 2, 4  # flags of the order a child is made for
 FRAME = struct.Struct("=B3xI")
+READY = FRAME.pack(33, 0)
 END = struct.Struct("=iIQQ")
+INTERRUPTED = -errno.EINTR
 
 # What __main__ holds before a program's first line, in the interpreter's own order.
 MAIN_NAMES = {name: value for name, value in globals().items() if name[:2] == "__"} | {"__doc__": None}
@@ -41,6 +44,7 @@ SCOPE = globals()  # looked up here: from frames that are hidden the interpreter
 
 # Preloaded modules whose global generators a fork would share, and how to give the child its own.
 RESEED: dict[str, Callable[[Any], None]] = {"numpy.random": lambda module: module.seed()}
+SEEDS: list[tuple[Callable[[Any], None], Any]] = []
 
 
 def read(fd: int, name: str) -> types.CodeType:
@@ -59,53 +63,54 @@ def load(code: types.CodeType, **given: Any) -> Any:
     return module
 
 
+# See native/receive.h. Each look-up of a function makes an object, and iterating over an array an exception.
+native = ctypes.PyDLL(f"/proc/self/fd/{CORE}")
+receive_run = ctypes.CDLL(f"/proc/self/fd/{CORE}").sandfork_receive  # waits, and lets other threads run meanwhile
+receive_run.restype = ctypes.c_long
+end_run, short_run = native.sandfork_end, native.sandfork_short_run
+short_run.restype, end_run.restype = ctypes.c_void_p, None
+RECEIVED = (ctypes.c_uint64 * 8)()  # struct received
+RUN = (ctypes.c_char * 16376).from_address(short_run())
+
+# Kept from programs, which may put something else in their places.
+leave, getpid, kill, give_way, set_signal = os._exit, os.getpid, os.kill, os.sched_yield, signal.signal
+
 plain = load(read(PLAIN, "plain"))
-# Loaded by the children that are asked for what is in there; for all others they are pages that nobody touches.
-SESSION_CODE, DISPLAYS_CODE = read(SESSION, "session"), read(DISPLAYS, "displays")
-
-
-def read_exactly(fd: int, size: int) -> bytes:
-    """Read `size` bytes; the host going away ends the process."""
-    parts = []
-    while size:
-        part = os.read(fd, min(size, 1 << 20))
-        if not part:
-            os._exit(125)
-        parts.append(part)
-        size -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+LATER: dict[str, types.CodeType] = {}  # loaded by the children that are asked for what is in there
 
 
 class Job:
-    """What RUN asks for."""
+    """What RUN asks for. Its limits are in force, and its file is written unless there is an `error`."""
 
-    __slots__ = ("argv", "code", "env", "lasting", "limits", "name", "rich", "stdin")
+    __slots__ = ("argv", "code", "env", "error", "lasting", "name", "rich", "stdin")
 
-    def __init__(self, body: bytes) -> None:
-        """Take RUN's fields."""
+    def __init__(self) -> None:
+        """Take the fields of the RUN that was received."""
+        address, size, code, end, name, name_end, more, self.error = RECEIVED[:]
         self.argv: list[str] = []
         self.env: list[tuple[str, str]] = []
-        self.limits: list[tuple[int, int]] = []
-        self.name = "main.py"
-        self.code = b""
         self.lasting = self.rich = False
         self.stdin = ""
+        run: Any = ctypes.string_at(address, size) if address else RUN
+        self.code: bytes = run[code:end]
+        self.name: str = run[name:name_end].decode("utf-8", "surrogateescape") or "main.py"
+        if more:
+            self.take(run[:size])
+        if address:
+            native.sandfork_release()
+
+    def take(self, body: bytes) -> None:
+        """Take the fields that not every RUN has."""
         at, end = 0, len(body)
         while at < end:
             tag, size = FRAME.unpack_from(body, at)
             start = at + 8
             at = start + size
-            if tag == 99:
-                self.code = body[start:at]
-            elif tag == 97:
+            if tag == 97:
                 self.argv.append(body[start : at - 1].decode("utf-8", "surrogateescape"))
             elif tag == 101:
                 name, _, value = body[start : at - 1].decode("utf-8", "surrogateescape").partition("=")
                 self.env.append((name, value))
-            elif tag == 102:
-                self.name = body[start : at - 1].decode("utf-8", "surrogateescape")
-            elif tag in LIMITS:
-                self.limits.append((tag, int.from_bytes(body[start:at], sys.byteorder)))
             elif tag == 108:
                 self.lasting = any(body[start:at])
             elif tag == 114:
@@ -114,45 +119,12 @@ class Job:
                 self.stdin = body[start : at - 1].decode("utf-8", "surrogateescape")
 
 
-def read_run(fd: int) -> bytes:
-    """Wait for RUN and return its body; one read brings it whole unless it is large."""
-    data = os.read(fd, 65536)
-    if len(data) < FRAME.size:
-        data += read_exactly(fd, FRAME.size - len(data))
-    kind, length = FRAME.unpack_from(data)
-    if kind != 82:  # "R"
-        os._exit(125)
-    missing = FRAME.size + length - len(data)
-    return data[FRAME.size :] + read_exactly(fd, missing) if missing else data[FRAME.size :]
-
-
-# The rlimits RUN may name by tag, and how far the hard limit is above the soft one.
-LIMITS = {
-    110: (resource.RLIMIT_NOFILE, 0),
-    112: (resource.RLIMIT_CPU, 1),
-    115: (resource.RLIMIT_FSIZE, 0),
-    107: (resource.RLIMIT_NPROC, 0),
-    109: (resource.RLIMIT_DATA, 0),
-}
-
-
-def apply_limit(tag: int, value: int) -> None:
-    """Lower one rlimit; what is lower already, by the host's own limits, stays."""
-    which, grace = LIMITS[tag]
-    try:
-        resource.setrlimit(which, (value, value + grace))
-    except ValueError:
-        hard = resource.getrlimit(which)[1]
-        resource.setrlimit(which, (min(value, hard), hard))
-
-
-def write_file(path: str, content: bytes) -> None:
-    """Write the program's own file, as a plain run would have found it."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    view = memoryview(content)
-    while view:
-        view = view[os.write(fd, view) :]
-    os.close(fd)
+def receive(fd: int) -> Job:
+    """Wait for RUN on `fd`; the host going away ends the process."""
+    while error := receive_run(fd, RECEIVED):
+        if error != INTERRUPTED:  # else a signal, whose handler runs here
+            leave(125)
+    return Job()
 
 
 def new_main(path: str) -> types.ModuleType:
@@ -180,52 +152,50 @@ def run_code(source: bytes, path: str, main: types.ModuleType) -> BaseException 
     return None
 
 
-def perform(job: Job) -> tuple[int, int, int]:
-    """Become the program and run it; return its status, and when it was ready and done in ns."""
-    for tag, value in job.limits:
-        apply_limit(tag, value)
+def perform(job: Job) -> int:
+    """Become the program and run it; return its status. RECEIVED then says when it was ready and done, in ns."""
     for key, text in job.env:
         os.environ[key] = text
     path = job.name if job.name.startswith("/") else WORK_DIR + "/" + job.name
-    write_file(path, job.code)
+    if job.error:
+        raise OSError(job.error, os.strerror(job.error), path)
     sys.argv[:] = [path, *job.argv[1:]]
     sys.orig_argv[:] = [sys.executable, *sys.argv]
     sys.path[0] = WORK_DIR
     main = new_main(path)
     execute = load_displays().run_code if job.rich else run_code
     clock = time.clock_gettime_ns
-    ready = clock(time.CLOCK_MONOTONIC)
+    RECEIVED[0] = clock(time.CLOCK_MONOTONIC)
     error = execute(job.code, path, main)
-    done = clock(time.CLOCK_MONOTONIC)
-    return plain.status_of(error), ready, done
+    RECEIVED[1] = clock(time.CLOCK_MONOTONIC)
+    status: int = plain.status_of(error)
+    return status
+
+
+def read_later() -> None:
+    """Have at hand what few children need; when all that others touch has its place, so that they never touch this."""
+    LATER.update(session=read(SESSION, "session"), displays=read(DISPLAYS, "displays"))
 
 
 def load_displays() -> Any:
     """Return the part that shows rich results."""
-    return load(DISPLAYS_CODE, zygote=types.SimpleNamespace(**SCOPE))
+    return load(LATER["displays"], zygote=types.SimpleNamespace(**SCOPE))
 
 
 def run(fd: int) -> NoReturn:
     """Wait for RUN on `fd`, be the program, and never return."""
-    own_pid, own_socket = os.getpid(), os.fstat(fd)[:3]
-    write, leave, getpid, fstat = os.write, os._exit, os.getpid, os.fstat
-    kill, restore = os.kill, signal.signal
-    job = Job(read_run(fd))
+    job = receive(fd)
     if job.lasting:
-        load(SESSION_CODE, zygote=types.SimpleNamespace(**SCOPE)).serve(fd, job)
-    status, ready, done = perform(job)
+        set_signal(signal.SIGINT, signal.SIG_IGN)  # until there is a program to interrupt
+        load(LATER["session"], zygote=types.SimpleNamespace(**SCOPE)).serve(fd, job)
+    status = perform(job)
     if status == -signal.SIGINT:
         plain.shut_down(0)
-        restore(signal.SIGINT, signal.SIG_DFL)
+        set_signal(signal.SIGINT, signal.SIG_DFL)
         kill(getpid(), signal.SIGINT)
     status = plain.shut_down(status)
-    if getpid() == own_pid:  # a child that the program forked may come back here too
-        try:
-            # A program that closes all it did not open may have a file of its own under our number by now.
-            if fstat(fd)[:3] == own_socket:
-                write(fd, end_frame(status, ready, done))
-        except OSError:
-            pass  # without END the exit status, which follows, tells the server
+    end_run(fd, status, RECEIVED)
+    give_way()  # to the server, which may wait for this processor: taking us apart takes longer than its answer
     leave(status)
 
 
@@ -251,21 +221,19 @@ def rehearse(path: str, text: str = REHEARSAL) -> None:
 
     It is written to `path`; its output goes nowhere. Exit handlers are not run: they belong to preloaded modules.
     """
-    code, name = text.encode(), path.encode() + b"\0"
-    same = resource.getrlimit(resource.RLIMIT_NOFILE)[1].to_bytes(8, sys.byteorder)
-    fields = ((97, b"main.py\0"), (101, b"SANDFORK_REHEARSAL=1\0"), (102, name), (99, code), (110, same))
+    fields = ((102, path.encode() + b"\0"), (99, text.encode()), (110, b"\xff" * 8), (97, b"main.py\0"))
+    body = b"".join(FRAME.pack(tag, len(value)) + value for tag, value in fields)
+    ours, theirs = os.pipe()
+    os.write(theirs, FRAME.pack(82, len(body)) + body)
     output, null = os.dup(1), os.open("/dev/null", os.O_WRONLY)
     os.dup2(null, 1)
     try:
-        status, ready, done = perform(Job(b"".join(FRAME.pack(tag, len(v)) + v for tag, v in fields)))
-        plain.rehearse(status)
+        plain.rehearse(perform(receive(ours)))
+        end_run(ours, 0, RECEIVED)  # which nobody can write to
     finally:
         os.dup2(output, 1)
-        os.close(output)
-        os.close(null)
-    del os.environ["SANDFORK_REHEARSAL"]
-    end_frame(status, ready, done)
-    os.fstat(1)
+        for fd in (output, null, ours, theirs):
+            os.close(fd)
     array = sys.modules.get("numpy")
     if array is not None:
         str(array.random.rand(3))
@@ -273,9 +241,8 @@ def rehearse(path: str, text: str = REHEARSAL) -> None:
 
 def reseed() -> None:
     """Give the child randomness of its own; a failure is fatal, for two sandboxes would share theirs."""
-    for name, seed in RESEED.items():
-        if name in sys.modules:
-            seed(sys.modules[name])
+    for seed, module in SEEDS:
+        seed(module)
 
 
 # Numeric libraries start threads when they are imported, and a process with threads cannot be forked safely.
@@ -321,27 +288,27 @@ def forget_variable(name: str) -> None:
         ctypes.memset(value - len(name) - 1, 0, len(name) + 1 + len(os.environ.pop(name)))
 
 
-def serve(names: list[str], depth: tuple[ctypes.Array[ctypes.c_int], int, int]) -> bool:
-    """Warm up and enter the C loop; returns in children only: whether somebody already waits for it."""
+def serve(names: list[str], depth: tuple[ctypes.Array[ctypes.c_int], int, int]) -> int:
+    """Warm up and enter the C loop; returns in children only, with the flags of their order."""
     preload(names)
     forget_variable("LD_BIND_NOW")
-    core = ctypes.PyDLL(f"/proc/self/fd/{CORE}")
-    core.sandfork_configure.restype = core.sandfork_zygote.restype = ctypes.c_long
-    error = core.sandfork_configure(PROFILE)
+    native.sandfork_configure.restype = native.sandfork_zygote.restype = ctypes.c_long
+    error = native.sandfork_configure(PROFILE)
     if error:
         raise OSError(-error, "reading the confinement profile")
     for fd in (PROFILE, SELF, CORE):
         os.close(fd)
     sys.argv[:] = [""]
+    SEEDS.extend((seed, sys.modules[name]) for name, seed in RESEED.items() if name in sys.modules)
     plain.LAST_PRELOADED = next(reversed(sys.modules))
     scratch = os.memfd_create("rehearsal")
     for _ in range(SETTLING):
         rehearse(f"/proc/self/fd/{scratch}")
-        threading._after_fork()  # type: ignore[attr-defined]
     if depth[1] > 0:
         even_depth(f"/proc/self/fd/{scratch}", *depth)
     os.close(scratch)
-    plain.hide_frames(sys._getframe(1).f_code, globals(), (SESSION_CODE, DISPLAYS_CODE))
+    read_later()
+    plain.hide_frames(sys._getframe(1).f_code, globals(), LATER.values())
     linecache.clearcache()
     for _ in range(3):
         gc.collect()
@@ -349,15 +316,18 @@ def serve(names: list[str], depth: tuple[ctypes.Array[ctypes.c_int], int, int]) 
         raise RuntimeError("a preloaded module started a thread: forking with locks held by it would hang")
     if os.getpid() <= 2:
         raise RuntimeError("pid too low: libraries compare pids to notice a fork")
+    hooks, place = plain.hooks_of_forks(threading._after_fork)  # type: ignore[attr-defined]
+    reset, hooks[place] = hooks[place], int  # a fork of one thread that holds no lock has nothing to reset
     gc.freeze()
     # Looked up here: a first look-up makes objects, which each child would make anew.
     before_fork, after_fork = ctypes.pythonapi.PyOS_BeforeFork, ctypes.pythonapi.PyOS_AfterFork_Child
     before_fork()
-    result = core.sandfork_zygote(ORDERS, REPORTS)
+    result = native.sandfork_zygote(ORDERS, REPORTS, after_fork)
     if result < 0:
         os._exit(0)
     after_fork()
-    return bool(result == 1)
+    hooks[place] = reset
+    return int(result)
 
 
 def even_depth(path: str, state: ctypes.Array[ctypes.c_int], place: int, left_plain: int) -> None:
@@ -374,15 +344,16 @@ def even_depth(path: str, state: ctypes.Array[ctypes.c_int], place: int, left_pl
         state[place] += excess
 
 
-def child(urgent: bool) -> NoReturn:
-    """Be the program, from a fresh fork on. An urgent one does not rehearse: its request already waits."""
+def child(order: int) -> NoReturn:
+    """Be the program, from a fresh fork on. An urgent one has said READY and does not rehearse."""
     global WORK_DIR
-    WORK_DIR = os.getcwd()  # /sandbox, unless there are no namespaces
+    if order & REDUCED:
+        WORK_DIR = os.getcwd()
     reseed()
-    if not urgent:
+    if not order & URGENT:
         rehearse(WORK_DIR + "/.rehearsal")
         os.unlink(WORK_DIR + "/.rehearsal")
-    os.write(CTL, FRAME.pack(33, 0))
+        os.write(CTL, READY)
     run(CTL)
 
 

@@ -158,7 +158,7 @@ class Tasks(Protocol):
     """Executions that go on without their client; what came of them is kept for a while."""
 
     def start(self, request: ExecRequest, caller: Caller) -> TaskState:
-        """Begin one. *Raises* CapacityError when too many are under way or kept."""
+        """Begin one. *Raises* CallerError for what can never run, CapacityError when too many are under way or kept."""
         ...
 
     def read(self, task_id: str, caller: Caller) -> TaskState:

@@ -201,7 +201,7 @@ class SocketEndpoint(DialectEndpoint):
         self._route = route
 
     async def answer(self, exchange: Exchange) -> Reply | None:
-        """Identify, accept, converse. *Raises* ClientGone at the end; before it is accepted AccessError, CrossOrigin."""
+        """Identify, accept, converse. *Raises* AccessError and CrossOrigin before that, ClientGone at the end."""
         assert isinstance(exchange, SocketExchange)
         await identify(self._service, self._of, exchange, with_body=False)
         await exchange.accept()

@@ -1,12 +1,13 @@
 """The catalogue of languages: `data/*.toml` read into frozen records, or refused.
 
-A file's schema, every key but `imports`, `preload`, `interpreter` and `aliases` required:
+A file's schema, every key but `imports`, `preload`, `interpreter`, `session` and `aliases` required:
 
     name = "python"                        what requests and replies call it
     aliases = ["python3"]                  other names accepted in requests
     extension = ".py"
     file_name = "main.py"                  what the program's text is written to, in the work directory
     argv = ["/usr/bin/python3", "{file}"]  a plain run; {file} becomes the path of that file
+    session = ["/bin/bash", "-i"]          for a default of kind none: the interpreter that keeps a session's state
     [[template]]                           at least one; the first is the default and names no `imports`
     key = "python"                         what the tier, the pool and health call it
     kind = "fork"                          fork: a zygote; park: a booted process waits; none: a ready cell execs argv
@@ -179,9 +180,18 @@ def parse_language(where: str, table: Mapping[str, object]) -> Language:
         file_name=reader.text("file_name", _FILE_NAME),
         argv=argv,
         templates=templates,
-        session_argv=reader.texts("session", ()),
+        session_argv=_session_argv(reader, templates[0]),
         _scans=tuple((spec, compile_scan(spec.imports)) for spec in templates if spec.imports),
     )
+
+
+def _session_argv(reader: _Reader, default: TemplateSpec) -> tuple[str, ...]:
+    argv = reader.texts("session", ())
+    if argv and default.kind is not TemplateKind.NONE:
+        reader.refuse("session", f"the interpreter of a template of kind {default.kind} is running already")
+    if argv and not argv[0].startswith("/"):
+        reader.refuse("session", "must start with an absolute path")
+    return argv
 
 
 def _parse_template(where: str, table: Mapping[str, object]) -> TemplateSpec:

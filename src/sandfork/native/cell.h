@@ -1,9 +1,9 @@
 /*
  * A cell: the tiny init (pid 1) of one sandbox. In order:
  *
- *   join the template's mount namespace and copy it -> join the slot's network namespace -> size-capped tmpfs on
- *   /sandbox (which holds /tmp and /dev/shm too) -> own /proc -> join the slot's user namespace, become its root ->
- *   ask the zygote for the program's process -> close everything -> serve files until the server goes
+ *   make a /proc -> join the template's mount namespace and copy it -> join the slot's network namespace -> size-capped
+ *   tmpfs on /sandbox (which holds /tmp and /dev/shm too) -> mount the /proc -> join the slot's user namespace, become its
+ *   root -> ask the zygote for the program's process -> close everything -> serve files until the server goes
  *
  * Orphans of the program become its children and are reaped by the kernel (SIGCHLD ignored). Its death ends the whole
  * pid namespace.
@@ -28,7 +28,7 @@ struct cell_birth {
     int fds[5]; /* ctl, stdin, stdout, stderr, agent */
 };
 
-static long cell_mounts(const struct cell_birth *b, uint32_t *step)
+static long cell_mounts(const struct cell_birth *b, int proc, uint32_t *step)
 {
     const struct slot *s = &host.slots[b->slot];
     struct text options = {0};
@@ -49,12 +49,7 @@ static long cell_mounts(const struct cell_birth *b, uint32_t *step)
     if ((r = SYS(mkdirat, AT_FDCWD, "/sandbox/.tmp", 01777)) < 0 || (r = SYS(mkdirat, AT_FDCWD, "/sandbox/.shm", 01777)) < 0)
         return r;
     *step = STEP_PROC;
-    /* The template's shows every sandbox: it must not lie hidden below ours, and the kernel wants it there until ours is. */
-    if ((r = SYS(mount, "proc", "/mnt", "proc", SF_MS_NOSUID | SF_MS_NODEV | SF_MS_NOEXEC, "hidepid=2")) < 0)
-        return r;
-    if ((r = SYS(umount2, "/proc", SF_MNT_DETACH)) < 0)
-        return r;
-    return SYS(mount, "/mnt", "/proc", NULL, SF_MS_MOVE, NULL);
+    return mount_proc(proc);
 }
 
 static long cell_identity(const struct cell_birth *b, uint32_t *step)
@@ -99,8 +94,12 @@ static long cell_order(const struct cell_birth *b, uint32_t *step)
 static __attribute__((noreturn)) void cell_main(const struct cell_birth *b)
 {
     const struct slot *s = &host.slots[b->slot];
-    uint32_t step = STEP_SETNS_ROOT;
-    long r = SYS(setns, b->root_mnt, CLONE_NEWNS);
+    uint32_t step = STEP_PROC;
+    long r = make_proc("2"), proc = r;
+    if (r >= 0) {
+        step = STEP_SETNS_ROOT;
+        r = SYS(setns, b->root_mnt, CLONE_NEWNS);
+    }
     if (r >= 0) {
         step = STEP_UNSHARE;
         r = SYS(unshare, CLONE_NEWNS);
@@ -110,7 +109,7 @@ static __attribute__((noreturn)) void cell_main(const struct cell_birth *b)
         r = SYS(setns, s->shared_net ? host.shared_net_ns : s->net_ns, CLONE_NEWNET);
     }
     if (r >= 0)
-        r = cell_mounts(b, &step);
+        r = cell_mounts(b, (int)proc, &step);
     if (r >= 0)
         r = cell_identity(b, &step);
     if (r >= 0)

@@ -197,7 +197,7 @@ struct field {
 #define PLAN_FILE 'F'    /* path, content */
 #define PLAN_BIND 'B'    /* path, source: read-only, nosuid, nodev, recursive */
 #define PLAN_DEVICE 'V'  /* path, source: a device node, writable */
-#define PLAN_PROC 'P'    /* path */
+#define PLAN_PROC 'P'    /* path: where each mount namespace puts a /proc of its own */
 
 /* Where a child-side set-up step failed. errors.py names them. */
 enum step {

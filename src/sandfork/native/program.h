@@ -9,22 +9,10 @@
 #define SANDFORK_PROGRAM_H
 
 #include "confine.h"
-#include "fields.h"
-
-#define RUN_MAX (64u << 20)
+#include "run.h"
 
 static struct program program;
 static bool program_lasts; /* an interpreter that takes further steps from ctl, which it must inherit */
-
-static void lower_rlimit(int resource, uint64_t soft, uint64_t hard)
-{
-    struct rlimit64 now, want;
-    if (SYS(prlimit64, 0, resource, NULL, &now) < 0)
-        return;
-    want.rlim_max = hard < now.rlim_max ? hard : now.rlim_max;
-    want.rlim_cur = soft < want.rlim_max ? soft : want.rlim_max;
-    SYS(prlimit64, 0, resource, &want, NULL);
-}
 
 static void run_field(uint8_t tag, char *value, size_t len, const char **file, const char **code, size_t *code_len)
 {
@@ -37,16 +25,8 @@ static void run_field(uint8_t tag, char *value, size_t len, const char **file, c
         *file = value;
     else if (tag == FIELD_CODE)
         *code = value, *code_len = len;
-    else if (tag == FIELD_OPEN_FILES)
-        lower_rlimit(RLIMIT_NOFILE, n, n);
-    else if (tag == FIELD_CPU)
-        lower_rlimit(RLIMIT_CPU, n, n + 1);
-    else if (tag == FIELD_FSIZE)
-        lower_rlimit(RLIMIT_FSIZE, n, n);
-    else if (tag == FIELD_PIDS)
-        lower_rlimit(RLIMIT_NPROC, n, n);
-    else if (tag == FIELD_MEMORY)
-        lower_rlimit(RLIMIT_DATA, n, n);
+    else
+        run_limit(tag, n);
 }
 
 static void write_code(int ctl, const char *file, const char *code, size_t len)

@@ -230,8 +230,12 @@ static long enter_root(int mnt)
     /* Without a cgroup nothing but the whole machine's memory ends a program's: then the kernel shall take it first. */
     if (!host.hierarchy_count)
         write_file_at(AT_FDCWD, "/proc/self/oom_score_adj", "1000");
-    long r = SYS(setns, mnt, CLONE_NEWNS);
-    return r < 0 ? r : SYS(unshare, CLONE_NEWNS);
+    long proc = make_proc("0"), r = proc;
+    if (r >= 0)
+        r = SYS(setns, mnt, CLONE_NEWNS);
+    if (r >= 0)
+        r = SYS(unshare, CLONE_NEWNS);
+    return r < 0 ? r : mount_proc((int)proc);
 }
 
 static __attribute__((noreturn)) void zygote_child(const struct request *req, char *payload, int orders, int *fds,

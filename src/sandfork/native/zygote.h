@@ -65,8 +65,8 @@ static long raise_fd(int fd, int low)
 }
 
 /*
- * Serve orders on `orders` until the warden closes it (returns -EPIPE); returns in each child: 0, or 1 when somebody
- * already waits for it.
+ * Serve orders on `orders` until the warden closes it (returns -EPIPE); returns in each child, with ORDER_URGENT and
+ * ORDER_REDUCED of its order.
  * `reports` is the socket to the warden. `tid_address` is libc's cached thread id, or NULL.
  */
 static long zygote_fork(const struct confinement *c, int orders, int reports, void *tid_address)
@@ -100,7 +100,7 @@ static long zygote_fork(const struct confinement *c, int orders, int reports, vo
                     confine_reduced(c, &order, fds);
                 else
                     confine_child(c, &order, fds);
-                return order.flags & ORDER_URGENT ? 1 : 0;
+                return order.flags & (ORDER_URGENT | ORDER_REDUCED);
             }
             if (r < 0)
                 report(reports, order.slot, r, step);

@@ -41,7 +41,7 @@ class OutputSink(Protocol):
         ...
 
     def display(self, shown: Display) -> None:
-        """Take a rich value, in its place among the output."""
+        """Take a rich value, behind all output that the program wrote before it."""
         ...
 
 
@@ -119,7 +119,7 @@ class Files(Protocol):
     """The files of a sandbox, from outside: no link, FIFO or device ever leads anywhere else.
 
     Paths are relative to the work directory or absolute below one that the sandbox may write to. *Raises*
-    FileNotInSandbox; GuestLost.
+    FileNotInSandbox; DiskFull; GuestLost.
     """
 
     async def list(self, path: str) -> Sequence[FileEntry]:

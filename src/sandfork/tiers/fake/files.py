@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from fnmatch import fnmatchcase
 
-from sandfork.errors import FileNotInSandbox, GuestLost
+from sandfork.errors import DiskFull, FileNotInSandbox, GuestLost
 from sandfork.model import FileEntry, InputFile, OutputFile
 from sandfork.tiers.base import Collected
 
@@ -140,7 +140,7 @@ class FakeFiles:
             self.max_bytes is not None
             and sum(len(each or b"") for each in self.contents.values()) + more > self.max_bytes
         ):
-            raise FileNotInSandbox(f"{path}: No space left on device")
+            raise DiskFull(f"{path}: the sandbox's disk is full")
 
     def _check_open(self) -> None:
         if self.closed:

@@ -22,6 +22,7 @@ from sandfork.tiers.process import messages as m
 _DIRECTORY, _REGULAR = 4, 8  # d_type of getdents64
 _ENTRIES_MAX = 10_000
 _DEPTH_MAX = 32
+_LOOK_S = 0.5
 _FILES_MAX = 1_000
 _LISTINGS_MAX = 1_000  # directories read, and names seen in them, for all patterns of one collect: a program can make
 _NAMES_MAX = 50_000  # any number of them, and looking costs the server, not the program
@@ -51,7 +52,9 @@ def inside_directory(path: str) -> str:
     for prefix, inside in _WRITABLE:
         if path.rstrip("/") + "/" == prefix:
             return inside.rstrip("/") or "."
-    return inside_path(path) if path.strip("/.") or path.startswith("/") else "."
+    if not path.startswith("/") and set(path.split("/")) <= {"", "."}:
+        return "."
+    return inside_path(path)
 
 
 class AgentClient:
@@ -179,6 +182,14 @@ class AgentClient:
         """Return the bytes free in the work directory's file system, 0 when it has no inode left."""
         number, _ = await self._ask(m.STAT, ".", 0)
         return number
+
+    async def disk_is_full(self) -> bool:
+        """Tell whether that file system has no room left; one that does not answer soon is not said to be full."""
+        try:
+            async with asyncio.timeout(_LOOK_S):
+                return await self.free_bytes() == 0
+        except (GuestLost, OSError, TimeoutError):
+            return False
 
     async def listing(self, path: str = ".") -> list[tuple[str, int, int]]:
         """Return (name, d_type, size) of a directory's entries. *Raises* FileNotInSandbox."""

@@ -7,10 +7,11 @@ transfer are of one file: its inode is told with each, and another in its place 
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sandfork.errors import FileNotInSandbox
+from sandfork.errors import DiskFull, FileNotInSandbox
 from sandfork.model import FileEntry
 from sandfork.tiers.process.agent import AgentClient, inside_directory, inside_path, reason_of
 
@@ -33,11 +34,14 @@ class SandboxFiles:
     async def _whole(self, request: Coroutine[Any, Any, T], path: str) -> T:
         """Make one request to its end, also when nobody waits for it any more: the stream must stay in step.
 
-        *Raises* FileNotInSandbox for what the agent refuses.
+        *Raises* FileNotInSandbox for what the agent refuses, DiskFull.
         """
         try:
             return await asyncio.shield(self._tasks.spawn(request))
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                reason = "the sandbox's disk is full: remove files, or make it with a larger limits.disk_bytes"
+                raise DiskFull(f"{path}: {reason}") from error
             raise FileNotInSandbox(f"{path}: {reason_of(error)}") from error
 
     async def list(self, path: str) -> Sequence[FileEntry]:

@@ -20,9 +20,11 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
-from sandfork.errors import ForkFailed, GuestLost, TierError
+from sandfork.errors import CallerError, ForkFailed, GuestLost, TierError
 from sandfork.model import InputFile, Limits, Outcome, Step
 from sandfork.tiers.base import BEFORE_START, OutputSink, StepEnd
 from sandfork.tiers.process import messages as m
@@ -31,7 +33,7 @@ from sandfork.tiers.process.displays import Showing
 from sandfork.tiers.process.line import Line
 from sandfork.tiers.process.orders import Orders
 from sandfork.tiers.process.run import STDIN_FILE
-from sandfork.tiers.process.verdict import never_ran, outcome_of_failure, outcome_of_signal, usage_of
+from sandfork.tiers.process.verdict import bounded_stamps, never_ran, outcome_of_failure, outcome_of_signal, usage_of
 from sandfork.tiers.process.watch import Watch
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ class Guest:
         self._parked: asyncio.Future[None] = self._loop.create_future()
         self._answer = Answer()
         self._killed: Outcome | None = None  # before the program began
-        self._watch = Watch(slot, streams, self._cpu_spent)
+        self._watch = Watch(slot, streams, partial(self.kill, Outcome.CPU_LIMIT))
         self._started_ns = 0
         self._claimed_ns: tuple[int, int] | None = None
         self._reaped: m.WardenEvent | None = None
@@ -172,8 +174,12 @@ class Guest:
             self.kill(problem)
 
     def _forged(self) -> None:
-        if self._state in (_RUNNING, _RESTING):
+        if self._state == _RUNNING:
             self.kill(Outcome.POLICY_VIOLATION)
+        elif self._state == _RESTING:
+            self._state = _OVER
+            self._home.kill_all()
+            self._answer.give_up_reading(Outcome.POLICY_VIOLATION)
         elif self._state in (_FORKING, _PARKED):
             self._state = _OVER
             self.fork_failed(m.STEPS.index("run_frame"), errno.EPROTO)
@@ -186,15 +192,15 @@ class Guest:
             return never_ran(self._killed)
         if self._state not in (_PARKED, _RESTING) or self._answer.awaited:
             raise GuestLost("the sandbox is not waiting for a program", step=BEFORE_START)
-        again, self._state = self._state == _RESTING, _STARTING
+        before, self._state = self._state, _STARTING
         try:
             if step.files:
-                await self._home.put(step.files)
+                await self._put(step.files, before)
             if self._home.kept:
                 await self._prepare_lasting(step, limits)
             else:
                 await self._slot.apply(limits)
-            ended = await self._start(step, limits, sink, again=again)
+            ended = await self._start(step, limits, sink, again=before == _RESTING)
         except asyncio.CancelledError:
             self.kill(Outcome.SIGNALLED)
             raise
@@ -209,6 +215,15 @@ class Guest:
             return await ended
         except asyncio.CancelledError:
             self.kill(Outcome.SIGNALLED)
+            raise
+
+    async def _put(self, files: Sequence[InputFile], before: int) -> None:
+        """Write the step's files; the process waits for another step when it is not to be had with these."""
+        try:
+            await self._home.put(files)
+        except CallerError:
+            if not self._died:
+                self._state = before
             raise
 
     async def _prepare_lasting(self, step: Step, limits: Limits) -> None:
@@ -258,9 +273,6 @@ class Guest:
     def _killed_with(self) -> Outcome | None:
         return self._killed
 
-    def _cpu_spent(self) -> None:
-        self.kill(Outcome.CPU_LIMIT)
-
     # --- the end ---
 
     def exit_event(self, event: m.WardenEvent) -> None:
@@ -295,11 +307,7 @@ class Guest:
         self._slot.tasks.spawn(self._exited_after_look(code, ready_ns, done_ns))
 
     async def _exited_after_look(self, code: int, ready_ns: int, done_ns: int) -> None:
-        try:
-            async with asyncio.timeout(0.5):
-                full = await self._home.agent.free_bytes() == 0
-        except (GuestLost, OSError, TimeoutError):
-            full = False
+        full = await self._home.agent.disk_is_full()
         self._finish(Outcome.DISK_LIMIT if full else Outcome.EXITED, code, None, ready_ns, done_ns)
 
     def _signalled(self, number: int, now: int) -> None:
@@ -311,26 +319,15 @@ class Guest:
         if self._state == _RUNNING:
             # The figures first: with its last process the slot's cgroup is gone.
             self._finish(outcome, None, signal.SIGKILL, self._started_ns, time.monotonic_ns())
-            self._kill_all()
+            self._home.kill_all()
             self._answer.give_up_reading(outcome)
         elif self._state in (_PARKED, _STARTING):
             self._killed = outcome
             self._state = _OVER
-            self._kill_all()
+            self._home.kill_all()
             self._hang_up()
-        elif self._state == _RESTING:
-            self._state = _OVER
-            self._kill_all()
+        elif self._state in (_RESTING, _OVER):
             self._answer.give_up_reading(outcome)
-        elif self._state == _OVER:
-            self._answer.give_up_reading(outcome)
-
-    def _kill_all(self) -> None:
-        """Have every process of the sandbox killed; of one that is not kept, the sandbox with them."""
-        if self._home.kept:
-            self._home.clear_soon()
-        else:
-            self._slot.close()
 
     def _finish(self, outcome: Outcome, code: int | None, number: int | None, ready_ns: int, done_ns: int) -> None:
         if self._state == _CLOSED:
@@ -338,9 +335,7 @@ class Guest:
         alive = number is None and self._rests and self._state != _OVER
         self._state = _RESTING if alive else _OVER
         self._watch.end()
-        now = time.monotonic_ns()
-        ready_ns = min(max(ready_ns, self._sent_ns), now)
-        done_ns = min(max(done_ns, ready_ns), now)
+        ready_ns, done_ns = bounded_stamps(self._sent_ns, ready_ns, done_ns)
         try:
             figures = self._slot.figures(self._reaped, self._since)
         except OSError as error:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sandfork.tiers.process.streams import Streams
 
 _CLEAR_S = 10.0
+_KILL_AGAIN_S = 0.5
 
 
 class ProcessSandbox(Guest):
@@ -80,9 +81,11 @@ class ProcessSandbox(Guest):
         """Forget a process that left."""
         self._guests.discard(guest)
 
-    def clear_soon(self) -> None:
-        """Begin to kill every process in the sandbox; `cleared` waits for it."""
-        if self._clearing is None or self._clearing.done():
+    def kill_all(self) -> None:
+        """Begin to kill every process in it, for which `cleared` waits; if it is not kept, the sandbox with them."""
+        if not self.kept:
+            self._slot.close()
+        elif self._clearing is None or self._clearing.done():
             self._clearing = self._slot.tasks.spawn(self._clear())
             self._clearing.add_done_callback(lambda task: None if task.cancelled() else task.exception())
 
@@ -92,15 +95,19 @@ class ProcessSandbox(Guest):
             await asyncio.shield(self._clearing)
 
     async def _clear(self) -> None:
-        dying = (self, *self._guests)
+        dying = asyncio.gather(*(guest.gone() for guest in (self, *self._guests)))
         try:
             async with asyncio.timeout(_CLEAR_S):
-                await self.agent.kill_all()
-                await asyncio.gather(*(guest.gone() for guest in dying))
+                while not dying.done():
+                    # One that was only just being forked was not there yet to be killed.
+                    await self.agent.kill_all()
+                    await asyncio.wait([dying], timeout=_KILL_AGAIN_S)
         except TimeoutError:
             raise GuestLost("the processes of a sandbox did not die") from None
         except OSError as error:
             raise GuestLost(f"the processes of a sandbox could not be killed: {error.strerror}") from error
+        finally:
+            dying.cancel()
 
     # --- close ---
 

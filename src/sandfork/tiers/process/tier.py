@@ -33,8 +33,9 @@ from sandfork.tiers.process.warden import Warden
 
 _LOG = logging.getLogger("sandfork.tier")
 _KINDS = {TemplateKind.FORK: m.Kind.FORK, TemplateKind.PARK: m.Kind.PARK, TemplateKind.NONE: m.Kind.NONE}
-_PARK_SCRIPT = "/run/sandfork/park_node.js"
-_DRIVERS = ("park_node.js", "session.bash")
+_INSIDE = "/run/sandfork"
+_PARK_SCRIPT = f"{_INSIDE}/park_node.js"
+_SCRIPTS = ("park_node.js", "session_node.js", "session.bash")  # seen in there as they are here
 _PARK_MAIN = "main.js"  # in the work directory; written when the program is known
 
 
@@ -88,9 +89,8 @@ class ProcessTier:
         missing = [f"cgroup {name}" for name in launched.missing_controllers]
         self._refuse_missing(missing)
         self._warden = Warden(launched.warden, self._slot_event, self._warden_lost)
-        self._slots = Slots(
-            self._warden, launched.cgroups, launched.unified, settings.most_sandboxes, settings.cores, self._means()
-        )
+        most = min(settings.most_sandboxes, m.SLOTS_MAX)
+        self._slots = Slots(self._warden, launched.cgroups, launched.unified, most, settings.cores, self._means())
         try:
             await self._warden.up()
             self._warden.send(m.request(m.Request.PROFILE, 0, payload=self._profile()))
@@ -172,15 +172,16 @@ class ProcessTier:
     def _readable(self) -> list[Path]:
         """Return what of ours a reduced sandbox must be able to read."""
         packages = self._settings.guest_packages
-        return [self._settings.guest / "park_node.js", *([packages] if packages is not None else [])]
+        scripts = [self._settings.guest / name for name in _SCRIPTS]
+        return [*scripts, *([packages] if packages is not None else [])]
 
     async def _build_root(self) -> None:
         assert self._warden is not None
         if self._launched.reduced:
             self._root = shared_root(self._settings.guest_packages)
             return
-        drivers = {f"/run/sandfork/{name}": (self._settings.guest / name).read_bytes() for name in _DRIVERS}
-        self._root = host_root(self._settings.guest_packages, drivers)
+        scripts = {f"{_INSIDE}/{name}": (self._settings.guest / name).read_bytes() for name in _SCRIPTS}
+        self._root = host_root(self._settings.guest_packages, scripts)
         with tempfile.TemporaryFile() as plan:
             plan.write(self._root.plan)
             plan.flush()

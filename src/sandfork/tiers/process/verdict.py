@@ -35,6 +35,13 @@ def never_ran(outcome: Outcome) -> StepEnd:
     return StepEnd(outcome, None, signal.SIGKILL, now, now, Usage())
 
 
+def bounded_stamps(sent_ns: int, ready_ns: int, done_ns: int) -> tuple[int, int]:
+    """Return when a step was ready and done, as claimed, but between its sending and now."""
+    now = time.monotonic_ns()
+    ready_ns = min(max(ready_ns, sent_ns), now)
+    return ready_ns, min(max(done_ns, ready_ns), now)
+
+
 def usage_of(figures: Figures, wall_ns: int) -> Usage:
     """Return the kernel's figures as usage."""
     return Usage(

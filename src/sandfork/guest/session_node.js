@@ -1,0 +1,367 @@
+'use strict';
+// A lasting node: step after step in one global scope, whose state stays. Loaded by park_node.js when RUN says that the
+// process is to last; from then on the event loop runs, also between steps.
+//
+// Code is evaluated in V8's REPL mode, which only the inspector offers: `let`, `const` and `class` stay and may be declared
+// again, and `await` works at top level. It runs inside of a script that SIGINT breaks. A step is over when its own
+// promise has settled and nothing that it began keeps node running but servers (see `isQuiet`).
+process.on('SIGINT', interrupt); // the first act: until then an interrupt ends the process
+const fs = require('fs');
+const inspector = require('inspector');
+const net = require('net');
+const path = require('path');
+const util = require('util');
+const vm = require('vm');
+const { Module } = require('module');
+const { Writable } = require('stream');
+
+const INTERRUPTED = 130;
+const BROKEN = 'ERR_SCRIPT_EXECUTION_INTERRUPTED';
+const IMPORT = '__sandfork_import';
+const MOST_RICH_BYTES = (8 << 20) - 1024;
+const POLL_MOST_MS = 50;
+const FULL_PIPE_MS = 2;
+
+const hrtime = process.hrtime.bigint;
+const sources = new Map(); // the lines of every step, by its name
+const entry = new vm.Script('globalThis[Symbol.for("sandfork.enter")]()');
+let ctl;
+let step = null; // the one that runs
+let count = 0;
+
+function send(kind, body) {
+  const head = Buffer.alloc(8);
+  head[0] = kind.charCodeAt(0);
+  head.writeUInt32LE(body.length, 4);
+  ctl.write(Buffer.concat([head, body]));
+}
+
+// --- evaluation
+
+function hidden(target, name, value) {
+  Object.defineProperty(target, name, { value, writable: true, configurable: true, enumerable: false });
+}
+
+// Evaluate, and tell `settled` what came of it: the value, or what was thrown and where it is if it does not compile.
+// Returns what ends the wait for it.
+function evaluate(code, name, settled) {
+  const session = new inspector.Session();
+  const take = ({ objectId, value, unserializableValue }) => {
+    const key = Symbol.for('sandfork.taker');
+    let taken;
+    hidden(globalThis, key, (given) => (taken = given));
+    session.post('Runtime.evaluate', { expression: 'globalThis[Symbol.for("sandfork.taker")]' }, (failure, answer) => {
+      session.post('Runtime.callFunctionOn', {
+        objectId: answer.result.objectId,
+        functionDeclaration: 'function (given) { this(given); }',
+        arguments: [objectId ? { objectId } : unserializableValue ? { unserializableValue } : { value }],
+      });
+    });
+    delete globalThis[key];
+    return taken;
+  };
+  session.connect();
+  const expression = `${withImports(code)}\n//# sourceURL=${name}`;
+  session.post('Runtime.evaluate', { expression, replMode: true }, (failure, answer) => {
+    if (failure) return; // nobody waits any more
+    const { exceptionDetails: thrown, result } = answer;
+    const compiled = !thrown?.scriptId || thrown.exception?.className !== 'SyntaxError';
+    settled(take(result), Boolean(thrown), compiled ? null : [name, thrown.lineNumber + 1, thrown.columnNumber + 1]);
+  });
+  return () => session.disconnect();
+}
+
+// Evaluate, with all that follows at once, so that SIGINT breaks a loop in there. What is thrown in here, by a callback
+// that came at once or by the break, goes on to node as uncaught: only then it puts its own state in order.
+function evaluateBreakably(current, code, name) {
+  const key = Symbol.for('sandfork.enter');
+  hidden(globalThis, key, () => {
+    delete globalThis[key];
+    delete process.listenerCount;
+    current.forget = evaluate(code, name, (...came) => settle(current, ...came));
+    process._tickCallback();
+  });
+  // Where it sees listeners vm takes them away and puts them back after, whatever the program did with them meanwhile.
+  hidden(process, 'listenerCount', () => 0);
+  try {
+    entry.runInThisContext({ breakOnSigint: true, displayErrors: false });
+  } catch (error) {
+    if (error?.code === BROKEN) {
+      renewOutput();
+      current.broken = error;
+    }
+    throw error;
+  } finally {
+    // Listeners are not called any more: vm leaves the signal with its first action. And ours may have been removed.
+    const listeners = process.rawListeners('SIGINT').filter((listener) => listener !== interrupt);
+    process.removeAllListeners('SIGINT');
+    for (const listener of [interrupt, ...listeners]) process.on('SIGINT', listener);
+  }
+}
+
+const TOKEN = new RegExp(
+  [
+    /(?<skip>\s+|\/\/.*|\/\*[^]*?\*\/)/,
+    /(?<value>'(?:\\[^]|[^\\'])*'|"(?:\\[^]|[^\\"])*"|[0-9][\w.]*)/,
+    /(?<word>[\p{ID_Start}$_#][\p{ID_Continue}$\u200c\u200d]*)/u,
+    /(?<other>[^])/u,
+  ].map((each) => each.source).join('|'),
+  'uy',
+);
+const PATTERN = /\/(?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^/\\[\n])+\/\w*/uy;
+const TEMPLATE = /(?:\\[^]|\$(?!\{)|[^\\`$])*(?:`|\$\{|$)/uy;
+const BEFORE_PATTERN = /^(?:[^)\]}\w$"'`]|return|typeof|case|in|of|delete|void|throw|new|do|else|await|yield|=>)$/;
+
+// Have `import(...)` call ours: V8 knows no loader for code that the inspector evaluates.
+function withImports(code) {
+  if (!/\bimport\s*\(/.test(code)) return code;
+  const braces = []; // for each open one, whether it is a template's
+  let made = '';
+  let before = ';';
+  let at = 0;
+  const match = (pattern) => {
+    pattern.lastIndex = at;
+    const found = pattern.exec(code);
+    at = found ? pattern.lastIndex : at;
+    return found;
+  };
+  while (at < code.length) {
+    const start = at;
+    const { skip, word, other } = match(TOKEN).groups;
+    let token = word ?? other ?? '"';
+    if (other === '/' && BEFORE_PATTERN.test(before)) {
+      at = start;
+      token = match(PATTERN) ? '"' : (at++, '/');
+    } else if (other === '{') braces.push(false);
+    else if (other === '`' || (other === '}' && braces.pop())) {
+      token = '"';
+      if (match(TEMPLATE)?.[0].endsWith('${')) {
+        braces.push(true);
+        token = '{';
+      }
+    }
+    const call = word === 'import' && before !== '.' && /^\s*\(/.test(code.slice(at, at + 80));
+    made += call ? IMPORT : code.slice(start, at);
+    if (skip === undefined) before = token;
+  }
+  return made;
+}
+
+// --- what is told of errors
+
+// Leave out our own frames, and node's between them and the program's; the rest is as V8 writes it.
+function withoutOurs(error, frames) {
+  let end = frames.findIndex((frame) => frame.getFileName() === __filename);
+  if (end < 0) end = frames.length;
+  while (end < frames.length && end > 0 && frames[end - 1].getFileName() === 'node:inspector') end -= 1;
+  let head;
+  try {
+    head = Error.prototype.toString.call(error);
+  } catch {
+    head = 'Error';
+  }
+  return [head, ...frames.slice(0, end)].join('\n    at ');
+}
+
+function lineOf(name, line, column) {
+  const text = sources.get(name)?.[line - 1];
+  if (text === undefined) return '';
+  return `${name}:${line}\n${text}\n${' '.repeat(Math.max(0, column - 1))}^\n\n`;
+}
+
+// Tell as node does: the line, the error, node's version.
+function tell(error, place) {
+  let text;
+  if (util.types.isNativeError(error) || error instanceof Error) {
+    const found = place ?? /^ +at (?:.*\()?(<step-\d+>):(\d+):(\d+)\)?$/m.exec(String(error.stack))?.slice(1);
+    // With all frames left out the stack is in brackets, which node's own never is.
+    const shown = util.inspect(error).replace(`[${error.stack}]`, () => error.stack);
+    text = `${found ? lineOf(found[0], Number(found[1]), Number(found[2])) : ''}${shown}\n`;
+  } else {
+    text = `Uncaught:\n${util.inspect(error)}\n`;
+    text += '(Use `node --trace-uncaught ...` to show where the exception was thrown)\n';
+  }
+  process.stderr.write(`${text}\nNode.js ${process.version}\n`);
+}
+
+function uncaught(error) {
+  if (step?.broken === error) return finish(step, INTERRUPTED);
+  if (process.listenerCount('uncaughtException') > 1) return; // the program has its own
+  tell(error);
+  if (step) finish(step, 1);
+}
+
+// --- a step, from RUN to END
+
+function renewStdin(file) {
+  try {
+    fs.closeSync(0);
+  } catch (error) {
+    if (error.code !== 'EBADF') throw error; // the program closed it
+  }
+  fs.openSync(file || '/dev/null', 'r'); // is 0, the lowest that is free
+  if (file) fs.unlinkSync(file);
+  let stream;
+  const get = () => (stream ??= Object.assign(new fs.ReadStream(null, { fd: 0, autoClose: false }), { fd: 0 }));
+  Object.defineProperty(process, 'stdin', { configurable: true, enumerable: true, get });
+}
+
+// A loop that was broken may have been in the midst of a write, which leaves a stream that never writes again.
+function renewOutput() {
+  for (const [name, fd] of [['stdout', 1], ['stderr', 2]]) {
+    const write = (chunk, encoding, done) => {
+      try {
+        writeAll(fd, chunk);
+        done();
+      } catch (error) {
+        done(error);
+      }
+    };
+    const stream = Object.assign(new Writable({ write, emitClose: false, autoDestroy: false }), { fd });
+    Object.defineProperty(process, name, { configurable: true, enumerable: true, get: () => stream });
+    console[`_${name}`] = stream;
+  }
+}
+
+function writeAll(fd, chunk) {
+  for (let at = 0; at < chunk.length; ) {
+    try {
+      at += fs.writeSync(fd, chunk, at);
+    } catch (error) {
+      if (error.code !== 'EAGAIN') throw error;
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, FULL_PIPE_MS);
+    }
+  }
+}
+
+function begin(run) {
+  for (const pair of run.env) {
+    const cut = pair.indexOf('=');
+    process.env[pair.slice(0, cut)] = pair.slice(cut + 1);
+  }
+  process.argv.length = 2;
+  process.argv.push(...run.argv.slice(2));
+  renewStdin(run.stdin);
+  process.exitCode = undefined;
+  if (!process.listeners('uncaughtException').includes(uncaught)) process.on('uncaughtException', uncaught);
+  step = { rich: run.rich, ready: hrtime(), before: active(), shown: Promise.resolve(), forget: () => {}, over: false, broken: null };
+  const name = `<step-${(count += 1)}>`;
+  const code = run.code.toString();
+  sources.set(name, code.split(/\r\n|[\n\r\u2028\u2029]/));
+  evaluateBreakably(step, code, name);
+}
+
+// Take what came of the code.
+function settle(current, value, thrown, place) {
+  if (current !== step || current.over) return;
+  if (!thrown) return show(current, value);
+  tell(value, place);
+  finish(current, 1);
+}
+
+function show(current, value) {
+  if (current.rich && value !== undefined) {
+    let text = null;
+    try {
+      text = util.inspect(value);
+    } catch {
+      // What cannot be shown is left out.
+    }
+    const body = Buffer.from(JSON.stringify({ kind: 'result', data: { 'text/plain': text?.toWellFormed?.() ?? text } }));
+    if (text !== null && body.length < MOST_RICH_BYTES) {
+      current.shown = drained().then(() => current === step && send('D', body));
+    }
+  }
+  let wait = 1;
+  const look = () => {
+    if (current !== step || current.over) return;
+    if (isQuiet(current.before)) return finish(current, Number(process.exitCode ?? 0) & 0xff);
+    setTimeout(look, wait).unref();
+    wait = Math.min(wait * 2, POLL_MOST_MS);
+  };
+  current.shown.then(() => setImmediate(look));
+}
+
+// What keeps node running: how many timers and requests, and which handles.
+function active() {
+  const names = process.getActiveResourcesInfo();
+  return {
+    immediates: names.filter((name) => name === 'Immediate').length,
+    timers: names.filter((name) => name === 'Timeout').length,
+    requests: process._getActiveRequests().length,
+    handles: new Set(process._getActiveHandles()),
+  };
+}
+
+// A server is meant to outlast its step, and the connections it took are its own.
+function servesOn(handle) {
+  return handle instanceof net.Server || Boolean(handle.server) || Boolean(handle.type?.startsWith?.('udp'));
+}
+
+function isQuiet(before) {
+  const now = active();
+  if (now.immediates > before.immediates || now.timers > before.timers || now.requests > before.requests) return false;
+  return [...now.handles].every((handle) => before.handles.has(handle) || servesOn(handle));
+}
+
+function drained() {
+  const flushed = (stream) =>
+    new Promise((resolve) => (stream.destroyed || stream.writableEnded ? resolve() : stream.write('', () => resolve())));
+  return Promise.all([flushed(process.stdout), flushed(process.stderr)]);
+}
+
+// Where the program listens itself, it is its word what an interrupt does.
+function interrupt() {
+  if (step && process.listenerCount('SIGINT') === 1) finish(step, INTERRUPTED);
+}
+
+function finish(current, status) {
+  if (current !== step || current.over) return;
+  current.over = true;
+  current.forget();
+  const body = Buffer.alloc(24);
+  body.writeInt32LE(status, 0);
+  body.writeBigUInt64LE(current.ready, 8);
+  body.writeBigUInt64LE(hrtime(), 16);
+  drained().then(() => {
+    step = null;
+    send('E', body);
+  });
+}
+
+// --- the session
+
+// A main module without a file, in the work directory, for what a program expects of one.
+function defineMain() {
+  const file = process.argv[1];
+  const main = new Module('.', null);
+  main.filename = file;
+  main.paths = Module._nodeModulePaths(path.dirname(file));
+  hidden(process, 'mainModule', main);
+  main._compile('module.exports = [require, (name, options) => import(name, options)];', file);
+  const [require, load] = main.exports;
+  main.exports = {};
+  main.loaded = true;
+  const names = { require, module: main, exports: main.exports, __filename: file, __dirname: path.dirname(file) };
+  for (const [name, value] of Object.entries({ ...names, [IMPORT]: load })) hidden(globalThis, name, value);
+}
+
+// Begin with the RUN that was read; `parse` makes one of the body of each that follows.
+exports.start = function (fd, first, parse) {
+  let received = Buffer.alloc(0);
+  hidden(Error, 'prepareStackTrace', withoutOurs);
+  defineMain();
+  ctl = new net.Socket({ fd, readable: true, writable: true });
+  ctl.on('end', () => process.reallyExit(125));
+  ctl.on('error', () => process.reallyExit(125));
+  ctl.on('data', (data) => {
+    received = Buffer.concat([received, data]);
+    while (received.length >= 8 && received.length >= 8 + received.readUInt32LE(4)) {
+      const end = 8 + received.readUInt32LE(4);
+      const run = parse(received.subarray(8, end));
+      received = received.subarray(end);
+      setImmediate(begin, run); // after what a signal that is already here does, for it was not for this step
+    }
+  });
+  begin(first);
+};
