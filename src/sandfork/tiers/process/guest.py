@@ -192,10 +192,11 @@ class Guest:
             return never_ran(self._killed)
         if self._state not in (_PARKED, _RESTING) or self._answer.awaited:
             raise GuestLost("the sandbox is not waiting for a program", step=BEFORE_START)
+        files = (*step.files, InputFile(STDIN_FILE, step.stdin)) if step.lasting and step.stdin else step.files
         before, self._state = self._state, _STARTING
         try:
-            if step.files:
-                await self._put(step.files, before)
+            if files:
+                await self._put(files, before)
             if self._home.kept:
                 await self._prepare_lasting(step, limits)
             else:
@@ -230,11 +231,8 @@ class Guest:
         """Make ready for a step of one among several in a sandbox that is kept."""
         self._lasting = step.lasting
         await self._slot.apply_to_process(limits)
-        if step.lasting and step.stdin:
-            await self._home.put([InputFile(STDIN_FILE, step.stdin)])
         self._since = self._slot.meter.mark()
-        self._started_ns = 0
-        self._claimed_ns = None
+        self._started_ns, self._claimed_ns = 0, None
 
     async def _start(self, step: Step, limits: Limits, sink: OutputSink, *, again: bool) -> asyncio.Future[StepEnd]:
         """Send RUN: in one write where it fits, which is nearly always; the child is woken by it."""
