@@ -1,8 +1,9 @@
 """Ten thousand executions while everything that can go wrong does: each request gets one true answer, nothing is left.
 
 Thirty-two clients send programs that behave and misbehave, follow streams and live in sessions; a pool far too small
-starves; templates are killed; clients hang up while their programs run, in the middle of a stream or of a session's step. What a request may get is known beforehand from its program alone. A refusal that says
-when to come back is counted, and the request is sent again later, until it has its answer.
+starves; templates are killed; clients hang up while their programs run, in the middle of a stream or of a session's
+step. What a request may get is known beforehand from its program alone. A refusal that says when to come back is
+counted, and the request is sent again later, until it has its answer.
 """
 
 from __future__ import annotations

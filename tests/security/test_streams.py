@@ -7,7 +7,7 @@ import os
 import random
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -324,9 +324,11 @@ def test_a_rate_counts_runs_over_one_socket_and_many(keyed: Service) -> None:
 def test_a_message_that_is_too_large_ends_the_connection_and_costs_little(streaming: Service) -> None:
     before = resident_bytes(streaming)
     for _ in range(3):
-        with socket_of(streaming) as client, pytest.raises(ConnectionClosed) as closed:
-            client.send(b"x" * (30 * MIB))
-            client.recv(STUCK_S)
+        with socket_of(streaming) as client:
+            with suppress(ConnectionClosed):
+                client.send(b"x" * (30 * MIB))
+            with pytest.raises(ConnectionClosed) as closed:
+                client.recv(STUCK_S)
         assert closed.value.rcvd is None or closed.value.rcvd.code == 1009
     assert resident_bytes(streaming) - before < 64 * MIB
     assert streaming.exec("print('alive')")["stdout"] == "alive\n"
@@ -349,8 +351,6 @@ def test_a_service_that_ends_ends_its_streams(number: signal.Signals, as_root: N
                 assert number == signal.SIGKILL
             assert b"event: result" not in rest
             assert (b"event: error" in rest) == (number == signal.SIGTERM)
-            with pytest.raises(ConnectionClosed):
-                while True:
-                    assert json.loads(client.recv(STUCK_S))["type"] == "error"
+            assert {json.loads(message)["type"] for message in client} <= {"error"}
         service.process.wait(STUCK_S)
         sock.close()
