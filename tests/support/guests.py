@@ -24,6 +24,7 @@ from typing import Any
 import sandfork
 
 GUEST = Path(sandfork.__file__).parent / "guest"
+ZYGOTE = Path(sandfork.__file__).parent / "native" / "bin" / "zygote.so"
 FRAME = struct.Struct("=B3xI")
 END = struct.Struct("=iIQQ")
 #: A step that takes longer hangs.
@@ -34,16 +35,17 @@ ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "USER"
 #: What the zygote does before it forks, and its child up to RUN. The files are at the numbers the warden gives them.
 BOOT_PYTHON = """
 import os, sys, types
-for at in range(8, 11):
+for at in range(6, 11):
     os.set_inheritable(at, False)
 zygote = types.ModuleType("zygote")
 with open(6, "rb") as file:
     exec(compile(file.read(), "/proc/self/fd/6", "exec"), zygote.__dict__)
 sys.path.insert(0, os.getcwd())
+os.close(zygote.CORE)
 later = zygote.SESSION_CODE, zygote.DISPLAYS_CODE
 zygote.plain.hide_frames(sys._getframe().f_code, zygote.__dict__, later)
 zygote.MAIN_NAMES["__name__"] = "__main__"
-zygote.child(True)
+zygote.child(zygote.REDUCED)
 """
 
 
@@ -120,7 +122,7 @@ class Guest:
         raise NotImplementedError
 
     def follow(self, interrupt_at: bytes = b"") -> StepRun:
-        """Read until the step or the process is over. What takes no notice of an interrupt gets another, as from a tier."""
+        """Read until the step or the process is over. An interrupt that shows no effect is sent again, as by a tier."""
         ran, interrupted = StepRun(), False
         with selectors.DefaultSelector() as selector:
             for source in (self.ctl, *self.outputs.values()):
@@ -228,7 +230,8 @@ class PythonGuest(FramedGuest):
 
     def __init__(self, work: Path, python: str = "/usr/bin/python3") -> None:
         names = {6: "zygote.py", 8: "plain.py", 9: "session.py", 10: "displays.py"}
-        super().__init__([python, "-c", BOOT_PYTHON], 63, work, {at: GUEST / name for at, name in names.items()})
+        files = {at: GUEST / name for at, name in names.items()} | {7: ZYGOTE}
+        super().__init__([python, "-c", BOOT_PYTHON], 63, work, files)
 
 
 class BashGuest(Guest):
