@@ -1,4 +1,4 @@
-"""Executions over a WebSocket: who may, what is said, what ends it, and what happens to a program whose client is gone."""
+"""Executions over a WebSocket: who may, what is said, what ends it, what becomes of a program whose client is gone."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from msgspec import UNSET, Meta, UnsetType
 from sandfork.dialects import fields
 from sandfork.dialects.actions import Begin, Input, Nothing, Signal, Told
 from sandfork.dialects.base import Ask, Bounds
-from sandfork.dialects.native_run import Shape, content_of, error_of, request_of, result_of, shape_of
-from sandfork.dialects.native_wire import Content, ExecBody, LimitsReply, UsageReply
+from sandfork.dialects.native_run import Shape, content_of, error_of, result_of, run_of, shape_of
+from sandfork.dialects.native_wire import Content, LimitsReply, RunBody, UsageReply
 from sandfork.errors import SandforkError
 from sandfork.model import Display, ExecResult, Outcome, Stream
 
@@ -150,7 +150,7 @@ def _error_event(error: SandforkError, request_id: str) -> ErrorEvent:
     return ErrorEvent(told.error, told.code, told.request_id, told.field)
 
 
-class StartMessage(ExecBody, frozen=True, tag_field="type", tag="start"):
+class StartMessage(RunBody, frozen=True, tag_field="type", tag="start"):
     """Run this; `stdin` is what standard input begins with. It stays open until `end_stdin`."""
 
 
@@ -194,8 +194,8 @@ def receive(message: str | bytes, bounds: Bounds) -> Told:
 
 
 def _start(body: StartMessage, bounds: Bounds) -> Ask:
-    shape = shape_of(body)
-    request = replace(request_of(body, bounds), keep_stdin=True)
+    shape = shape_of(body, body.session)
+    request = replace(run_of(body, bounds), keep_stdin=True)
     return Ask((request,), (shape,), writer=writer(shape, socket_text))
 
 
