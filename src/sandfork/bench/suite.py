@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sandfork.bench import contenders, crowd, load, sections
+from sandfork.bench import contenders, crowd, kept, load, sections
 from sandfork.bench.contenders import Absent
 from sandfork.bench.machine import cpu_ticks, describe, steal_share
 from sandfork.bench.report import Report, Row
@@ -20,7 +20,9 @@ from sandfork.bench.service import Left, Service, ServiceFailed, StartedService,
 from sandfork.bench.spawn import Command, WrongAnswer
 from sandfork.bench.wire import Address, ConnectionLost, ProtocolError
 
-SECTIONS = ("printing", "numpy", "node", "idle", "contenders", "sustained", "memory", "on-demand", "burst", "parked")
+SECTIONS = (
+    "printing", "numpy", "node", "idle", "contenders", "sustained", "sessions", "memory", "on-demand", "burst", "parked",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class Suite:
     def _measure_running(self, service: Service) -> None:
         self._at_rest(service)
         self._section("sustained", lambda: load.sustained(service, "given", "sustained", self._choice.sizes))
-        for name in ("on-demand", "burst", "memory", "parked"):
+        for name in ("sessions", "on-demand", "burst", "memory", "parked"):
             self._report.absent.append(Absent(name, "needs a service that this run starts itself"))
 
     def _measure_started(self, begin: Callable[[Variant], StartedService]) -> None:
@@ -87,6 +89,8 @@ class Suite:
         sizes, unused = self._choice.sizes, self._unused
         if self._wants("sustained"):
             self._with_service(begin, Variant(own_network_namespace=False), self._shared_service)
+        if self._wants("sessions"):
+            self._with_service(begin, Variant(), self._sessions_service)
         if self._wants("memory"):
             self._with_service(begin, Variant(), self._fresh_service)
         if self._wants("on-demand"):
@@ -127,6 +131,11 @@ class Suite:
     def _shared_service(self, service: StartedService) -> None:
         sizes = self._choice.sizes
         self._section("sustained", lambda: load.sustained(service, "shared", "sustained, shared net namespace", sizes))
+
+    def _sessions_service(self, service: StartedService) -> None:
+        sizes = self._choice.sizes
+        self._section("sessions", lambda: kept.latencies(service.address, sizes))
+        self._section("sessions", lambda: kept.idle(service))
 
     def _fresh_service(self, service: StartedService) -> None:
         self._section("memory", lambda: load.memory_growth(service, self._choice.sizes))

@@ -137,7 +137,8 @@ class Execution:
             self._detach()
         self._refuse_stopped()
         if self._mask is not None:
-            self._mask.flush(cut=self._cap.exceeded or end.outcome is not Outcome.EXITED)
+            cut = self._cap.exceeded or self._interrupted is not None or end.outcome is not Outcome.EXITED
+            self._mask.flush(cut=cut)
         return end
 
     def over(self) -> None:
@@ -200,8 +201,8 @@ class Execution:
         self._interrupt(Outcome.SIGNALLED)
 
     def stop(self, error: SandforkError) -> None:
-        """Kill the program if it runs, and fail the execution with `error`."""
-        self._error = error
+        """Kill the program if it runs, and fail the execution with `error`; the first one given stands."""
+        self._error = self._error or error
         self._kill(Outcome.SIGNALLED)
 
     def _timings(self, end: StepEnd) -> Timings:
@@ -223,8 +224,12 @@ class Execution:
         self._process = self._task = self._timer = self._cap.overflow = None
 
     def _refuse_stopped(self) -> None:
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # it is about to hold this frame
 
     def _arm(self, delay_s: float, then: Callable[[], None]) -> None:
         self._timer = asyncio.get_running_loop().call_later(delay_s, then)

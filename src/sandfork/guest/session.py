@@ -44,6 +44,8 @@ class Signals:
         self.late: list[int] = []
         self.mine = self.note
         self.hold_back()
+        self.handlers[signal.SIGINT] = signal.default_int_handler
+        signal.signal(signal.SIGINT, self.mine)
 
     def note(self, number: int, frame: types.FrameType | None) -> None:
         """Take a signal between two steps."""

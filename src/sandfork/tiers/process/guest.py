@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sandfork.errors import FileNotInSandbox, ForkFailed, GuestLost, TierError
+from sandfork.errors import CallerError, ForkFailed, GuestLost, TierError
 from sandfork.model import InputFile, Limits, Outcome, Step
 from sandfork.tiers.base import BEFORE_START, OutputSink, StepEnd
 from sandfork.tiers.process import messages as m
@@ -166,9 +166,8 @@ class Guest:
             self._forged()
 
     def _display(self, body: bytes) -> None:
-        """Pass on a rich value, behind all that was written before it."""
+        """Pass on a rich value. The guest said it once all written before it was read; reading now would bring later."""
         assert self._showing is not None
-        self._streams.drain()
         problem = self._showing.take(body)
         if problem is not None:
             self.kill(problem)
@@ -221,7 +220,7 @@ class Guest:
         """Write the step's files; the process waits for another step when it is not to be had with these."""
         try:
             await self._home.put(files)
-        except FileNotInSandbox:
+        except CallerError:
             if not self._died:
                 self._state = before
             raise
