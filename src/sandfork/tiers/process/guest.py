@@ -166,7 +166,7 @@ class Guest:
             self._forged()
 
     def _display(self, body: bytes) -> None:
-        """Pass on a rich value, which the guest says once all before it was read: reading now would bring later output."""
+        """Pass on a rich value. It is said once all before it was read, so reading now would bring later output."""
         assert self._showing is not None
         problem = self._showing.take(body)
         if problem is not None:
