@@ -166,7 +166,7 @@ class Guest:
             self._forged()
 
     def _display(self, body: bytes) -> None:
-        """Pass on a rich value. The guest said it once all written before it was read; reading now would bring later."""
+        """Pass on a rich value. The guest said it once all before it was read; reading now would bring what is later."""
         assert self._showing is not None
         problem = self._showing.take(body)
         if problem is not None:
