@@ -320,6 +320,7 @@ class ExecResult:
     `exit_code` is set when the program exited by itself, `signal` when a signal ended it. `detail` names
     what a policy refused, when the outcome alone does not say it. `state_lost` says that the session's interpreter
     ended with this execution; the session goes on with a new one. `started_s` is when it was taken up, Unix time.
+    `written_bytes` counts stdout and stderr up to the limit, also where somebody else was given them.
     """
 
     exec_id: str
@@ -338,6 +339,7 @@ class ExecResult:
     displays: tuple[Display, ...] = ()
     state_lost: bool = False
     started_s: float = 0.0
+    written_bytes: tuple[int, int] = (0, 0)
 
     @property
     def status(self) -> int:

@@ -64,7 +64,7 @@ class Rig:
         pool: int,
         fork_s: float,
         close_s: float,
-        now: Callable[[], float] = lambda: 0.0,
+        now: Callable[[], float] | None = None,
     ) -> None:
         clock_ns = virtual_loop().time_ns
         self.observed: list[Observed] = []
@@ -101,7 +101,7 @@ async def rig(
     fork_s: float = FORK_S,
     close_s: float = 0.0,
     prepare: Callable[[Rig], None] | None = None,
-    now: Callable[[], float] = lambda: 0.0,
+    now: Callable[[], float] | None = None,
 ) -> AsyncIterator[Rig]:
     """Start an engine; close it at the end and see that no sandbox is left."""
     made = Rig(settings, pool, fork_s, close_s, now)

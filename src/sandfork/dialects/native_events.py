@@ -21,7 +21,7 @@ from sandfork.dialects.base import Ask, Bounds
 from sandfork.dialects.native_run import Shape, content_of, error_of, result_of, run_of, shape_of
 from sandfork.dialects.native_wire import Content, LimitsReply, RunBody, UsageReply
 from sandfork.errors import SandforkError
-from sandfork.model import Display, ExecResult, Outcome, Stream
+from sandfork.model import Command, Display, ExecResult, Outcome, Stream
 
 
 class StartedEvent(msgspec.Struct, frozen=True, tag="started"):
@@ -151,7 +151,10 @@ def _error_event(error: SandforkError, request_id: str) -> ErrorEvent:
 
 
 class StartMessage(RunBody, frozen=True, tag_field="type", tag="start"):
-    """Run this; `stdin` is what standard input begins with. It stays open until `end_stdin`."""
+    """Run this; `stdin` is what standard input begins with.
+
+    It stays open until `end_stdin`, but that of a session's interpreter, which is given it whole.
+    """
 
 
 class StdinMessage(msgspec.Struct, frozen=True, tag_field="type", tag="stdin"):
@@ -195,7 +198,9 @@ def receive(message: str | bytes, bounds: Bounds) -> Told:
 
 def _start(body: StartMessage, bounds: Bounds) -> Ask:
     shape = shape_of(body, body.session)
-    request = replace(run_of(body, bounds), keep_stdin=True)
+    request = run_of(body, bounds)
+    if request.session is None or request.session.fresh or isinstance(request.program, Command):
+        request = replace(request, keep_stdin=True)
     return Ask((request,), (shape,), writer=writer(shape, socket_text))
 
 

@@ -172,6 +172,7 @@ class Execution:
             tuple(self._fold.displays),
             state_lost,
             self.started_s,
+            self._cap.passed_bytes,
         )
 
     def resume(self) -> None:

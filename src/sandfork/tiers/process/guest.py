@@ -167,9 +167,8 @@ class Guest:
             self._forged()
 
     def _display(self, body: bytes) -> None:
-        """Pass on a rich value, behind all that was written before it."""
+        """Pass on a rich value. It is said once all before it was read, so reading now would bring later output."""
         assert self._showing is not None
-        self._streams.drain()
         problem = self._showing.take(body)
         if problem is not None:
             self.kill(problem)
