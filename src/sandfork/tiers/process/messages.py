@@ -227,7 +227,7 @@ class FrameReader:
 
 
 def agent_request(kind: int, path: str, value: int, content: bytes = b"") -> bytes:
-    """Pack a request to a cell's agent; `path` is relative to the work directory. *Raises* OSError for one that is none."""
+    """Pack a request to a cell's agent; `path` is relative to the work directory. *Raises* OSError if it is none."""
     try:
         raw = path.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
