@@ -336,6 +336,7 @@ class ExecResult:
     `exit_code` is set when the program exited by itself, `signal` when a signal ended it. `detail` names
     what a policy refused, when the outcome alone does not say it. `state_lost` says that the session's interpreter
     ended with this execution; the session goes on with a new one. `started_s` is when it was taken up, Unix time.
+    `written_bytes` counts stdout and stderr up to the limit, also where somebody else was given them.
     `failed_step` is "compile" when the program was not run because it did not compile: outcome, status, output and
     usage are then the compiler's.
     """
@@ -356,6 +357,7 @@ class ExecResult:
     displays: tuple[Display, ...] = ()
     state_lost: bool = False
     started_s: float = 0.0
+    written_bytes: tuple[int, int] = (0, 0)
     failed_step: str = ""
 
     @property

@@ -114,6 +114,7 @@ def engine_settings(config: Config) -> EngineSettings:
             most_running=sessions.max_tasks,
             most_kept=max(sessions.max_task_results, sessions.max_tasks),
             keep_s=sessions.task_result_s,
+            keep_bytes=sessions.task_results_bytes,
         ),
         compiler=CompilerSettings(cache_bytes=config.languages.compile_cache_bytes, stamped=PACKAGE_LISTS),
     )
@@ -125,6 +126,7 @@ def session_settings(config: Config) -> SessionSettings:
     return SessionSettings(
         most=sessions.max,
         most_of_one=sessions.max_per_caller,
+        most_waiting=sessions.max_waiting,
         idle_s=sessions.idle_s,
         lifetime_s=sessions.lifetime_s,
         terminals=sessions.max_terminals,

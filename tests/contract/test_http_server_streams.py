@@ -1,4 +1,4 @@
-"""Streams and WebSockets behind the real HTTP server, over real sockets: flow control, disconnects, refusals, the end."""
+"""Streams and WebSockets behind the real HTTP server: flow control over sockets, disconnects, refusals, the end."""
 
 from __future__ import annotations
 

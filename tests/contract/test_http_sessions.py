@@ -140,15 +140,13 @@ async def test_programs_run_in_the_session_that_is_named_either_way() -> None:
 @pytest.mark.parametrize(
     ("path", "body", "field"),
     [
-        ("/v1/sessions/s/exec", {"code": "x", "session": "t"}, "session"),
-        ("/v1/exec", {"code": "x", "fresh": True}, "fresh"),
+        ("/v1/exec", {"code": "x", "session": ""}, "session"),
         ("/v1/sessions", {"idle_s": 0}, "idle_s"),
         ("/v1/sessions", {"id": ""}, "id"),
         ("/v1/sessions", {"id": "x" * 201}, "id"),
         ("/v1/sessions", {"metadata": {"a": 1}}, "metadata[...]"),
         ("/v1/sessions/s/terminals", {"cols": 0}, "cols"),
         ("/v1/sessions/s/terminals", {"argv": []}, "argv"),
-        ("/v1/tasks", {"code": "x", "stream": True}, "stream"),
         ("/v1/tasks", {}, "code"),
     ],
 )

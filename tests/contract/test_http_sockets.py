@@ -1,4 +1,4 @@
-"""Executions over a WebSocket: who may, what is said, what ends it, and what happens to a program whose client is gone."""
+"""Executions over a WebSocket: who may, what is said, what ends it, what becomes of a program whose client is gone."""
 
 from __future__ import annotations
 
@@ -64,6 +64,36 @@ async def test_one_program_comes_after_another_on_one_connection() -> None:
         assert [each["type"] for each in await socket.hear_until("result")] == ["started", "stdout", "result"]
     await socket.close()
     assert len(engine.requests) == 3
+
+
+@in_virtual_time
+async def test_an_interpreter_of_a_session_is_given_its_input_whole() -> None:
+    engine = StubEngine(script=wait_for_signal)
+    client = Client(stub_app(engine))
+    await client.post("/v1/sessions", {"id": "s"})
+    socket = client.connect("/v1/exec/ws")
+    socket.tell({**START, "session": "s", "stdin": "all of it"})
+    assert (await socket.hear())["type"] == "started"
+    socket.tell({"type": "end_stdin"})
+    socket.tell({"type": "stdin", "data": "more"})
+    assert (await socket.hear())["code"] == "invalid_request"
+    socket.tell({"type": "signal", "signal": 2})
+    assert (await socket.hear())["type"] == "result"
+    socket.tell({**START, "session": "s", "fresh": True})
+    socket.tell({"type": "signal", "signal": 2})
+    await socket.hear_until("result")
+    assert [each.keep_stdin for each in engine.requests] == [False, True]
+    assert engine.requests[0].stdin == b"all of it"
+    await socket.close()
+
+
+@in_virtual_time
+async def test_each_event_is_a_message_also_those_that_come_together() -> None:
+    socket = socket_of(StubEngine(lambda request: ended(stdout=b"\n\xe2\x82", stderr=b"\xc3")))
+    socket.tell(START)
+    told = [(each["type"], each.get("text")) for each in await socket.hear_until("result")]
+    assert told == [("started", None), ("stdout", "\n"), ("stdout", "�"), ("stderr", "�"), ("result", None)]
+    await socket.close()
 
 
 @in_virtual_time

@@ -1,4 +1,4 @@
-"""Answers that come while the program runs: what is sent when, slow clients, clients that go, errors before and after."""
+"""Answers that come while the program runs: what is sent when, slow clients and those that go, errors."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from signal import SIGINT, SIGTERM
 
 import pytest
 
-from sandfork.errors import FileNotInSandbox, ForkFailed, GuestLost
+from sandfork.errors import DiskFull, FileNotInSandbox, ForkFailed, GuestLost
 from sandfork.model import InputFile, Outcome, Stream
 from sandfork.tiers.base import BEFORE_START, Process, Sandbox
 from tests.contract.ground import LIMITS, Ground, Recorder, on_every_tier
@@ -236,9 +236,12 @@ async def test_a_process_that_joins_while_the_sandbox_is_closed_leaves_nothing(g
     joining = asyncio.get_running_loop().create_task(ground.join(sandbox))
     await asyncio.sleep(0)
     await sandbox.close()
-    with pytest.raises(ForkFailed):
-        await (await joining).close()
-        raise ForkFailed("it was quick enough")
+    (joined,) = await asyncio.gather(joining, return_exceptions=True)
+    if isinstance(joined, BaseException):
+        assert isinstance(joined, ForkFailed)
+    else:  # it was quick enough
+        await assert_takes_no_step(ground, joined)
+        await joined.close()
 
 
 # --- stdin that is fed ---
@@ -358,7 +361,7 @@ async def test_a_write_that_breaks_off_or_finds_no_room_leaves_no_file(ground: G
     sandbox = await ground.keep(replace(LIMITS, disk_bytes=1 << 20))
     with pytest.raises(ConnectionResetError):
         await sandbox.files.write("part", breaks())
-    with pytest.raises(FileNotInSandbox, match="No space"):
+    with pytest.raises(DiskFull):
         await sandbox.files.write("big", pieces(*[b"x" * (1 << 19)] * 4))
     assert await sandbox.files.write("small", pieces(b"s")) == 1
     assert [entry.name for entry in await sandbox.files.list("")] == ["small"]

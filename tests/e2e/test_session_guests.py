@@ -256,7 +256,8 @@ def test_a_child_that_the_program_forks_does_not_answer_for_it(python: Guest) ->
 
 
 def test_limits_and_variables_are_the_steps_but_not_the_processor_time(python: Guest) -> None:
-    code = "import os, resource as r\nprint(r.getrlimit(r.RLIMIT_NOFILE)[0], r.getrlimit(r.RLIMIT_CPU)[0], os.environ['A'])"
+    code = "import os, resource as r\n"
+    code += "print(r.getrlimit(r.RLIMIT_NOFILE)[0], r.getrlimit(r.RLIMIT_CPU)[0], os.environ['A'])"
     ran = python.run(code, limits={"n": 100, "p": 7}, env={"A": "b=é"})
     assert ran.stdout.decode() == "100 -1 b=é\n"
 
@@ -326,7 +327,8 @@ def test_a_value_that_cannot_be_shown_does_not_harm_the_step(python: Guest) -> N
 
 
 def test_what_is_too_large_is_left_out_and_the_rest_is_shown(python: Guest) -> None:
-    code = "class Large:\n    def _repr_html_(self): return 'é' * (5 << 20)\n    def __repr__(self): return 'r' * (1 << 20)\n"
+    code = "class Large:\n    def _repr_html_(self): return 'é' * (5 << 20)\n"
+    code += "    def __repr__(self): return 'r' * (1 << 20)\n"
     ran = python.run(code + "display(Large())\n'x' * (9 << 20)", rich=True)
     assert [set(each["data"]) for each in ran.displays] == [{"text/plain"}]
     assert len(ran.displays[0]["data"]["text/plain"]) == 1 << 20
@@ -347,7 +349,8 @@ def test_figures_tables_and_images_are_shown(python: Guest) -> None:
     if packages is None:
         pytest.skip("the packages of the sandboxes are not installed")
     python.run(f"import sys; sys.path.append({str(packages)!r})")
-    code = "import matplotlib.pyplot as plt\nfor n in range(2):\n    plt.plot([1, n]); plt.show(); print(n)\nplt.figure().gca();"
+    code = "import matplotlib.pyplot as plt\nfor n in range(2):\n    plt.plot([1, n]); plt.show(); print(n)\n"
+    code += "plt.figure().gca();"
     ran = python.run(code, rich=True)
     assert ran.stdout == b"0\n1\n"
     assert [isinstance(each, bytes) for each in ran.events] == [False, True, False, True, False]
@@ -367,7 +370,8 @@ def test_node_shows_the_value_of_the_last_expression(node: Guest) -> None:
     shown = {"kind": "result", "data": {"text/plain": "{ a: 5 }"}}
     assert node.run("const v = await Promise.resolve(5); ({ a: v })", rich=True).displays == [shown]
     assert node.run("undefined", rich=True).displays == []
-    assert node.run("'x'.repeat(9000000)", rich=True).displays == []
+    (shown,) = node.run("'x'.repeat(9000000)", rich=True).displays
+    assert shown["data"]["text/plain"].endswith("more characters")
 
 
 # --- node
@@ -405,7 +409,8 @@ def test_an_error_that_nobody_catches_ends_the_step_with_1(node: Guest, code: st
 
 
 def test_a_step_lasts_as_long_as_what_it_began(node: Guest) -> None:
-    code = "async function main() { await new Promise(r => setTimeout(r, 20)); console.log('done') }\nmain(); console.log(1)"
+    code = "async function main() { await new Promise(r => setTimeout(r, 20)); console.log('done') }\n"
+    code += "main(); console.log(1)"
     assert node.run(code).stdout == b"1\ndone\n"
     assert (
         node.run("require('child_process').exec('echo child', (e, out) => console.log(out.trim()))").stdout
@@ -421,15 +426,16 @@ def test_a_server_outlasts_its_step_and_serves_later_ones(node: Guest) -> None:
 
 def test_modules_are_found_from_the_work_directory(node: Guest) -> None:
     (node.work / "m.js").write_text("exports.v = 3")
-    code = "const m = await import('./m.js'); console.log(require('./m').v, m.default.v, require.main === module, 'import(x)')"
+    code = "const m = await import('./m.js')\n"
+    code += "console.log(require('./m').v, m.default.v, require.main === module, 'import(x)')"
     ran = node.run(code)
     assert (ran.stdout, ran.stderr) == (b"3 3 true import(x)\n", b"")
 
 
 def test_every_place_of_import_is_told_apart(node: Guest) -> None:
     code = "const t = async (s) => typeof (await import(s)).join\n"
-    code += "console.log(`${await t('path')} import(1)`, /import(2)/.source, 'import(3)', 4 / 2 /* import(5) */, import . name)"
-    assert node.run(code.replace(", import . name", "")).stdout == b"function import(1) import(2) import(3) 2\n"
+    code += "console.log(`${await t('path')} import(1)`, /import(2)/.source, 'import(3)', 4 / 2 /* import(5) */)"
+    assert node.run(code).stdout == b"function import(1) import(2) import(3) 2\n"
 
 
 def test_the_exit_code_is_the_steps(node: Guest) -> None:

@@ -273,7 +273,7 @@ def test_a_write_that_breaks_off_leaves_no_file_and_the_files_in_reach() -> None
 
 def test_a_disk_that_is_full_is_told() -> None:
     async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
-        with pytest.raises(DiskFull, match="limits.disk_bytes"):
+        with pytest.raises(DiskFull, match=r"limits\.disk_bytes"):
             await sandbox.files.write("big", pieces(*[b"x" * (1 << 20)] * 2))
 
     with_sandbox(check, limits=Limits(disk_bytes=1 << 20))

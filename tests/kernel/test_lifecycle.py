@@ -18,7 +18,7 @@ from sandfork.tiers.base import BEFORE_START
 from sandfork.tiers.process import Launched, ProcessTier
 from sandfork.tiers.process import tier as tier_module
 from sandfork.tiers.process.template import ProcessTemplate
-from tests.support.process import LIMITS, STUCK_S, Tape, Workbench, make_step, process_tier, start_native
+from tests.support.process import LIMITS, STUCK_S, Tape, Workbench, make_step, process_tier, start_native, until
 from tests.support.remains import (
     descriptors,
     is_alive,
@@ -83,10 +83,7 @@ def test_a_sandbox_that_is_closed_late_leaves_the_next_in_its_slot_alone() -> No
         await tape.until(b"begun")
         first.kill(Outcome.TIMED_OUT)
         assert (await running).outcome is Outcome.TIMED_OUT
-        for _ in range(1_000_000):
-            if not tier.live:
-                break
-            await asyncio.sleep(0)
+        await until(lambda: not tier.live)
         second = await template.fork()
         running = asyncio.create_task(second.exec(make_step("print(input())", stdin=b"mine"), LIMITS, tape := Tape()))
         await first.close()

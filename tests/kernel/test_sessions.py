@@ -27,7 +27,7 @@ from sandfork.model import (
     TerminalSpec,
 )
 from sandfork.tiers.process import ProcessTier
-from tests.support.process import STUCK_S, Tape, process_tier, start_native
+from tests.support.process import STUCK_S, Tape, process_tier, start_native, until
 
 CALLER = Caller("somebody")
 KEY = SessionKey("native", "somebody", "s")
@@ -49,6 +49,13 @@ class Bench:
     async def run(self, code: str, language: str = "python", use: SessionUse = USE, **change: object) -> ExecResult:
         request = ExecRequest(Snippet(language, code), session=use, **change)  # type: ignore[arg-type]
         return await self.engine.execute(request, CALLER)
+
+    async def begin(self, code: str) -> asyncio.Task[ExecResult]:
+        """Start code that says `begun`, and return once it has."""
+        request, tape = ExecRequest(Snippet("python", code), session=USE), Tape()
+        running = asyncio.create_task(self.engine.execute(request, CALLER, tape))
+        await tape.until(b"begun")
+        return running
 
 
 def with_engine(check: Callable[[Bench], Awaitable[None]], **settings: object) -> None:
@@ -80,12 +87,6 @@ def with_engine(check: Callable[[Bench], Awaitable[None]], **settings: object) -
 
 
 KEYS = ("python", "python-numpy", "node", "command")
-
-
-async def until(reached: Callable[[], bool]) -> None:
-    """Let everything else go on until something is so."""
-    while not reached():
-        await asyncio.sleep(0)  # there is no event for it
 
 
 def said(result: ExecResult) -> tuple[int, bytes]:
@@ -202,11 +203,7 @@ def test_two_requests_that_make_one_session_make_one() -> None:
 def test_a_client_that_goes_away_interrupts_and_the_state_stays() -> None:
     async def check(bench: Bench) -> None:
         await bench.run("x = 1")
-        request = ExecRequest(
-            Snippet("python", "x = 2\nprint('begun', flush=True)\nimport time\ntime.sleep(3600)"), session=USE
-        )
-        going = asyncio.create_task(bench.engine.execute(request, CALLER, tape := Tape()))
-        await tape.until(b"begun")
+        going = await bench.begin("x = 2\nimport time\nprint('begun', flush=True)\ntime.sleep(3600)")
         going.cancel()
         with pytest.raises(asyncio.CancelledError):
             await going
@@ -218,8 +215,7 @@ def test_a_client_that_goes_away_interrupts_and_the_state_stays() -> None:
 def test_a_deleted_session_is_gone_with_all_in_it() -> None:
     async def check(bench: Bench) -> None:
         await bench.run("x = 1")
-        running = asyncio.create_task(bench.run("import time\ntime.sleep(3600)"))
-        await until(lambda: bench.engine.statistics().admission.running > 0)
+        running = await bench.begin("import time\nprint('begun', flush=True)\ntime.sleep(3600)")
         await bench.engine.sessions.delete(KEY)
         with pytest.raises(SessionNotFound):
             await running
@@ -235,7 +231,8 @@ def test_a_session_ends_when_it_is_idle_and_when_its_lifetime_is_over() -> None:
         await bench.engine.sessions.create(KEY, CALLER, SessionSpec(language="python", idle_s=0.2))
         other = SessionKey("native", "somebody", "other")
         await bench.engine.sessions.create(other, CALLER, SessionSpec(lifetime_s=0.2))
-        await until(lambda: not len(bench.engine.sessions) and not bench.tier.live)
+        await until(lambda: not len(bench.engine.sessions))
+        await until(lambda: not bench.tier.live)
 
     with_engine(check)
 
@@ -290,9 +287,9 @@ def test_a_task_survives_its_client() -> None:
     async def check(bench: Bench) -> None:
         task = bench.engine.tasks.start(ExecRequest(Snippet("python", "print(1)")), CALLER)
         await until(lambda: bench.engine.tasks.read(task.task_id, CALLER).ended is not None)
-        state = bench.engine.tasks.read(task.task_id, CALLER)
-        assert isinstance(state.ended, ExecResult)
-        assert state.ended.stdout == b"1\n"
+        ended = bench.engine.tasks.read(task.task_id, CALLER).ended
+        assert isinstance(ended, ExecResult)
+        assert ended.stdout == b"1\n"
         with pytest.raises(SessionNotFound):
             bench.engine.tasks.read(task.task_id, Caller("another"))
 

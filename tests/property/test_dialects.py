@@ -87,8 +87,9 @@ paths = st.binary(min_size=1, max_size=20).map(lambda name: name.decode("utf-8",
 
 def parsed(route: ExecRoute, body: bytes) -> Ask | None:
     """Return what a route makes of a body, None when it is the caller's fault."""
+    params = dict.fromkeys(re.findall(r"{(\w+)", route.path), "s")
     try:
-        return route.parse(RawRequest(body), Bounds(max_wall_s=60.0, max_code_bytes=100, max_batch=3))
+        return route.parse(RawRequest(body, params), Bounds(max_wall_s=60.0, max_code_bytes=100, max_batch=3))
     except CallerError as refused:
         refused.message.encode()
         return None

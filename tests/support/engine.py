@@ -9,7 +9,19 @@ from dataclasses import dataclass, replace
 
 from sandfork.engine.engine import Engine, EngineSettings
 from sandfork.languages.catalogue import Catalogue
-from sandfork.model import Caller, Display, ExecPlan, ExecRequest, ExecResult, LimitsOverride, Snippet, Stream
+from sandfork.model import (
+    Caller,
+    Display,
+    ExecPlan,
+    ExecRequest,
+    ExecResult,
+    LimitsOverride,
+    SessionKey,
+    SessionSpec,
+    SessionUse,
+    Snippet,
+    Stream,
+)
 from sandfork.tiers.base import OutputSink, StepEnd
 from sandfork.tiers.fake import FakeSandbox, FakeTier
 from tests.support.clock import settle, virtual_loop
@@ -18,6 +30,10 @@ CALLER = Caller("k1")
 CATALOGUE = Catalogue.load()
 FORK_S = 0.002
 SETTINGS = EngineSettings()
+KEY = SessionKey("native", "k1", "s")
+USE = SessionUse("native", "s", SessionSpec())
+ONLY_USE = SessionUse("native", "s")
+"""The session of `KEY`: made when it is not there, or only used."""
 
 
 def script(text: str, **change: object) -> ExecRequest:
@@ -48,7 +64,7 @@ class Rig:
         pool: int,
         fork_s: float,
         close_s: float,
-        now: Callable[[], float] = lambda: 0.0,
+        now: Callable[[], float] | None = None,
     ) -> None:
         clock_ns = virtual_loop().time_ns
         self.observed: list[Observed] = []
@@ -60,11 +76,15 @@ class Rig:
             settings,
             observe=lambda *told: self.observed.append(Observed(*told)),
             clock_ns=clock_ns,
-            now=now,
+            now=now or virtual_loop().time,
         )
 
     async def run(self, text: str, **limits: float) -> ExecResult:
         return await self.engine.execute(limited(text, **limits), CALLER)
+
+    async def step(self, text: str, use: SessionUse = USE, **change: object) -> ExecResult:
+        """Run a script in a session."""
+        return await self.engine.execute(script(text, session=use, **change), CALLER)
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -81,7 +101,7 @@ async def rig(
     fork_s: float = FORK_S,
     close_s: float = 0.0,
     prepare: Callable[[Rig], None] | None = None,
-    now: Callable[[], float] = lambda: 0.0,
+    now: Callable[[], float] | None = None,
 ) -> AsyncIterator[Rig]:
     """Start an engine; close it at the end and see that no sandbox is left."""
     made = Rig(settings, pool, fork_s, close_s, now)
@@ -113,7 +133,7 @@ class Follower:
         return not self.refuses
 
     def display(self, shown: Display) -> None:
-        """Follow output only."""
+        """Nobody here wants rich values."""
 
     @property
     def size(self) -> int:

@@ -24,6 +24,7 @@ from typing import Any
 import sandfork
 
 GUEST = Path(sandfork.__file__).parent / "guest"
+ZYGOTE = Path(sandfork.__file__).parent / "native" / "bin" / "zygote.so"
 FRAME = struct.Struct("=B3xI")
 END = struct.Struct("=iIQQ")
 #: A step that takes longer hangs.
@@ -34,16 +35,18 @@ ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "USER"
 #: What the zygote does before it forks, and its child up to RUN. The files are at the numbers the warden gives them.
 BOOT_PYTHON = """
 import os, sys, types
-for at in range(8, 11):
+for at in range(6, 11):
     os.set_inheritable(at, False)
 zygote = types.ModuleType("zygote")
 with open(6, "rb") as file:
     exec(compile(file.read(), "/proc/self/fd/6", "exec"), zygote.__dict__)
 sys.path.insert(0, os.getcwd())
-later = zygote.SESSION_CODE, zygote.DISPLAYS_CODE
-zygote.plain.hide_frames(sys._getframe().f_code, zygote.__dict__, later)
+os.close(zygote.CORE)
+zygote.plain.LAST_PRELOADED = next(reversed(sys.modules))
+zygote.read_later()
+zygote.plain.hide_frames(sys._getframe().f_code, zygote.__dict__, zygote.LATER.values())
 zygote.MAIN_NAMES["__name__"] = "__main__"
-zygote.child(True)
+zygote.child(zygote.REDUCED)
 """
 
 
@@ -120,7 +123,7 @@ class Guest:
         raise NotImplementedError
 
     def follow(self, interrupt_at: bytes = b"") -> StepRun:
-        """Read until the step or the process is over. What takes no notice of an interrupt gets another, as from a tier."""
+        """Read until the step or the process is over; what takes no notice of an interrupt gets another."""
         ran, interrupted = StepRun(), False
         with selectors.DefaultSelector() as selector:
             for source in (self.ctl, *self.outputs.values()):
@@ -130,29 +133,32 @@ class Guest:
                 ready = selector.select(AGAIN_S if interrupted else STUCK_S)
                 silent_s = 0.0 if ready else silent_s + (AGAIN_S if interrupted else STUCK_S)
                 assert silent_s < STUCK_S, f"stuck: {ran}"
-                for key, _ in ready:
-                    if key.fileobj is self.ctl:
-                        if not self._take_ctl(ran):
-                            self._drain(ran)
-                            return ran
-                    elif not self._drain(ran):
-                        selector.unregister(key.fileobj)
+                # Ctl first: what is shown comes before output that was written after it.
+                if any(key.fileobj is self.ctl for key, _ in ready) and not self._take_ctl(ran):
+                    self._drain(ran)
+                    return ran
+                for name in [name for name, pipe in self.outputs.items() if pipe in [key.fileobj for key, _ in ready]]:
+                    if not self._read(ran, name):
+                        selector.unregister(self.outputs[name])
                 if (interrupted and not ready) or (interrupt_at and interrupt_at in ran.stdout):
                     interrupted, interrupt_at = True, b""
                     self.interrupt()
         return ran
 
     def _take_ctl(self, ran: StepRun) -> bool:
-        part = self.ctl.recv(1 << 20)
+        try:
+            part = self.ctl.recv(1 << 20)
+        except ConnectionResetError:  # it died without reading all
+            part = b""
         self.received += part
         while (frame := self._next_frame()) is not None:
-            self._drain(ran)
             kind, body = frame
             if kind == ord("D"):
                 ran.displays.append(json.loads(body.decode()))
                 ran.events.append(ran.displays[-1])
             elif kind == ord("E"):
                 assert not self.received, "frames after END"
+                self._drain(ran)
                 ran.status, _, ran.ready_ns, ran.done_ns = END.unpack(body)
             else:
                 raise AssertionError(f"a frame of kind {kind}")
@@ -168,16 +174,22 @@ class Guest:
         del self.received[: FRAME.size + size]
         return kind, body
 
-    def _drain(self, ran: StepRun) -> bool:
-        """Take all output that is there; tell whether there can be more."""
-        more = False
-        for name, pipe in self.outputs.items():
-            while data := pipe.read(1 << 20):
-                more = True
-                setattr(ran, name, getattr(ran, name) + data)
-                if name == "stdout":
-                    ran.events.append(data)
-        return more
+    def _drain(self, ran: StepRun) -> None:
+        """Take all output that is there."""
+        for name in self.outputs:
+            while self._read(ran, name):
+                pass
+
+    def _read(self, ran: StepRun, name: str) -> bool:
+        """Take what one read of an output brings; False at its end or when nothing is there."""
+        try:
+            data = os.read(self.outputs[name].fileno(), 1 << 20)
+        except BlockingIOError:
+            return False
+        setattr(ran, name, getattr(ran, name) + data)
+        if name == "stdout" and data:
+            ran.events.append(data)
+        return bool(data)
 
 
 @contextmanager
@@ -228,7 +240,8 @@ class PythonGuest(FramedGuest):
 
     def __init__(self, work: Path, python: str = "/usr/bin/python3") -> None:
         names = {6: "zygote.py", 8: "plain.py", 9: "session.py", 10: "displays.py"}
-        super().__init__([python, "-c", BOOT_PYTHON], 63, work, {at: GUEST / name for at, name in names.items()})
+        files = {at: GUEST / name for at, name in names.items()} | {7: ZYGOTE}
+        super().__init__([python, "-c", BOOT_PYTHON], 63, work, files)
 
 
 class BashGuest(Guest):

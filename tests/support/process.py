@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -80,6 +80,12 @@ async def open_process_tier(**change: Any) -> AsyncIterator[ProcessTier]:
         yield tier
     finally:
         await tier.close()
+
+
+async def until(so: Callable[[], bool]) -> None:
+    """Let everything else run until something is so that nobody tells of."""
+    while not so():  # noqa: ASYNC110
+        await asyncio.sleep(0)
 
 
 class Tape:

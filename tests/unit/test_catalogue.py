@@ -10,7 +10,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sandfork.languages.catalogue import COMMAND, Catalogue, CatalogueError, TemplateKind, parse_language
+from sandfork.languages.catalogue import (
+    COMMAND,
+    Catalogue,
+    CatalogueError,
+    Language,
+    TemplateKind,
+    parse_language,
+)
 from sandfork.languages.checks import STANDARD
 from sandfork.languages.draft import draft_language
 from sandfork.languages.imports import SCAN_CHARS, compile_scan
@@ -65,8 +72,18 @@ own = { code = "8", stdout = "9" }
 """
 
 
-def parse(text: str) -> None:
-    parse_language("ruby.toml", tomllib.loads(text))
+def parse(text: str) -> Language:
+    return parse_language("ruby.toml", tomllib.loads(text))
+
+
+def started_for_each(text: str) -> str:
+    """Return the file with a template of kind none."""
+    return text.replace('"park"', '"none"').replace('interpreter = "/usr/bin/ruby"', "")
+
+
+def test_a_language_that_is_started_for_each_program_can_say_what_keeps_the_state_of_a_session() -> None:
+    assert parse(RUBY).session_argv == ()
+    assert parse(f'session = ["/usr/bin/irb", "-f"]\n{started_for_each(RUBY)}').session_argv == ("/usr/bin/irb", "-f")
 
 
 def test_the_shipped_languages_are_found_by_their_aliases_and_share_templates() -> None:
@@ -149,6 +166,12 @@ def test_a_directory_of_ones_own_replaces_the_shipped_languages(tmp_path: Path) 
             lambda t: 'compile = { argv = ["/bin/x", "{name}"], artefacts = ["/x"] }\n' + t,
             "ruby.toml, compile: artefacts:",
         ),
+        (
+            lambda t: 'session = ["/usr/bin/irb"]\n' + t,
+            "ruby.toml: session: the interpreter of a template of kind park",
+        ),
+        (lambda t: f'session = ["irb"]\n{started_for_each(t)}', "ruby.toml: session: must start with an absolute path"),
+        (lambda t: f"session = [1]\n{started_for_each(t)}", "ruby.toml: session: must be a list of strings"),
         (lambda t: t[: t.index("[[")] + "[template]", "ruby.toml: template: must be a list of tables"),
     ],
 )

@@ -40,6 +40,7 @@ class Engine:
     admission: Admission = Admission()
     pool: tuple[Shelf, ...] = (Shelf(), Shelf("node"))
     lost: int = 5
+    sessions: int = 6
 
 
 def samples(metrics: Metrics) -> dict[str, float]:
@@ -161,6 +162,7 @@ def test_what_the_engine_counts_is_shown() -> None:
     assert found["zeroboot_concurrent_forks"] == 3
     assert found["sandfork_queue_depth"] == 2
     assert found["sandfork_lost_total"] == 5
+    assert found["sandfork_sessions"] == 6
     assert found['sandfork_parked{template="python"}'] == 8
     assert found['sandfork_pool_hits_total{template="node"}'] == 90
     assert found['sandfork_pool_misses_total{template="node"}'] == 10

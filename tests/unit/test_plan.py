@@ -16,7 +16,7 @@ from sandfork.engine.paths import normalise_path
 from sandfork.engine.plan import Planner
 from sandfork.engine.policy import MAXIMUM, MINIMUM, LimitPolicy
 from sandfork.errors import CallerError, Forbidden, InvalidRequest, NotSupported, UnknownLanguage
-from sandfork.languages.catalogue import Catalogue
+from sandfork.languages.catalogue import Catalogue, Language
 from sandfork.model import (
     Caller,
     Command,
@@ -25,6 +25,7 @@ from sandfork.model import (
     InputFile,
     Limits,
     LimitsOverride,
+    SessionSpec,
     SessionUse,
     Snippet,
 )
@@ -33,6 +34,12 @@ CATALOGUE = Catalogue.load()
 CALLER = Caller("k1")
 HELLO = ExecRequest(Snippet("python", "print(1)"))
 NAMES = [item.name for item in fields(Limits)]
+
+
+SHELL = Language("rc", (), ".sh", "main.sh", ("/bin/sh", "{file}"), session_argv=("/bin/sh", "-i"))
+"""A language whose interpreter is started for each program, and another way for a session."""
+MUTE = replace(SHELL, name="mute", session_argv=())
+LASTING, FRESH = SessionUse("native", "s"), SessionUse("native", "s", fresh=True)
 
 
 def plan(
@@ -78,6 +85,70 @@ def test_an_unknown_language_is_refused_with_those_there_are() -> None:
     with pytest.raises(UnknownLanguage) as caught:
         plan(ExecRequest(Snippet("cobol", "")))
     assert (caught.value.name, caught.value.available) == ("cobol", CATALOGUE.names())
+
+
+def plan_in_session(language: str, code: str = "", use: SessionUse = LASTING, **change: Any) -> ExecPlan:
+    catalogue = Catalogue((*CATALOGUE.languages(), SHELL, MUTE))
+    request = ExecRequest(Snippet(language, code), session=use, **change)
+    return Planner(catalogue, LimitPolicy(), "process").plan("id", request, CALLER)
+
+
+def test_an_interpreter_of_a_session_lasts_and_a_fresh_program_does_not() -> None:
+    made = plan_in_session("python", args=("a",), stdin=b"in", limits=LimitsOverride(pids=7, wall_s=1))
+    assert (made.session, made.step.lasting, made.named_limits) == (LASTING, True, {"pids", "wall_s"})
+    assert (made.step.argv, made.step.stdin) == (("/sandbox/main.py", "a"), b"in")
+    fresh = plan_in_session("python", use=FRESH, keep_stdin=True)
+    assert (fresh.step.lasting, fresh.step.keep_stdin, fresh.named_limits) == (False, True, frozenset())
+    command = plan(ExecRequest(Command(("ls",)), session=LASTING, keep_stdin=True))
+    assert (command.step.lasting, command.step.keep_stdin) == (False, True)
+    assert not plan(HELLO).step.lasting
+
+
+def test_an_interpreter_of_a_session_is_started_as_its_language_says() -> None:
+    assert plan_in_session("rc").step.argv == ("/bin/sh", "-i")
+    assert plan_in_session("rc", use=FRESH).step.argv == ("/bin/sh", "/sandbox/main.sh")
+    assert plan_in_session("node").step.argv == plan(ExecRequest(Snippet("node", ""))).step.argv
+
+
+def test_a_language_without_an_interpreter_that_keeps_its_state_runs_plainly_in_a_session() -> None:
+    plainly = plan_in_session("mute", "echo \0", keep_stdin=True)
+    assert (plainly.step.lasting, plainly.step.argv) == (False, ("/bin/sh", "/sandbox/main.sh"))
+    assert plainly.session == LASTING
+
+
+def test_what_an_interpreter_of_a_session_cannot_do_is_refused() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        plan_in_session("python", keep_stdin=True)
+    assert caught.value.field == "stdin"
+    with pytest.raises(InvalidRequest) as caught:
+        plan_in_session("rc", "echo \0")
+    assert caught.value.field == "code"
+    plan_in_session("rc", "echo \0", FRESH)
+    with pytest.raises(NotSupported, match="namespaces"):
+        plan(replace(HELLO, session=LASTING), isolation="reduced")
+
+
+def test_rich_results_are_for_interpreters_that_are_forked() -> None:
+    assert plan(replace(HELLO, rich=True)).step.rich
+    assert not plan(replace(HELLO, rich=True, program=Snippet("node", ""))).step.rich
+
+
+def test_a_session_is_made_for_a_language_by_any_of_its_names_or_for_commands() -> None:
+    planner = Planner(CATALOGUE, LimitPolicy(), "process")
+    assert planner.language_of("py") == ("python", "python")
+    assert planner.language_of("bash") == ("bash", "command")
+    assert planner.language_of(None) == ("command", "command")
+    with pytest.raises(UnknownLanguage):
+        planner.language_of("cobol")
+
+
+def test_the_limits_of_a_session_have_the_defaults_and_ceilings_of_executions() -> None:
+    planner = Planner(CATALOGUE, LimitPolicy(), "process")
+    assert planner.session_limits(SessionSpec(limits=LimitsOverride(pids=7)), CALLER) == replace(Limits(), pids=7)
+    with pytest.raises(Forbidden, match="pids"):
+        planner.session_limits(SessionSpec(limits=LimitsOverride(pids=MAXIMUM.pids + 1)), CALLER)
+    with pytest.raises(InvalidRequest):
+        planner.check_env((("1", ""),))
 
 
 @pytest.mark.parametrize(
@@ -168,8 +239,6 @@ def test_cpu_time_not_named_is_at_least_the_wall_time(asked: LimitsOverride, cpu
 
 def test_features_that_are_not_there_are_refused_and_not_ignored() -> None:
     refuse(NotSupported, "packages", packages=("requests",))
-    with pytest.raises(NotSupported, match="session"):
-        plan(replace(HELLO, session=SessionUse("native", "s")), isolation="reduced")
     refuse(NotSupported, "network", network="filtered")
     refuse(Forbidden, "network", network="host")
     refuse(NotSupported, "isolation", isolation="microvm")
@@ -325,7 +394,7 @@ REQUESTS = st.builds(
     network=st.just("none") | TEXT,
     isolation=st.none() | TEXT,
     template=st.none() | TEXT,
-    session=st.none() | TEXT,
+    session=st.none() | st.builds(SessionUse, TEXT, TEXT, fresh=st.booleans()),
     collect=st.lists(TEXT, max_size=4).map(tuple),
     packages=st.just(()) | st.lists(TEXT, max_size=2).map(tuple),
 )

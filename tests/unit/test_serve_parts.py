@@ -11,10 +11,15 @@ from typing import Any
 
 import pytest
 
+from sandfork.config import Config
+from sandfork.config.schema import Admission, Pool, Server, Sessions
+from sandfork.languages.catalogue import Catalogue
 from sandfork.serve_doctor import Check, State, is_fatal
+from sandfork.serve_engine import engine_settings
 from sandfork.serve_http import HEAD_S, MAX_HEAD_BYTES, BoundedProtocol, build_server
 from sandfork.serve_listen import is_loopback
 from sandfork.serve_log import DELAY_S, JsonFormatter, LineWriter, LoggedLines
+from sandfork.serve_tier import most_sandboxes
 from tests.support.clock import in_virtual_time, virtual_loop
 
 Pipe = tuple[int, int]
@@ -201,3 +206,36 @@ async def test_a_connection_that_sends_no_whole_head_in_time_is_closed() -> None
 def test_the_doctor_says_whether_the_service_would_start(states: dict[str, list[State]], fatal: bool) -> None:
     checks = [Check(area, str(number), state) for area, each in states.items() for number, state in enumerate(each)]
     assert is_fatal(checks) is fatal
+
+
+def test_the_bounds_of_sessions_and_tasks_are_the_configurations() -> None:
+    sessions = Sessions(
+        max=1,
+        max_per_caller=2,
+        max_waiting=10,
+        idle_s=3,
+        lifetime_s=4,
+        max_terminals=5,
+        max_tasks=6,
+        max_task_results=7,
+        task_result_s=8,
+        task_results_bytes=11,
+    )
+    made = engine_settings(Config(server=Server(max_upload_bytes=9), sessions=sessions))
+    bounds = made.sessions
+    assert (bounds.most, bounds.most_of_one, bounds.idle_s, bounds.lifetime_s) == (1, 2, 3, 4)
+    assert (bounds.terminals, bounds.file_bytes, bounds.most_waiting) == (5, 9, 10)
+    tasks = made.tasks
+    assert (tasks.most_running, tasks.most_kept, tasks.keep_s, tasks.keep_bytes) == (6, 7, 8, 11)
+
+
+def test_each_session_has_room_for_its_interpreters_a_program_and_its_terminals() -> None:
+    catalogue = Catalogue.load()
+
+    def most(**sessions: int) -> int:
+        config = Config(admission=Admission(max_running=10), pool=Pool(size=4), sessions=Sessions(**sessions))
+        return most_sandboxes(config, catalogue)
+
+    each = most(max=2, max_terminals=3) - most(max=1, max_terminals=3)
+    assert each >= len(catalogue.languages()) + 1 + 3
+    assert most(max=1, max_terminals=4) - most(max=1, max_terminals=3) == 1

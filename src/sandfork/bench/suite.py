@@ -21,7 +21,8 @@ from sandfork.bench.spawn import Command, WrongAnswer
 from sandfork.bench.wire import Address, ConnectionLost, ProtocolError
 
 SECTIONS = (
-    "printing", "numpy", "node", "idle", "contenders", "sustained", "sessions", "memory", "on-demand", "burst", "parked",
+    "printing", "numpy", "node", "idle", "contenders", "sustained", "sessions", "memory", "on-demand", "burst",
+    "parked",
 )  # fmt: skip
 
 

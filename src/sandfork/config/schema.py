@@ -183,13 +183,19 @@ class Sessions:
     """Sandboxes that outlive an execution, and executions that outlive their client."""
 
     max: int = setting(512, "Sessions at one time; one more is answered 503.", low=1, high=8192)
-    max_per_caller: int = setting(256, "Sessions of one key, or of one address in open mode.", low=1, high=8192)
+    max_per_caller: int = setting(256, "Sessions of one key; in open mode, of everybody.", low=1, high=8192)
+    max_waiting: int = setting(
+        64, "Executions that wait for their turn in one session; one more is answered 503.", low=1, high=100_000
+    )
     idle_s: float = setting(3600.0, "How long a session may be unused before it ends.", low=1)
     lifetime_s: float = setting(86_400.0, "How long a session may live, used or not.", low=1)
     max_terminals: int = setting(8, "Terminals of one session.", low=1, high=256)
     max_tasks: int = setting(256, "Executions at one time that nobody waits for; one more is answered 503.", low=1)
     max_task_results: int = setting(
         1024, "Results kept of executions that nobody waits for; beyond these the oldest are forgotten.", low=1
+    )
+    task_results_bytes: int = setting(
+        128 * MIB, "What these results may take together; the oldest are forgotten first.", low=MIB
     )
     task_result_s: float = setting(3600.0, "How long such a result is kept.", low=1)
 

@@ -33,8 +33,8 @@ from sandfork.dialects.base import (
     ServiceHealth,
     SocketRoute,
 )
-from sandfork.dialects.native_events import Event, Message, receive, refuse, sse, writer
-from sandfork.dialects.native_run import SPACE, error_of, reply_of, request_of, shape_of
+from sandfork.dialects.native_events import Event, Message, StartMessage, receive, refuse, sse, writer
+from sandfork.dialects.native_run import SPACE, error_of, reply_of, request_of, run_of, shape_of
 from sandfork.dialects.native_sessions import ROUTES, in_session
 from sandfork.dialects.native_wire import (
     BATCH_EXAMPLES,
@@ -46,33 +46,35 @@ from sandfork.dialects.native_wire import (
     ExecBody,
     ExecReply,
     HealthReply,
+    ProgramBody,
+    RunBody,
+    SessionExecBody,
     TemplateState,
 )
 from sandfork.dialects.refusals import error_headers, status_of
 from sandfork.errors import CapacityError, InvalidRequest, SandforkError, TierError
 
 _exec_body = msgspec.json.Decoder(ExecBody)
+_session_exec_body = msgspec.json.Decoder(SessionExecBody)
 _batch_body = msgspec.json.Decoder(BatchBody)
 _encode = msgspec.json.Encoder().encode
 
 
 def parse_exec(raw: RawRequest, bounds: Bounds) -> Ask:
     """Read one run. *Raises* InvalidRequest, NotSupported."""
-    return _ask(fields.decode_body(_exec_body, raw.body), bounds)
+    body = fields.decode_body(_exec_body, raw.body)
+    return _ask(body, bounds, body.session, stream=body.stream)
 
 
 def parse_exec_in_session(raw: RawRequest, bounds: Bounds) -> Ask:
     """Read one run in the session that the path names. *Raises* InvalidRequest, NotSupported."""
-    body, session = fields.decode_body(_exec_body, raw.body), in_session(raw)
-    if body.session not in (None, session):
-        raise InvalidRequest("session", "is another than that of the path")
-    return _ask(body, bounds, session)
+    body = fields.decode_body(_session_exec_body, raw.body)
+    return _ask(body, bounds, in_session(raw), stream=body.stream)
 
 
-def _ask(body: ExecBody, bounds: Bounds, session: str | None = None) -> Ask:
+def _ask(body: ProgramBody, bounds: Bounds, session: str | None, *, stream: bool) -> Ask:
     shape = shape_of(body, session)
-    request = request_of(body, bounds, session=session)
-    return Ask((request,), (shape,), writer=writer(shape, sse) if body.stream else None)
+    return Ask((request_of(body, bounds, session),), (shape,), writer=writer(shape, sse) if stream else None)
 
 
 def parse_batch(raw: RawRequest, bounds: Bounds) -> Ask:
@@ -80,11 +82,8 @@ def parse_batch(raw: RawRequest, bounds: Bounds) -> Ask:
     items = fields.decode_body(_batch_body, raw.body).executions
     if len(items) > bounds.max_batch:
         raise InvalidRequest("executions", f"holds {len(items)} items, more than {bounds.max_batch}")
-    for index, item in enumerate(items):
-        if item.stream:
-            raise InvalidRequest(f"executions[{index}].stream", "is for single runs")
-    requests = tuple(request_of(item, bounds, f"executions[{index}].") for index, item in enumerate(items))
-    return Ask(requests, tuple(shape_of(item) for item in items))
+    requests = tuple(run_of(item, bounds, f"executions[{index}].") for index, item in enumerate(items))
+    return Ask(requests, tuple(shape_of(item, item.session) for item in items))
 
 
 def render_exec(ask: Ask, answers: Sequence[Answer], request_id: str) -> Reply:
@@ -115,8 +114,8 @@ def render_error(error: SandforkError, request_id: str) -> Reply:
     return Reply(_encode(error_of(error, request_id)), status_of(error), headers=error_headers(error))
 
 
-def _routes() -> tuple[Route, ...]:
-    exec_routes = [
+def _exec_routes() -> tuple[Route, ...]:
+    plain = [
         ExecRoute(
             path=path,
             summary="Run code or a command in a freshly forked sandbox",
@@ -139,19 +138,20 @@ def _routes() -> tuple[Route, ...]:
         examples=BATCH_EXAMPLES,
         as_results=(TierError, CapacityError),
     )
-    health = [
-        HealthRoute(path=path, summary="State of the templates", render=render_health, reply_type=HealthReply)
-        for path in ("/v1/health", "/health")
-    ]
     session = ExecRoute(
         path="/v1/sessions/{session}/exec",
         summary="Run code in a session, in its interpreter",
         parse=parse_exec_in_session,
         render=render_exec,
-        body_type=ExecBody,
+        body_type=SessionExecBody,
         reply_type=ExecReply,
         event_type=Event,
+        examples=EXEC_EXAMPLES,
     )
+    return (*plain, batch, session)
+
+
+def _routes() -> tuple[Route, ...]:
     socket = SocketRoute(
         path="/v1/exec/ws",
         summary="Run programs over a WebSocket, with standard input and signals while they run",
@@ -160,8 +160,12 @@ def _routes() -> tuple[Route, ...]:
         message_type=Message,
         event_type=Event,
     )
+    health = [
+        HealthRoute(path=path, summary="State of the templates", render=render_health, reply_type=HealthReply)
+        for path in ("/v1/health", "/health")
+    ]
     metrics = MetricsRoute(path="/v1/metrics", summary="Metrics for Prometheus")
-    return (*exec_routes, batch, socket, session, *ROUTES, *health, metrics)
+    return (*_exec_routes(), socket, *ROUTES, *health, metrics)
 
 
 DIALECT = Dialect(
@@ -171,6 +175,6 @@ DIALECT = Dialect(
     routes=_routes(),
     render_error=render_error,
     error_type=ErrorReply,
-    refinements={ExecBody: ONE_PROGRAM},
+    refinements=dict.fromkeys((RunBody, ExecBody, SessionExecBody, StartMessage), ONE_PROGRAM),
     description="Run untrusted code in a sandbox forked from a warm template.",
 )

@@ -18,10 +18,10 @@ from msgspec import UNSET, Meta, UnsetType
 from sandfork.dialects import fields
 from sandfork.dialects.actions import Begin, Input, Nothing, Signal, Told
 from sandfork.dialects.base import Ask, Bounds
-from sandfork.dialects.native_run import Shape, content_of, error_of, request_of, result_of, shape_of
-from sandfork.dialects.native_wire import Content, ExecBody, LimitsReply, UsageReply
+from sandfork.dialects.native_run import Shape, content_of, error_of, result_of, run_of, shape_of
+from sandfork.dialects.native_wire import Content, LimitsReply, RunBody, UsageReply
 from sandfork.errors import SandforkError
-from sandfork.model import Display, ExecResult, Outcome, Stream
+from sandfork.model import Command, Display, ExecResult, Outcome, Stream
 
 
 class StartedEvent(msgspec.Struct, frozen=True, tag="started"):
@@ -91,8 +91,8 @@ def sse(event: Event) -> str:
 
 
 def socket_text(event: Event) -> str:
-    """Return an event as a message of a WebSocket."""
-    return _encode(event).decode()
+    """Return an event as a message of a WebSocket, a line of its own."""
+    return _encode(event).decode() + "\n"
 
 
 class _Writer:
@@ -152,8 +152,11 @@ def _error_event(error: SandforkError, request_id: str) -> ErrorEvent:
     return ErrorEvent(told.error, told.code, told.request_id, told.field)
 
 
-class StartMessage(ExecBody, frozen=True, tag_field="type", tag="start"):
-    """Run this; `stdin` is what standard input begins with. It stays open until `end_stdin`."""
+class StartMessage(RunBody, frozen=True, tag_field="type", tag="start"):
+    """Run this; `stdin` is what standard input begins with.
+
+    It stays open until `end_stdin`, but that of a session's interpreter, which is given it whole.
+    """
 
 
 class StdinMessage(msgspec.Struct, frozen=True, tag_field="type", tag="stdin"):
@@ -196,8 +199,10 @@ def receive(message: str | bytes, bounds: Bounds) -> Told:
 
 
 def _start(body: StartMessage, bounds: Bounds) -> Ask:
-    shape = shape_of(body)
-    request = replace(request_of(body, bounds), keep_stdin=True)
+    shape = shape_of(body, body.session)
+    request = run_of(body, bounds)
+    if request.session is None or request.session.fresh or isinstance(request.program, Command):
+        request = replace(request, keep_stdin=True)
     return Ask((request,), (shape,), writer=writer(shape, socket_text))
 
 

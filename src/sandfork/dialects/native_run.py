@@ -11,11 +11,12 @@ from sandfork.dialects.native_wire import (
     Content,
     DisplayReply,
     ErrorReply,
-    ExecBody,
     ExecReply,
     FailedReply,
     LimitsBody,
     LimitsReply,
+    ProgramBody,
+    RunBody,
     UsageReply,
 )
 from sandfork.dialects.refusals import public_message
@@ -46,16 +47,18 @@ class Shape(Struct, frozen=True):
     session: bool = False
 
 
-def shape_of(body: ExecBody, session: str | None = None) -> Shape:
-    """Return what a reply must know of `body`, which may be run in a session named elsewhere."""
-    return Shape(body.files_as, body.rich, bool(session or body.session))
+def shape_of(body: ProgramBody, session: str | None) -> Shape:
+    """Return what a reply must know of `body`, which is run in a session or in none."""
+    return Shape(body.files_as, body.rich, session is not None)
 
 
-def request_of(body: ExecBody, bounds: Bounds, within: str = "", session: str | None = None) -> ExecRequest:
+def run_of(body: RunBody, bounds: Bounds, within: str = "") -> ExecRequest:
+    """Return what `body` asks for, in the session it names. *Raises* InvalidRequest."""
+    return request_of(body, bounds, body.session, within)
+
+
+def request_of(body: ProgramBody, bounds: Bounds, session: str | None, within: str = "") -> ExecRequest:
     """Return what `body` asks for; `within` is where it is in the whole body. *Raises* InvalidRequest."""
-    name = session or body.session
-    if body.fresh and not name:
-        raise InvalidRequest(f"{within}fresh", "is for executions in a session")
     return ExecRequest(
         program=_program(body, bounds, within),
         files=tuple(_input_file(path, content, within) for path, content in body.files.items()) if body.files else (),
@@ -66,7 +69,7 @@ def request_of(body: ExecBody, bounds: Bounds, within: str = "", session: str | 
         network=body.network,
         isolation=body.isolation,
         template=body.template,
-        session=SessionUse(SPACE, name, fresh=body.fresh) if name else None,
+        session=None if session is None else SessionUse(SPACE, session, fresh=body.fresh),
         collect=tuple(body.collect),
         packages=tuple(body.packages),
         secrets=tuple(body.secrets),
@@ -74,7 +77,7 @@ def request_of(body: ExecBody, bounds: Bounds, within: str = "", session: str | 
     )
 
 
-def _program(body: ExecBody, bounds: Bounds, within: str) -> Snippet | Command:
+def _program(body: ProgramBody, bounds: Bounds, within: str) -> Snippet | Command:
     if body.code is UNSET:
         if body.argv is UNSET:
             raise InvalidRequest(f"{within}code", "is required, or argv in its place")
@@ -84,7 +87,7 @@ def _program(body: ExecBody, bounds: Bounds, within: str) -> Snippet | Command:
     return Snippet(body.language, fields.check_code(body.code, f"{within}code", bounds.max_code_bytes))
 
 
-def _limits(body: ExecBody, bounds: Bounds) -> LimitsOverride:
+def _limits(body: ProgramBody, bounds: Bounds) -> LimitsOverride:
     asked = body.limits
     if asked is _NO_LIMITS:
         return LimitsOverride(wall_s=float(min(body.timeout_seconds, bounds.max_wall_s)))

@@ -14,7 +14,7 @@ import msgspec
 
 from sandfork.dialects import actions, fields
 from sandfork.dialects.base import ActionRoute, Bounds, RawRequest, Reply, Route, TerminalRoute
-from sandfork.dialects.native_run import Shape, error_of, limits_of, override_of, request_of, result_of, usage_of
+from sandfork.dialects.native_run import Shape, error_of, limits_of, override_of, result_of, run_of, usage_of
 from sandfork.dialects.native_sessions_wire import (
     Done,
     ExitEvent,
@@ -33,7 +33,7 @@ from sandfork.dialects.native_sessions_wire import (
     TerminalsReply,
     WrittenReply,
 )
-from sandfork.dialects.native_wire import ErrorReply, ExecBody
+from sandfork.dialects.native_wire import ErrorReply, RunBody
 from sandfork.errors import InvalidRequest, SandforkError
 from sandfork.model import ExecResult, FileEntry, SessionSpec, SessionState, TerminalSpec, TerminalState
 
@@ -44,7 +44,7 @@ TERMINALS = f"{SESSION}/terminals"
 TERMINAL = f"{TERMINALS}/{{terminal}}"
 
 _session_body = msgspec.json.Decoder(SessionBody)
-_exec_body = msgspec.json.Decoder(ExecBody)
+_run_body = msgspec.json.Decoder(RunBody)
 _terminal_body = msgspec.json.Decoder(TerminalBody)
 _size_body = msgspec.json.Decoder(SizeBody)
 _terminal_message = msgspec.json.Decoder(TerminalMessage)
@@ -71,7 +71,7 @@ def parse_create(raw: RawRequest, bounds: Bounds) -> actions.Action:
     """Read what a session is to be."""
     body = fields.decode_body(_session_body, raw.body or b"{}")
     spec = SessionSpec(
-        language=body.language,
+        language=None if body.language is msgspec.UNSET else body.language,
         limits=override_of(body.limits),
         env=tuple(body.env.items()),
         lifetime_s=body.lifetime_s,
@@ -83,10 +83,7 @@ def parse_create(raw: RawRequest, bounds: Bounds) -> actions.Action:
 
 def parse_task(raw: RawRequest, bounds: Bounds) -> actions.Action:
     """Read what to run without a client."""
-    body = fields.decode_body(_exec_body, raw.body)
-    if body.stream:
-        raise InvalidRequest("stream", "is for runs whose client waits")
-    return actions.StartTask(request_of(body, bounds))
+    return actions.StartTask(run_of(fields.decode_body(_run_body, raw.body), bounds))
 
 
 def parse_open(raw: RawRequest, bounds: Bounds) -> actions.Action:
@@ -203,173 +200,169 @@ def exited(exit_code: int | None) -> str:
     return _encode(ExitEvent(exit_code)).decode()
 
 
-def _session_routes() -> tuple[Route, ...]:
-    return (
-        ActionRoute(
-            method="POST",
-            path="/v1/sessions",
-            summary="Make a session: a sandbox that is kept between runs",
-            parse=parse_create,
-            render=render_session,
-            body_type=SessionBody,
-            reply_type=SessionReply,
-            cost=1,
-            status=201,
-        ),
-        ActionRoute(
-            method="GET",
-            path="/v1/sessions",
-            summary="List your sessions",
-            parse=lambda raw, bounds: actions.ListSessions(),
-            render=render_sessions,
-            reply_type=SessionsReply,
-        ),
-        ActionRoute(
-            method="GET",
-            path=SESSION,
-            summary="State of a session",
-            parse=lambda raw, bounds: actions.ReadSession(in_session(raw)),
-            render=render_session,
-            reply_type=SessionReply,
-        ),
-        ActionRoute(
-            method="DELETE",
-            path=SESSION,
-            summary="End a session and everything in it",
-            parse=lambda raw, bounds: actions.DeleteSession(in_session(raw)),
-            render=render_done,
-            reply_type=Done,
-        ),
-        ActionRoute(
-            method="POST",
-            path=f"{SESSION}/interrupt",
-            summary="Interrupt what runs in a session, as Ctrl-C does",
-            parse=lambda raw, bounds: actions.InterruptSession(in_session(raw)),
-            render=render_done,
-            reply_type=Done,
-        ),
-    )
+_SESSIONS: tuple[Route, ...] = (
+    ActionRoute(
+        method="POST",
+        path="/v1/sessions",
+        summary="Make a session: a sandbox that is kept between runs",
+        parse=parse_create,
+        render=render_session,
+        body_type=SessionBody,
+        reply_type=SessionReply,
+        cost=1,
+        status=201,
+    ),
+    ActionRoute(
+        method="GET",
+        path="/v1/sessions",
+        summary="List your sessions",
+        parse=lambda raw, bounds: actions.ListSessions(),
+        render=render_sessions,
+        reply_type=SessionsReply,
+    ),
+    ActionRoute(
+        method="GET",
+        path=SESSION,
+        summary="State of a session",
+        parse=lambda raw, bounds: actions.ReadSession(in_session(raw)),
+        render=render_session,
+        reply_type=SessionReply,
+    ),
+    ActionRoute(
+        method="DELETE",
+        path=SESSION,
+        summary="End a session and everything in it",
+        parse=lambda raw, bounds: actions.DeleteSession(in_session(raw)),
+        render=render_done,
+        reply_type=Done,
+    ),
+    ActionRoute(
+        method="POST",
+        path=f"{SESSION}/interrupt",
+        summary="Interrupt what runs in a session, as Ctrl-C does",
+        parse=lambda raw, bounds: actions.InterruptSession(in_session(raw)),
+        render=render_done,
+        reply_type=Done,
+    ),
+)
 
 
-def _file_routes() -> tuple[Route, ...]:
-    return (
-        ActionRoute(
-            method="GET",
-            path=f"{SESSION}/files",
-            summary="List a directory of a session",
-            parse=lambda raw, bounds: actions.ListFiles(in_session(raw), _value(raw, "path", ".")),
-            render=render_files,
-            reply_type=FilesReply,
-            query=("path",),
-        ),
-        ActionRoute(
-            method="GET",
-            path=FILE,
-            summary="Read a file of a session",
-            parse=lambda raw, bounds: actions.ReadFile(in_session(raw), raw.params["path"], raw=True),
-            render=render_content,
-            reply_content=OCTETS.decode(),
-        ),
-        ActionRoute(
-            method="PUT",
-            path=FILE,
-            summary="Write a file of a session; the body is its content",
-            parse=lambda raw, bounds: actions.WriteFile(in_session(raw), raw.params["path"]),
-            render=render_written,
-            reply_type=WrittenReply,
-            upload=True,
-        ),
-        ActionRoute(
-            method="DELETE",
-            path=FILE,
-            summary="Remove a file or a directory of a session",
-            parse=lambda raw, bounds: actions.DeleteFile(in_session(raw), raw.params["path"]),
-            render=render_done,
-            reply_type=Done,
-        ),
-    )
+_FILES: tuple[Route, ...] = (
+    ActionRoute(
+        method="GET",
+        path=f"{SESSION}/files",
+        summary="List a directory of a session",
+        parse=lambda raw, bounds: actions.ListFiles(in_session(raw), _value(raw, "path", ".")),
+        render=render_files,
+        reply_type=FilesReply,
+        query=("path",),
+    ),
+    ActionRoute(
+        method="GET",
+        path=FILE,
+        summary="Read a file of a session",
+        parse=lambda raw, bounds: actions.ReadFile(in_session(raw), raw.params["path"], raw=True),
+        render=render_content,
+        reply_content=OCTETS.decode(),
+    ),
+    ActionRoute(
+        method="PUT",
+        path=FILE,
+        summary="Write a file of a session; the body is its content",
+        parse=lambda raw, bounds: actions.WriteFile(in_session(raw), raw.params["path"]),
+        render=render_written,
+        reply_type=WrittenReply,
+        upload=True,
+    ),
+    ActionRoute(
+        method="DELETE",
+        path=FILE,
+        summary="Remove a file or a directory of a session",
+        parse=lambda raw, bounds: actions.DeleteFile(in_session(raw), raw.params["path"]),
+        render=render_done,
+        reply_type=Done,
+    ),
+)
 
 
-def _terminal_routes() -> tuple[Route, ...]:
-    return (
-        ActionRoute(
-            method="POST",
-            path=TERMINALS,
-            summary="Open a terminal in a session",
-            parse=parse_open,
-            render=render_terminal,
-            body_type=TerminalBody,
-            reply_type=TerminalReply,
-            cost=1,
-            status=201,
-        ),
-        ActionRoute(
-            method="GET",
-            path=TERMINALS,
-            summary="List the terminals of a session",
-            parse=lambda raw, bounds: actions.ListTerminals(in_session(raw)),
-            render=render_terminals,
-            reply_type=TerminalsReply,
-        ),
-        ActionRoute(
-            method="GET",
-            path=TERMINAL,
-            summary="State of a terminal",
-            parse=lambda raw, bounds: actions.ReadTerminal(*select_terminal(raw)),
-            render=render_terminal,
-            reply_type=TerminalReply,
-        ),
-        ActionRoute(
-            method="PATCH",
-            path=TERMINAL,
-            summary="Tell a terminal its size",
-            parse=parse_resize,
-            render=render_terminal,
-            body_type=SizeBody,
-            reply_type=TerminalReply,
-        ),
-        ActionRoute(
-            method="DELETE",
-            path=TERMINAL,
-            summary="End a terminal and what runs in it",
-            parse=lambda raw, bounds: actions.CloseTerminal(*select_terminal(raw)),
-            render=render_done,
-            reply_type=Done,
-        ),
-        TerminalRoute(
-            path=f"{TERMINAL}/ws",
-            summary="Connect to a terminal: what it shows is binary messages, what is typed binary or text ones",
-            select=select_terminal,
-            receive=receive,
-            exited=exited,
-            message_type=TerminalMessage,
-            event_type=ExitEvent,
-        ),
-    )
+_TERMINALS: tuple[Route, ...] = (
+    ActionRoute(
+        method="POST",
+        path=TERMINALS,
+        summary="Open a terminal in a session",
+        parse=parse_open,
+        render=render_terminal,
+        body_type=TerminalBody,
+        reply_type=TerminalReply,
+        cost=1,
+        status=201,
+    ),
+    ActionRoute(
+        method="GET",
+        path=TERMINALS,
+        summary="List the terminals of a session",
+        parse=lambda raw, bounds: actions.ListTerminals(in_session(raw)),
+        render=render_terminals,
+        reply_type=TerminalsReply,
+    ),
+    ActionRoute(
+        method="GET",
+        path=TERMINAL,
+        summary="State of a terminal",
+        parse=lambda raw, bounds: actions.ReadTerminal(*select_terminal(raw)),
+        render=render_terminal,
+        reply_type=TerminalReply,
+    ),
+    ActionRoute(
+        method="PATCH",
+        path=TERMINAL,
+        summary="Tell a terminal its size",
+        parse=parse_resize,
+        render=render_terminal,
+        body_type=SizeBody,
+        reply_type=TerminalReply,
+    ),
+    ActionRoute(
+        method="DELETE",
+        path=TERMINAL,
+        summary="End a terminal and what runs in it",
+        parse=lambda raw, bounds: actions.CloseTerminal(*select_terminal(raw)),
+        render=render_done,
+        reply_type=Done,
+    ),
+    TerminalRoute(
+        path=f"{TERMINAL}/ws",
+        summary="Connect to a terminal: what it shows is binary messages, what is typed binary or text ones",
+        select=select_terminal,
+        receive=receive,
+        exited=exited,
+        message_type=TerminalMessage,
+        event_type=ExitEvent,
+    ),
+)
 
 
-def _task_routes() -> tuple[Route, ...]:
-    return (
-        ActionRoute(
-            method="POST",
-            path="/v1/tasks",
-            summary="Begin a run that goes on without its client",
-            parse=parse_task,
-            render=render_task,
-            body_type=ExecBody,
-            reply_type=TaskReply,
-            cost=1,
-            status=202,
-        ),
-        ActionRoute(
-            method="GET",
-            path="/v1/tasks/{task}",
-            summary="What came of such a run so far",
-            parse=lambda raw, bounds: actions.ReadTask(raw.params["task"]),
-            render=render_task,
-            reply_type=TaskReply,
-        ),
-    )
+_TASKS: tuple[Route, ...] = (
+    ActionRoute(
+        method="POST",
+        path="/v1/tasks",
+        summary="Begin a run that goes on without its client",
+        parse=parse_task,
+        render=render_task,
+        body_type=RunBody,
+        reply_type=TaskReply,
+        cost=1,
+        status=202,
+    ),
+    ActionRoute(
+        method="GET",
+        path="/v1/tasks/{task}",
+        summary="What came of such a run so far",
+        parse=lambda raw, bounds: actions.ReadTask(raw.params["task"]),
+        render=render_task,
+        reply_type=TaskReply,
+    ),
+)
 
 
-ROUTES = (*_session_routes(), *_file_routes(), *_terminal_routes(), *_task_routes())
+ROUTES = (*_SESSIONS, *_FILES, *_TERMINALS, *_TASKS)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from sandfork.dialects.base import LANGUAGE
 from sandfork.dialects.native_wire import (
@@ -16,7 +16,6 @@ from sandfork.dialects.native_wire import (
     ExecReply,
     LimitsBody,
     LimitsReply,
-    Seconds,
     Session,
     UsageReply,
     Word,
@@ -24,6 +23,7 @@ from sandfork.dialects.native_wire import (
 
 Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 TaskStatus = Literal["running", "ended", "failed"]
+Span = Annotated[float, Meta(ge=0.001, le=10 * 365 * 86400)]
 Size = Annotated[int, Meta(ge=1, le=1000)]
 Metadata = Annotated[
     dict[Annotated[str, Meta(min_length=1, max_length=100)], Annotated[str, Meta(max_length=1000)]], Meta(max_length=64)
@@ -34,15 +34,15 @@ class SessionBody(msgspec.Struct, frozen=True):
     """What a new session is to be."""
 
     id: Annotated[Session | None, Meta(description="Its id; one that cannot be guessed if none is given.")] = None
-    language: Annotated[
-        str | None, Meta(description="What its first interpreter is for.", extra_json_schema=LANGUAGE)
-    ] = None
+    language: (
+        Annotated[str, Meta(description="What its first interpreter is for.", extra_json_schema=LANGUAGE)] | UnsetType
+    ) = UNSET
     limits: Annotated[
         LimitsBody, Meta(description="Of the whole session; wall time, cpu time and output are each run's own.")
     ] = LimitsBody()
     env: Annotated[dict[EnvName, Word], Meta(description="Environment variables of all its processes.")] = {}
-    lifetime_s: Annotated[Seconds | None, Meta(description="It ends so long after it was made.")] = None
-    idle_s: Annotated[Seconds | None, Meta(description="It ends so long after its last use.")] = None
+    lifetime_s: Annotated[Span | None, Meta(description="It ends so long after it was made.")] = None
+    idle_s: Annotated[Span | None, Meta(description="It ends so long after its last use.")] = None
     metadata: Annotated[Metadata, Meta(description="Anything you want to find again.")] = {}
 
 

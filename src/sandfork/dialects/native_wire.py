@@ -21,7 +21,7 @@ BASE64_PATTERN = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 # Only documents read these two: the engine is who refuses such names and words.
 EnvName = Annotated[str, Meta(extra_json_schema={"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"})]
 Word = Annotated[str, Meta(extra_json_schema={"pattern": r"^[^\u0000]*$"})]
-NAMED = {"prefixItems": [{"type": "string", "minLength": 1}]}
+NAMED = {"prefixItems": [{"type": "string", "minLength": 1, "pattern": r"^[^\u0000]*$"}]}
 Isolation = Literal["process", "gvisor", "microvm"]
 Session = Annotated[str, Meta(min_length=1, max_length=200)]
 
@@ -47,8 +47,8 @@ class LimitsBody(msgspec.Struct, frozen=True):
     disk_bytes: Annotated[int, Meta(ge=64 << 10, le=MAX_BYTES)] | None = None
 
 
-class ExecBody(msgspec.Struct, frozen=True):
-    """A program to run in a sandbox of its own: `code` in a `language`, or `argv`."""
+class ProgramBody(msgspec.Struct, frozen=True):
+    """A program to run: `code` in a `language`, or `argv`."""
 
     code: Annotated[str, Meta(description="Source code.")] | UnsetType = UNSET
     argv: Annotated[list[Word], Meta(min_length=1, description="A command.", extra_json_schema=NAMED)] | UnsetType = (
@@ -69,7 +69,6 @@ class ExecBody(msgspec.Struct, frozen=True):
         Isolation | None, Meta(description="The least wanted.", extra_json_schema={"x-only": ["process", None]})
     ] = None
     template: Annotated[str | None, Meta(description="The template to fork, instead of the one chosen.")] = None
-    session: Annotated[Session | None, Meta(description="The session to run in.")] = None
     fresh: Annotated[
         bool, Meta(description="In a session: a process of its own, as a plain run; only the files are the session's.")
     ] = False
@@ -77,13 +76,33 @@ class ExecBody(msgspec.Struct, frozen=True):
         list[str], Meta(max_length=100, description="Texts shown as `***` wherever it writes them.")
     ] = []
     rich: Annotated[bool, Meta(description="Return figures, tables and the value of a last expression, too.")] = False
-    stream: Annotated[bool, Meta(description="Answer with server-sent events while it runs.")] = False
+
+
+Streamed = Annotated[bool, Meta(description="Answer with server-sent events while it runs.")]
+
+
+class RunBody(ProgramBody, frozen=True):
+    """A program to run in a sandbox of its own, or in a session."""
+
+    session: Annotated[Session | None, Meta(description="The session to run in.")] = None
+
+
+class ExecBody(RunBody, frozen=True):
+    """A program to run in a sandbox of its own, or in a session, while its client waits."""
+
+    stream: Streamed = False
+
+
+class SessionExecBody(ProgramBody, frozen=True):
+    """A program to run in the session that the path names."""
+
+    stream: Streamed = False
 
 
 class BatchBody(msgspec.Struct, frozen=True):
     """Runs to make in parallel, each in a sandbox of its own."""
 
-    executions: Annotated[list[ExecBody], Meta(description="As many as the server's batch maximum, 100 by default.")]
+    executions: Annotated[list[RunBody], Meta(description="As many as the server's batch maximum, 100 by default.")]
 
 
 class UsageReply(msgspec.Struct, frozen=True):

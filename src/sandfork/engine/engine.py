@@ -269,6 +269,8 @@ class Engine:
             else:
                 turn.cancel()
             raise
+        finally:
+            del turn  # it may hold the error that is about to hold this frame
 
     async def _attempt_in(self, session: Session, execution: Execution) -> ExecResult:
         end, state_lost = await session.run(execution)

@@ -188,7 +188,8 @@ class Execution:
 
     def _flush(self, end: StepEnd) -> None:
         if self._mask is not None:
-            self._mask.flush(cut=self._cap.exceeded or end.outcome is not Outcome.EXITED)
+            cut = self._cap.exceeded or self._interrupted is not None or end.outcome is not Outcome.EXITED
+            self._mask.flush(cut=cut)
 
     def over(self) -> None:
         """Let go of who waits to feed it: it has ended, or never begins."""
@@ -221,6 +222,7 @@ class Execution:
             tuple(self._fold.displays),
             state_lost,
             self.started_s,
+            self._cap.passed_bytes,
             failed_step=self.failed_step,
         )
 
@@ -251,8 +253,8 @@ class Execution:
         self._interrupt(Outcome.SIGNALLED)
 
     def stop(self, error: SandforkError) -> None:
-        """Kill the program if it runs, and fail the execution with `error`."""
-        self._error = error
+        """Kill the program if it runs, and fail the execution with `error`; the first one given stands."""
+        self._error = self._error or error
         self._kill(Outcome.SIGNALLED)
 
     def _timings(self, end: StepEnd) -> Timings:
@@ -276,8 +278,12 @@ class Execution:
         self._process = self._task = self._timer = self._cap.overflow = None
 
     def _refuse_stopped(self) -> None:
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # it is about to hold this frame
 
     def _arm(self, delay_s: float, then: Callable[[], None]) -> None:
         self._timer = asyncio.get_running_loop().call_later(delay_s, then)

@@ -49,6 +49,11 @@ class Cap:
         self.started = False
         self.exceeded = False
 
+    @property
+    def passed_bytes(self) -> tuple[int, int]:
+        """How much of stdout and stderr was passed on."""
+        return self._sizes[Stream.STDOUT], self._sizes[Stream.STDERR]
+
     def output(self, stream: Stream, data: bytes) -> bool:
         """Pass on what still fits and return what the sink behind says."""
         self.started = True

@@ -17,6 +17,7 @@ from dataclasses import replace
 from sandfork.engine.execution import Execution, never_began
 from sandfork.engine.terminals import Terminal
 from sandfork.errors import (
+    CallerError,
     FileNotInSandbox,
     ForkFailed,
     GuestLost,
@@ -195,7 +196,7 @@ class Session:
             end = await execution.run(process)
             waits = end.alive
             return end
-        except FileNotInSandbox:
+        except CallerError:
             waits = plan.step.lasting
             raise
         finally:

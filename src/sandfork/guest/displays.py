@@ -11,13 +11,16 @@ import __future__
 import _ast
 import binascii
 import builtins
+import fcntl
 import importlib.machinery
 import io
 import json
 import os
 import signal
 import sys
+import termios
 import threading
+import time
 import types
 
 TYPE_CHECKING = False
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 zygote: Any = globals()["zygote"]
 
 BUNDLE_BYTES = 8 << 20
+READ_TRIES = 100
+READ_PAUSE_S = 0.0005
 ONLY_AST = 0x400  # ast.PyCF_ONLY_AST, without importing ast
 FUTURES = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 PYPLOT = "matplotlib.pyplot"
@@ -241,13 +246,34 @@ def send(found: dict[str, object], kind: str) -> None:
         del parts[max(parts, key=lambda name: len(parts[name]))]
     if not parts:
         return
+    let_output_pass()
+    content = b",".join(name + b":" + text for name, text in parts.items())
+    line.send(b'{"kind":"%s","data":{%s}}' % (kind.encode(), content))
+
+
+def let_output_pass() -> None:
+    """Flush, and wait a moment until the host has read all: so it knows what stood before what is shown.
+
+    It takes frames before output, so what is written after the frame comes after it. Where output never ends, or the
+    host reads no more just now, the order is not worth a longer wait.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except Exception:  # noqa: S110  # the program's own stream; its next write tells it
             pass
-    content = b",".join(name + b":" + text for name, text in parts.items())
-    line.send(b'{"kind":"%s","data":{%s}}' % (kind.encode(), content))
+    for _ in range(READ_TRIES):
+        if not any(unread_bytes(fd) for fd in (1, 2)):
+            return
+        time.sleep(READ_PAUSE_S)
+
+
+def unread_bytes(fd: int) -> int:
+    """Return how much of a pipe nobody has read; 0 for what is none."""
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+    except OSError:
+        return 0
 
 
 def as_text(content: object) -> str | None:

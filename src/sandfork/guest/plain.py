@@ -20,7 +20,7 @@ import types
 
 TYPE_CHECKING = False  # typing's own would import typing, which every sandbox would carry
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
 DISPLAY = sys.__excepthook__
@@ -233,7 +233,7 @@ def functions_in(code: types.CodeType) -> list[types.CodeType]:
     return inner + [below for each in inner for below in functions_in(each)]
 
 
-def hide_frames(below: types.CodeType, scope: dict[str, Any], later: tuple[types.CodeType, ...]) -> None:
+def hide_frames(below: types.CodeType, scope: dict[str, Any], later: Iterable[types.CodeType]) -> None:
     """Have nothing that walks the stack see the frames of our own, which lie below the program's.
 
     SAFETY: CPython (3.11 to 3.14) passes over frames that have not reached their code's first traceable instruction.

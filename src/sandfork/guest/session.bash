@@ -7,9 +7,9 @@
 # The prompt never shows; what is done before it, PROMPT_COMMAND, takes steps: code up to a NUL byte, answered by END.
 # The code runs outside of any function, where `declare` makes what lasts.
 
+exec 13<> <(:) # a pipe to ourselves: the one way to get text out of `trap` without a process
 exec 2>&14 14>&-
 exec 0</dev/null
-exec 13<> <(:) # a pipe to ourselves: the one way to get text out of `trap` without a process
 set +m +H +o history
 unset HISTFILE
 PS1='' PS2='' __sandfork_state=new __sandfork_code='' __sandfork_trap='' __sandfork_stdin=$PWD/.stdin

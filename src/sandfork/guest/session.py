@@ -44,6 +44,8 @@ class Signals:
         self.late: list[int] = []
         self.mine = self.note
         self.hold_back()
+        self.handlers[signal.SIGINT] = signal.default_int_handler
+        signal.signal(signal.SIGINT, self.mine)
 
     def note(self, number: int, frame: types.FrameType | None) -> None:
         """Take a signal between two steps."""
@@ -234,7 +236,11 @@ def forget_frames_below(error: BaseException) -> None:
 
 def renew_stdin(path: str) -> None:
     """Have descriptor 0 and sys.stdin be this step's input: a file, which is unlinked, or nothing."""
-    fd = os.open(path or os.devnull, os.O_RDONLY)
+    try:
+        fd = os.open(path or os.devnull, os.O_RDONLY)
+    except OSError:  # the program holds as many as it may: the last step's input makes room
+        os.close(0)
+        fd = os.open(path or os.devnull, os.O_RDONLY)
     if fd:
         os.dup2(fd, 0)
         os.close(fd)

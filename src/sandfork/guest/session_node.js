@@ -5,6 +5,7 @@
 // Code is evaluated in V8's REPL mode, which only the inspector offers: `let`, `const` and `class` stay and may be declared
 // again, and `await` works at top level. It runs inside of a script that SIGINT breaks. A step is over when its own
 // promise has settled and nothing that it began keeps node running but servers (see `isQuiet`).
+process.on('SIGINT', interrupt); // the first act: until then an interrupt ends the process
 const fs = require('fs');
 const inspector = require('inspector');
 const net = require('net');
@@ -359,7 +360,7 @@ exports.start = function (fd, first, parse) {
       const end = 8 + received.readUInt32LE(4);
       const run = parse(received.subarray(8, end));
       received = received.subarray(end);
-      begin(run);
+      setImmediate(begin, run); // after what a signal that is already here does, for it was not for this step
     }
   });
   begin(first);

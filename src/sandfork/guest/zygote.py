@@ -76,8 +76,7 @@ RUN = (ctypes.c_char * 16376).from_address(short_run())
 leave, getpid, kill, give_way, set_signal = os._exit, os.getpid, os.kill, os.sched_yield, signal.signal
 
 plain = load(read(PLAIN, "plain"))
-# Loaded by the children that are asked for what is in there; for all others they are pages that nobody touches.
-SESSION_CODE, DISPLAYS_CODE = read(SESSION, "session"), read(DISPLAYS, "displays")
+LATER: dict[str, types.CodeType] = {}  # loaded by the children that are asked for what is in there
 
 
 class Job:
@@ -173,16 +172,22 @@ def perform(job: Job) -> int:
     return status
 
 
+def read_later() -> None:
+    """Have at hand what few children need; when all that others touch has its place, so that they never touch this."""
+    LATER.update(session=read(SESSION, "session"), displays=read(DISPLAYS, "displays"))
+
+
 def load_displays() -> Any:
     """Return the part that shows rich results."""
-    return load(DISPLAYS_CODE, zygote=types.SimpleNamespace(**SCOPE))
+    return load(LATER["displays"], zygote=types.SimpleNamespace(**SCOPE))
 
 
 def run(fd: int) -> NoReturn:
     """Wait for RUN on `fd`, be the program, and never return."""
     job = receive(fd)
     if job.lasting:
-        load(SESSION_CODE, zygote=types.SimpleNamespace(**SCOPE)).serve(fd, job)
+        set_signal(signal.SIGINT, signal.SIG_IGN)  # until there is a program to interrupt
+        load(LATER["session"], zygote=types.SimpleNamespace(**SCOPE)).serve(fd, job)
     status = perform(job)
     if status == -signal.SIGINT:
         plain.shut_down(0)
@@ -302,7 +307,8 @@ def serve(names: list[str], depth: tuple[ctypes.Array[ctypes.c_int], int, int]) 
     if depth[1] > 0:
         even_depth(f"/proc/self/fd/{scratch}", *depth)
     os.close(scratch)
-    plain.hide_frames(sys._getframe(1).f_code, globals(), (SESSION_CODE, DISPLAYS_CODE))
+    read_later()
+    plain.hide_frames(sys._getframe(1).f_code, globals(), LATER.values())
     linecache.clearcache()
     for _ in range(3):
         gc.collect()

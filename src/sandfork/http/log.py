@@ -111,7 +111,7 @@ def _note_plan(line: LogLine, plan: ExecPlan) -> None:
 
 def _note_result(line: LogLine, result: ExecResult) -> None:
     line.outcome, line.exit_code, line.signal = result.outcome.value, result.exit_code, result.signal
-    line.stdout_bytes, line.stderr_bytes, line.truncated = len(result.stdout), len(result.stderr), result.truncated
+    (line.stdout_bytes, line.stderr_bytes), line.truncated = result.written_bytes, result.truncated
     usage, timings = result.usage, result.timings
     line.memory_peak_bytes = usage.memory_peak_bytes
     line.cpu_ms = milliseconds(usage.cpu_user_s + usage.cpu_system_s)

@@ -25,6 +25,7 @@ from sandfork.dialects.base import (
     TerminalRoute,
 )
 from sandfork.dialects.refusals import UndecidedError
+from sandfork.http.routing import REST
 
 JsonObject = dict[str, Any]
 
@@ -50,9 +51,10 @@ def openapi_document(spoken: Sequence[Spoken], title: str, version: str, languag
             if not route.documented:
                 continue
             method = route.method.lower()
-            paths.setdefault(each.prefix + route.path, {})[method] = _operation(each, route, of_types)
+            path = told_path(route)
+            paths.setdefault(each.prefix + path, {})[method] = _operation(each, route, of_types)
             if each.prefix and route.at_root and everything:
-                at_root = paths.setdefault(route.path, {})
+                at_root = paths.setdefault(path, {})
                 operation = _operation(each, route, of_types)
                 operation["operationId"] = f"root_{operation['operationId']}"
                 at_root[method] = operation if route.mark is None else _joined(at_root.get(method), operation)
@@ -65,6 +67,11 @@ def openapi_document(spoken: Sequence[Spoken], title: str, version: str, languag
         "components": {"schemas": schemas, "securitySchemes": _SECURITY_SCHEMES},
     }
     return Reply(json.dumps(document).encode())
+
+
+def told_path(route: Route) -> str:
+    """Return a route's path as documents have it."""
+    return route.path.replace(REST, "}")
 
 
 def _joined(others: JsonObject | None, operation: JsonObject) -> JsonObject:
@@ -151,7 +158,7 @@ KEYED = (ExecRoute, ActionRoute, SocketRoute, TerminalRoute, QueryRoute, Languag
 
 
 def _parameters(route: Route) -> list[JsonObject]:
-    parts = [part[1:-1].partition(":")[0] for part in route.path.split("/") if part.startswith("{")]
+    parts = [part[1:-1] for part in told_path(route).split("/") if part.startswith("{")]
     places = [(part, "path", True) for part in parts]
     places += [(name, "query", False) for name in route.query] if isinstance(route, ActionRoute) else []
     schema = {"type": "string", "minLength": 1}
@@ -184,9 +191,14 @@ def _successes(route: Route, of_types: dict[Any, JsonObject]) -> JsonObject:
         examples = {e.summary: {"value": json.loads(e.reply)} for e in route.examples if e.reply and e.status == 200}
         content |= _json(of_types[route.reply_type], examples)
     if isinstance(route, ExecRoute) and route.event_type is not None:
-        schema = {"description": "Server-sent events.", "x-events": of_types[route.event_type]}
-        content["text/event-stream"] = {"schema": schema}
+        content["text/event-stream"] = {"schema": _event(of_types[route.event_type])}
     return {status: {"description": route.summary, "content": content or {kind: {"schema": {"type": "string"}}}}}
+
+
+def _event(schema: JsonObject) -> JsonObject:
+    """Return the schema of each server-sent event, whose data is JSON of another schema."""
+    told = {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
+    return {"type": "object", "properties": {"event": {"type": "string"}, "data": told}, "required": ["data"]}
 
 
 def _json(schema: JsonObject, examples: JsonObject | None = None) -> JsonObject:

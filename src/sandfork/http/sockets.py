@@ -79,7 +79,7 @@ class Conversation:
         self._patience = Patience(settings.stall_s, lambda: self._outbox.full or self._outbox.closed)
         self._inputs = Inputs()
         self._telling: Telling | None = None
-        self._under_way = False
+        self._under_way = self._is_fed = False
         self._idle: asyncio.TimerHandle | None = None
         self._end = (1000, "")
         self._group = asyncio.TaskGroup()
@@ -126,9 +126,15 @@ class Conversation:
                     return
                 raise InvalidRequest("", "nothing was started yet")
             if isinstance(told, Input) and self._under_way:
-                await self._inputs.put(told.data)
+                await self._put(told.data)
             elif isinstance(told, Signal) and self._under_way:
                 self._telling.signal(told.number)
+
+    async def _put(self, data: bytes) -> None:
+        if self._is_fed:
+            await self._inputs.put(data)
+        elif data:
+            raise InvalidRequest("", "this program was given its standard input whole")
 
     def _begin(self, ask: Ask) -> None:
         if self._under_way:
@@ -137,7 +143,7 @@ class Conversation:
             raise RuntimeError("an execution over a WebSocket needs a writer")
         charge(self._service, self._exchange.caller, 1 if ask.cost is None else ask.cost, self._quotas)
         self._stop_waiting()
-        self._under_way = True
+        self._under_way, self._is_fed = True, ask.requests[0].keep_stdin
         self._telling = Telling(ask.writer, self._outbox, self._exchange.request_id)
         self._spawn(self._execute(ask, self._telling))
 

@@ -13,8 +13,11 @@ from sandfork.http.exchange import ClientGone, Exchange
 from sandfork.http.intake import identify
 from sandfork.http.outbox import Patience
 from sandfork.http.ports import Connection, Sessions
-from sandfork.http.websocket import TOO_LARGE, UNREADABLE, SocketExchange
+from sandfork.http.websocket import BY_POLICY, TOO_LARGE, UNREADABLE, SocketExchange
 from sandfork.model import SessionKey
+
+PIECE_BYTES = 4096
+"""How much is typed at once."""
 
 
 class TerminalEndpoint(DialectEndpoint):
@@ -48,7 +51,8 @@ class _Link:
         self._route = route
         self._exchange = exchange
         self._key, self._name = key, name
-        self._patience = Patience(service.settings.stall_s, lambda: True)
+        self._stall_s = service.settings.stall_s
+        self._patience = Patience(self._stall_s, lambda: True)
 
     async def run(self) -> None:
         connection = self._sessions.connect(self._key, self._name)
@@ -87,13 +91,22 @@ class _Link:
         try:
             told = self._route.receive(message)
             if isinstance(told, Input) and told.data:
-                await connection.write(told.data)
+                await self._type(connection, told.data)
             elif isinstance(told, Resize):
                 self._sessions.resize_terminal(self._key, self._name, told.cols, told.rows)
         except SessionNotFound:
             return
         except SandforkError as error:
             await self._close(UNREADABLE, public_message(error))
+
+    async def _type(self, connection: Connection, data: bytes) -> None:
+        """Type at the terminal's pace. While it takes nothing the client is not heard, nor seen to go: not for ever."""
+        try:
+            for start in range(0, len(data), PIECE_BYTES):
+                async with asyncio.timeout(self._stall_s):
+                    await connection.write(data[start : start + PIECE_BYTES])
+        except TimeoutError:
+            await self._close(BY_POLICY, f"the terminal took nothing of what was typed for {self._stall_s:g} s")
 
     async def _close(self, code: int, reason: str) -> None:
         """End the connection. *Raises* ClientGone."""

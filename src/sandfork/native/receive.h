@@ -86,6 +86,7 @@ static long take_run(int fd, struct received *out)
 {
     char *body, *value, *file = NULL;
     size_t len, words = 0;
+    uint64_t cpu_s = 0; /* not put on a process that lasts: the kernel would count all its steps together */
     uint8_t tag;
     bool lasting = false;
     release_run();
@@ -97,7 +98,9 @@ static long take_run(int fd, struct received *out)
     struct field_reader reader = {body, len};
     while (next_field(&reader, &tag, &value, &len)) {
         uint64_t at = (uint64_t)(value - body);
-        if (run_limit(tag, field_u64(value, len)))
+        if (tag == FIELD_CPU)
+            cpu_s = field_u64(value, len);
+        if (tag == FIELD_CPU || run_limit(tag, field_u64(value, len)))
             continue;
         if (tag == FIELD_FILE && is_text(value, len))
             file = value, out->name = at, out->name_end = at + len - 1;
@@ -109,6 +112,8 @@ static long take_run(int fd, struct received *out)
     }
     if (reader.left)
         return -EPROTO;
+    if (cpu_s && !lasting)
+        run_limit(FIELD_CPU, cpu_s);
     if (file && out->code && !lasting)
         out->error = (uint64_t)-write_run_file(file, body + out->code, out->code_end - out->code);
     return 0;

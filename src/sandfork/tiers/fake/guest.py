@@ -88,7 +88,7 @@ class FakeGuest:
         if self._state not in (_State.PARKED, _State.RESTING):
             raise GuestLost("the fake process is not waiting for a program", step=BEFORE_START)
         self.home.files.put(step.files)
-        if step.code is not None and step.file_name is not None:
+        if step.code is not None and step.file_name is not None and not step.lasting:
             self.home.files.contents[f"{WORK_DIR}/{step.file_name}"] = step.code
         self._begin(step)
         ready_ns = self._tier.clock_ns()

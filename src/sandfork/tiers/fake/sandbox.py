@@ -58,8 +58,10 @@ class FakeSandbox(FakeGuest):
         self.files.max_bytes = limits.disk_bytes
 
     def add(self, guest: FakeGuest) -> None:
-        """Note a process that joins."""
+        """Note a process that joins; a kill that is under way takes it, too."""
         self._guests.add(guest)
+        if asyncio.get_running_loop().time() < self._cleared_at_s:
+            guest.killed_along()
 
     def forget(self, guest: FakeGuest) -> None:
         """Forget a process that is closed."""

@@ -90,13 +90,14 @@ class AgentClient:
     async def _ask(self, kind: int, path: str, value: int, content: bytes = b"") -> tuple[int, list[bytes]]:
         """Return OK's number and the DATA before it. *Raises* OSError with the agent's errno, GuestLost."""
         loop = asyncio.get_running_loop()
+        request = m.agent_request(kind, path, value, content)
         chunks: list[bytes] = []
         async with self._lock:
             if self._closed or not self._in_step:
                 raise GuestLost("the stream to the sandbox is closed")
             self._in_step = False
             try:
-                await loop.sock_sendall(self._sock, m.agent_request(kind, path, value, content))
+                await loop.sock_sendall(self._sock, request)
                 while True:
                     data = await loop.sock_recv(self._sock, 1 << 18)
                     if not data:

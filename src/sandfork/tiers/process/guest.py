@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sandfork.errors import FileNotInSandbox, ForkFailed, GuestLost, TierError
+from sandfork.errors import CallerError, ForkFailed, GuestLost, TierError
 from sandfork.model import InputFile, Limits, Outcome, Step
 from sandfork.tiers.base import BEFORE_START, OutputSink, StepEnd
 from sandfork.tiers.process import messages as m
@@ -80,6 +80,7 @@ class Guest:
         self._watch = Watch(slot, streams, partial(self.kill, Outcome.CPU_LIMIT))
         self._started_ns = 0
         self._claimed_ns: tuple[int, int] | None = None
+        self._interrupted = False
         self._reaped: m.WardenEvent | None = None
         self._exec_failed = False
         self._sent_ns = 0
@@ -166,9 +167,8 @@ class Guest:
             self._forged()
 
     def _display(self, body: bytes) -> None:
-        """Pass on a rich value, behind all that was written before it."""
+        """Pass on a rich value. It is said once all before it was read, so reading now would bring later output."""
         assert self._showing is not None
-        self._streams.drain()
         problem = self._showing.take(body)
         if problem is not None:
             self.kill(problem)
@@ -192,10 +192,11 @@ class Guest:
             return never_ran(self._killed)
         if self._state not in (_PARKED, _RESTING) or self._answer.awaited:
             raise GuestLost("the sandbox is not waiting for a program", step=BEFORE_START)
+        files = (*step.files, InputFile(STDIN_FILE, step.stdin)) if step.lasting and step.stdin else step.files
         before, self._state = self._state, _STARTING
         try:
-            if step.files:
-                await self._put(step.files, before)
+            if files:
+                await self._put(files, before)
             if self._home.kept:
                 await self._prepare_lasting(step, limits)
             else:
@@ -221,7 +222,7 @@ class Guest:
         """Write the step's files; the process waits for another step when it is not to be had with these."""
         try:
             await self._home.put(files)
-        except FileNotInSandbox:
+        except CallerError:
             if not self._died:
                 self._state = before
             raise
@@ -230,11 +231,8 @@ class Guest:
         """Make ready for a step of one among several in a sandbox that is kept."""
         self._lasting = step.lasting
         await self._slot.apply_to_process(limits)
-        if step.lasting and step.stdin:
-            await self._home.put([InputFile(STDIN_FILE, step.stdin)])
         self._since = self._slot.meter.mark()
-        self._started_ns = 0
-        self._claimed_ns = None
+        self._started_ns, self._claimed_ns, self._interrupted = 0, None, False
 
     async def _start(self, step: Step, limits: Limits, sink: OutputSink, *, again: bool) -> asyncio.Future[StepEnd]:
         """Send RUN: in one write where it fits, which is nearly always; the child is woken by it."""
@@ -268,6 +266,7 @@ class Guest:
     def signal(self, number: int) -> None:
         """Signal the running program and its group."""
         if self._state == _RUNNING:
+            self._interrupted = self._interrupted or number == signal.SIGINT
             self._slot.signal(number)
 
     def _killed_with(self) -> Outcome | None:
@@ -300,7 +299,12 @@ class Guest:
     def _exited(self, code: int, ready_ns: int, done_ns: int) -> None:
         outcome = outcome_of_failure(*self._slot.meter.events(self._since)) if code else Outcome.EXITED
         if outcome is not None:
+            # A fork bomb that was interrupted: what was forked in that moment heard of nothing and would go on.
+            bomb = self._interrupted and outcome is Outcome.PIDS_LIMIT
+            self._lasting = self._lasting and not bomb
             self._finish(outcome, code, None, ready_ns, done_ns)
+            if bomb:
+                self._home.kill_all()
             return
         # Whether the disk was full only the inside knows; ask before the answer.
         self._state = _RESTING if self._rests else _OVER

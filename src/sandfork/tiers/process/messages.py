@@ -5,6 +5,8 @@ Sans-IO: packing and unpacking only. A test compares the constants and sizes her
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -225,8 +227,11 @@ class FrameReader:
 
 
 def agent_request(kind: int, path: str, value: int, content: bytes = b"") -> bytes:
-    """Pack a request to a cell's agent; `path` is relative to the work directory."""
-    raw = path.encode("utf-8", "surrogateescape")
+    """Pack a request to a cell's agent; `path` is relative to the work directory. *Raises* OSError for no path."""
+    try:
+        raw = path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise OSError(errno.EILSEQ, os.strerror(errno.EILSEQ), path) from None
     if len(raw) > 4096:
-        raise ValueError("path too long")
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
     return FRAME.pack(kind, 8 + len(raw) + len(content)) + NUMBER.pack(len(raw) << 48 | value) + raw + content

@@ -94,7 +94,7 @@ class Tenancy:
         await self._put_in_force(want)
 
     async def apply_to_sandbox(self, limits: Limits) -> None:
-        """Put in force what holds for a sandbox as a whole, where that is not what it was born with. *Raises* TierError."""
+        """Put in force what holds for a sandbox as a whole, unless it was born with it. *Raises* TierError."""
         now = self.limits
         if (limits.memory_bytes, limits.disk_bytes, limits.pids) == (now.memory_bytes, now.disk_bytes, now.pids):
             return
