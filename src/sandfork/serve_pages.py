@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from sandfork.serve_proofs import Proof
 from sandfork.serve_speed import Speed
@@ -17,6 +21,8 @@ file on its real toolchain in the real sandbox. `checks` counts those that passe
 one says why in its file (`sandfork lang info NAME`). Times are medians in milliseconds of the hello program, taken in
 turns in one run: `bare` is the toolchain alone, unconfined; `run` an execution with a warm pool, compiled anew where
 there is a compiler; `again` one whose artefacts were kept from the run before. Ratios are to bare.
+
+{host}
 
 How a language is described is in [the guide](../guide/languages.md).
 """
@@ -49,4 +55,20 @@ def proof_page(proofs: Sequence[Proof]) -> str:
     head, *rows = proof_rows(proofs)
     align = "|".join("---" if number < 4 else "--:" for number in range(len(head)))
     lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([_INTRODUCTION, f"| {' | '.join(head)} |", f"|{align}|", *lines])
+    return "\n".join([_INTRODUCTION.replace("{host}", _host()), f"| {' | '.join(head)} |", f"|{align}|", *lines])
+
+
+def _host() -> str:
+    """Say what it was measured on, and how busy that was."""
+    model = "?"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    busy, _, _ = os.getloadavg()
+    cores = len(os.sched_getaffinity(0))
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+    return (
+        f"Measured on {today}: {cores} cores of {model}, Linux {platform.release()}. The load average at the end was "
+        f"{busy:.1f}: what is much above {cores} means that others used the machine at the same time."
+    )

@@ -1,8 +1,9 @@
 """Ten thousand executions while everything that can go wrong does: each request gets one true answer, nothing is left.
 
-Thirty-two clients send programs that behave and misbehave; a pool far too small starves; templates are killed; clients
-hang up while their programs run. What a request may get is known beforehand from its program alone. A refusal that says
-when to come back is counted, and the request is sent again later, until it has its answer.
+Thirty-two clients send programs that behave and misbehave, follow streams and live in sessions; a pool far too small
+starves; templates are killed; clients hang up while their programs run, in the middle of a stream or of a session's
+step. What a request may get is known beforehand from its program alone. A refusal that says when to come back is
+counted, and the request is sent again later, until it has its answer.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import pytest
 import uvloop
 
 from tests.e2e.chaos_programs import PROGRAMS
+from tests.e2e.chaos_sessions import CLIENTS as CHAOS_CLIENTS
+from tests.e2e.chaos_sessions import Line, Refused, Reply, Untrue
 from tests.support.remains import command_line, is_alive, mounts, settles
 from tests.support.service import STUCK_S, Service, running_service
 
@@ -38,15 +41,6 @@ log_level = "warning"
 PARKED = {"python": 4, "node": 1, "command": 1}
 HANG_UPS = {"hang up at once": 2.0, "hang up in the middle": 0.5}
 SLEEP_LONG = json.dumps({"code": "import time; time.sleep(3600)"}).encode()
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One response."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
 
 
 @dataclass
@@ -67,11 +61,15 @@ class Tally:
             self.killed += [number] if self.instance.kill_zygotes() else []
         return number, name
 
+    def put_off(self, number: int, name: str, refusal: Reply) -> None:
+        """Have a request sent again later."""
+        self.refused[refusal.status] += 1
+        self.todo.append((number, name))
+
     def judge(self, number: int, name: str, token: str, reply: Reply) -> None:
         """Count one reply to one request."""
-        if reply.status in (429, 503) and float(reply.headers["retry-after"]) >= 0:
-            self.refused[reply.status] += 1
-            self.todo.append((number, name))
+        if reply.is_refusal:
+            self.put_off(number, name, reply)
         elif reply.status == 200 and PROGRAMS[name].true(json.loads(reply.body), token):
             self.answers[name] += 1
         else:
@@ -81,6 +79,7 @@ class Tally:
 def draw(count: int, seed: int) -> deque[tuple[int, str]]:
     """Return so many kinds of requests, each kind at least once."""
     weights = {name: program.weight for name, program in PROGRAMS.items()} | HANG_UPS
+    weights |= {name: weight for name, (_, weight) in CHAOS_CLIENTS.items()}
     drawn = random.Random(seed).choices([*weights], [*weights.values()], k=max(count - len(weights), 0))
     return deque(enumerate([*weights, *drawn]))
 
@@ -90,12 +89,16 @@ def request(body: bytes) -> bytes:
     return head.encode() + body
 
 
-async def receive(reader: asyncio.StreamReader) -> Reply:
-    """Read one response, which has a Content-Length."""
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-    status, *lines = head.rstrip().split("\r\n")
-    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-    return Reply(int(status.split(" ")[1]), headers, await reader.readexactly(int(headers["content-length"])))
+async def do(line: Line, tally: Tally, number: int, name: str) -> None:
+    """Be a client of streams or sessions."""
+    try:
+        await CHAOS_CLIENTS[name][0](line, f"t{number:06}")
+    except Refused as refused:
+        tally.put_off(number, name, refused.reply)
+    except Untrue as untrue:
+        tally.wrong.append(f"{name} {number}: {untrue}")
+    else:
+        tally.answers[name] += 1
 
 
 async def hang_up(address: tuple[str, int], name: str) -> None:
@@ -110,19 +113,21 @@ async def hang_up(address: tuple[str, int], name: str) -> None:
 
 async def client(address: tuple[str, int], tally: Tally) -> None:
     """Send requests on one connection until none is left to send."""
-    reader, writer = await asyncio.open_connection(*address)
+    line = await Line.open(address)
     while tally.todo:
         number, name = tally.take()
+        if name in CHAOS_CLIENTS:
+            await do(line, tally, number, name)
+            continue
         if name in HANG_UPS:
             await hang_up(address, name)
             tally.answers[name] += 1
             continue
         program, token = PROGRAMS[name], f"t{number:06}"
         body = {"code": program.code, "language": program.language, "limits": program.limits, **program.more}
-        writer.write(request(json.dumps(body).replace("TOKEN", token).encode()))
-        tally.judge(number, name, token, await receive(reader))
-    writer.close()
-    await writer.wait_closed()
+        line.send("POST", "/v1/exec", json.dumps(body).replace("TOKEN", token).encode())
+        tally.judge(number, name, token, await line.receive())
+    await line.close()
 
 
 async def storm(address: tuple[str, int], instance: Instance, todo: deque[tuple[int, str]]) -> Tally:
@@ -155,9 +160,9 @@ class Instance:
         return sum(1 for group in self.directories[0].glob("s*/cgroup.procs") if group.read_text())
 
     def zygotes(self) -> list[int]:
-        """Return the Python zygotes."""
+        """Return the Python zygotes; a child of one looks the same until it is somebody's sandbox, but is in a cell."""
         kept = (self.directories[0] / "keep/cgroup.procs").read_text().split()
-        return [int(pid) for pid in kept if b"/proc/self/fd/6" in command_line(int(pid))]
+        return [int(pid) for pid in kept if b"/proc/self/fd/6" in command_line(int(pid)) and depth(int(pid)) == 2]
 
     def kill_zygotes(self) -> bool:
         """Kill the Python zygotes that are alive now."""
@@ -180,6 +185,15 @@ class Instance:
 def children(pid: int) -> list[int]:
     """Return the pids of a process' children."""
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def depth(pid: int) -> int:
+    """Return how many pid namespaces a process is in; 0 when it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return len(next(line for line in lines if line.startswith("NSpid:")).split()) - 1
 
 
 def is_settled(service: Service, instance: Instance) -> bool:

@@ -126,14 +126,14 @@ def test_a_process_that_is_killed_and_closed_at_once_keeps_nobody_waiting() -> N
 def test_a_signal_reaches_the_program_and_its_group() -> None:
     async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
         code = (
-            "import subprocess\nchild = subprocess.Popen(['sleep', '3600'])\ntry:\n print('begun', flush=True)\n"
-            " child.wait()\nexcept KeyboardInterrupt: print(child.wait())"
+            "import signal, subprocess\nsignal.signal(signal.SIGINT, lambda *_: print('heard', flush=True))\n"
+            "child = subprocess.Popen(['sleep', '3600'])\nprint('begun', flush=True)\nprint(child.wait())"
         )
         running = asyncio.create_task(sandbox.exec(make_step(code), LIMITS, tape := Tape()))
         await tape.until(b"begun")
         sandbox.signal(signal.SIGINT)
         assert (await running).exit_code == 0
-        assert bytes(tape.stdout) == b"begun\n-2\n"
+        assert bytes(tape.stdout) == b"begun\nheard\n-2\n"
 
     with_sandbox(check)
 

@@ -28,6 +28,8 @@ SETTINGS = f"""
 # {SECRET}
 [pool]
 size = 8
+[sessions]
+max_per_caller = 40
 """
 
 

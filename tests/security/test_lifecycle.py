@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import pytest
 import sandfork
 from sandfork.linux.cgroup import host_cgroups
 from tests.support.service import STUCK_S, Service, command, free_port, running_service
+from tests.support.sessions import RemoteSession, read_until, shown, stream_of
 
 PACKAGE = Path(sandfork.__file__).parent
 #: The promise: within a second of its death nothing of a service is left running.
@@ -294,6 +295,63 @@ def test_the_next_start_sweeps_what_a_killed_janitor_left(territory: Territory, 
         assert service.exec("print(1)")["stdout"] == "1\n"
         assert not [path for path in territory.cgroups() if path.name == "s4000"]
     assert soon(lambda: not territory.left(), GONE_S), territory.left()
+
+
+def test_a_killed_service_leaves_nothing_of_its_sessions(territory: Territory, tmp_path: Path) -> None:
+    """Sessions at rest and at work, terminals with and without a client, a stream, a task, what steps left behind."""
+    with running_service(tmp_path, config=territory.settings) as service, ExitStack() as stack:
+        sessions = [stack.enter_context(orphaned_session(service)) for _ in range(4)]
+        for session in sessions:
+            session.run(ESCAPE.format(mark="4321.7", attempt=ESCAPES["deaf daemon"]))
+            session.said("echo shell", "bash")
+            session.open_terminal("/bin/sleep", "4321.7")
+        stream = stream_of(
+            service, code="print('begun', flush=True)\nimport time; time.sleep(99)", session=sessions[0].name
+        )
+        assert b"begun" in read_until(stream, b"begun")
+        client = stack.enter_context(sessions[1].connected(sessions[1].open_terminal("/bin/cat")))
+        client.send(b"typed\n")
+        shown(client, b"typed")
+        with service.client as http:
+            assert http.post("/v1/tasks", json={"argv": ["/bin/sleep", "4321.7"]}).status_code == 202
+        assert soon(lambda: len(sleepers("4321.7")) == 9, STUCK_S)
+        service.process.kill()
+        service.process.wait()
+        assert soon(lambda: not territory.left(), GONE_S), territory.left()
+        stream.close()
+    assert not sleepers("4321.7")
+    assert host_mounts() == []
+
+
+@contextmanager
+def orphaned_session(service: Service) -> Iterator[RemoteSession]:
+    """A session that nobody ends, for its service is killed."""
+    with service.client as client:
+        session = RemoteSession(service, client.post("/v1/sessions", json={"language": "python"}).json()["id"])
+    with session.client:
+        yield session
+
+
+def test_a_session_does_not_outlive_its_service(territory: Territory, tmp_path: Path) -> None:
+    """Nothing of a session is written down: there is no state that could be damaged, and a next start knows none."""
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    with (
+        running_service(tmp_path / "first", config=territory.settings) as service,
+        orphaned_session(service) as session,
+    ):
+        session.run("open('file', 'w').write('kept')")
+        terminal = session.open_terminal("/bin/sleep", "4321.8")
+        assert service.stop() == 0
+        assert territory.left() == []
+        assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["service.log", "settings.toml"]
+    with running_service(tmp_path / "second", config=territory.settings) as service:
+        after = RemoteSession(service, session.name)
+        with after.client:
+            for path in ("", "/files", "/files/file", f"/terminals/{terminal}"):
+                assert after.ask("GET", path).status_code == 404
+            assert after.post("print(1)").status_code == 404
+        assert service.exec("print(1)")["stdout"] == "1\n"
 
 
 def test_a_terminated_service_leaves_nothing(territory: Territory, tmp_path: Path) -> None:

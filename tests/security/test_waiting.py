@@ -7,24 +7,13 @@ from __future__ import annotations
 
 import pytest
 
-STREAMS = "streamed replies are not built"
-SESSIONS = "sessions are not built: every execution starts afresh"
 NETWORK = "there is no network policy but none at all"
 IMPORTS = "nothing is imported: no archives, images or snapshots"
 LANGUAGES = "the catalogue has python, node and bash"
 OTHER_TIERS = "the process tier is the only one"
 
 WAITING: dict[str, str] = {
-    "a stream's client reads a byte a second, or never, or goes away in the middle": STREAMS,
-    "two hundred idle streams": STREAMS,
-    "Last-Event-ID replays another caller's stream": STREAMS,
-    "a key is revoked while its stream is open": STREAMS,
-    "an item counted once in a stream is charged once": STREAMS,
-    "a session's id is guessed, enumerated, or used with another key": SESSIONS,
-    "two requests race to make one session": SESSIONS,
-    "a file is put through a link that an earlier call of the session made": SESSIONS,
-    "a state file is truncated, or the host restarts with sessions open": SESSIONS,
-    "a preview port is taken by another session": SESSIONS,
+    "a key is revoked while its stream is open": "keys are read at the start: revoking one takes another",
     "an allow list is passed by a trailing dot, punycode, an address, a suffix, SNI against Host": NETWORK,
     "a redirect or a rebound name leads from an allowed host to the metadata service": NETWORK,
     "data leave in long names asked of the resolver": NETWORK,
