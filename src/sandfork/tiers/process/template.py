@@ -127,7 +127,7 @@ class ProcessTemplate:
         return new
 
     def _let_go(self, zygote: Zygote) -> None:
-        """Have a retired zygote end once all that it forked is there: its end fails what the warden knows nothing of."""
+        """Have a retired zygote end once all its forks are there: its end fails what the warden knows nothing of."""
         if zygote.number in self._retired and not zygote.under_way:
             self._warden.send(m.request(m.Request.RETIRE, zygote.number))
 
