@@ -336,6 +336,7 @@ def serve(names: list[str], depth: tuple[ctypes.Array[ctypes.c_int], int, int]) 
     linecache.clearcache()
     for _ in range(3):
         gc.collect()
+    plain.fill_gaps()
     if len(os.listdir("/proc/self/task")) != 1:
         raise RuntimeError("a preloaded module started a thread: forking with locks held by it would hang")
     if os.getpid() <= 2:
