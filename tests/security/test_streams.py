@@ -351,6 +351,12 @@ def test_a_service_that_ends_ends_its_streams(number: signal.Signals, as_root: N
                 assert number == signal.SIGKILL
             assert b"event: result" not in rest
             assert (b"event: error" in rest) == (number == signal.SIGTERM)
-            assert {json.loads(message)["type"] for message in client} <= {"error"}
+            heard = []
+            with pytest.raises(ConnectionClosed) as closed:
+                while True:
+                    heard.append(json.loads(client.recv(STUCK_S))["type"])
+            assert set(heard) <= {"error"}
+            code = closed.value.rcvd and closed.value.rcvd.code
+            assert code == (1012 if number == signal.SIGTERM else None)  # "service restart"
         service.process.wait(STUCK_S)
         sock.close()
