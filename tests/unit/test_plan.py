@@ -149,6 +149,8 @@ def test_the_limits_of_a_session_have_the_defaults_and_ceilings_of_executions() 
         planner.session_limits(SessionSpec(limits=LimitsOverride(pids=MAXIMUM.pids + 1)), CALLER)
     with pytest.raises(InvalidRequest):
         planner.check_env((("1", ""),))
+    with pytest.raises(NotSupported, match="namespaces"):
+        Planner(CATALOGUE, LimitPolicy(), "reduced").session_limits(SessionSpec(), CALLER)
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ class Sessions:
     """Sandboxes that outlive an execution, and executions that outlive their client."""
 
     max: int = setting(512, "Sessions at one time; one more is answered 503.", low=1, high=8192)
-    max_per_caller: int = setting(256, "Sessions of one key; in open mode, of everybody.", low=1, high=8192)
+    max_per_caller: int = setting(256, "Sessions of one key, or of one address in open mode.", low=1, high=8192)
     max_waiting: int = setting(
         64, "Executions that wait for their turn in one session; one more is answered 503.", low=1, high=100_000
     )

@@ -114,7 +114,8 @@ class Planner:
         return language
 
     def session_limits(self, spec: SessionSpec, caller: Caller) -> Limits:
-        """Return the limits of a new session. *Raises* InvalidRequest, Forbidden."""
+        """Return the limits of a new session. *Raises* InvalidRequest, Forbidden, NotSupported."""
+        self._refuse_sessions()
         return resolve_limits(spec.limits, self._policy, caller)
 
     @property
@@ -133,8 +134,8 @@ class Planner:
             raise NotSupported(f"network: {request.network!r} is not available on this server; use 'none'")
         if request.packages:
             raise NotSupported("packages: installing packages is not available on this server; send files instead")
-        if request.session is not None and self._isolation == "reduced":
-            raise NotSupported("session: sessions need namespaces, which this server does without")
+        if request.session is not None:
+            self._refuse_sessions()
         if request.isolation is None or request.isolation == self._isolation:
             return
         if request.isolation not in ISOLATIONS:
@@ -143,6 +144,10 @@ class Planner:
             raise NotSupported(
                 f"isolation: {request.isolation!r} is not available on this server: {self._isolation!r} is"
             )
+
+    def _refuse_sessions(self) -> None:
+        if self._isolation == "reduced":
+            raise NotSupported("session: sessions need namespaces, which this server does without")
 
     def _plan_command(self, request: ExecRequest, command: Command) -> Step:
         words = self._check_words("argv", command.argv + request.args)
