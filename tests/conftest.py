@@ -1,8 +1,9 @@
-"""What every test has: steady random examples, and an end of the run that names what this host could not run."""
+"""What every test has: steady random examples, interrupts, and an end that names what did not run."""
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import hypothesis
@@ -14,6 +15,9 @@ from tests.support.service import Service, running_service
 hypothesis.settings.register_profile("sandfork", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "sandfork")
+
+# A shell has what it starts in the background ignore interrupts, and so would every process of a test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from sandfork import __version__, cli_bench, cli_config, cli_doctor, cli_keys, cli_run, cli_serve
+from sandfork import __version__, cli_bench, cli_config, cli_doctor, cli_keys, cli_lang, cli_run, cli_serve
 from sandfork.cli_terms import err
 from sandfork.config import ConfigError
 from sandfork.errors import SandforkError
@@ -36,6 +36,7 @@ app.command(
     add_help_option=False,
 )(cli_bench.bench)
 app.add_typer(cli_keys.app, name="keys")
+app.add_typer(cli_lang.app, name="lang")
 app.command()(cli_config.config)
 
 

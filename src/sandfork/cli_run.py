@@ -71,18 +71,21 @@ def _run_here(request: ExecRequest, loaded: Loaded, tier: str) -> int:
     from sandfork.serve_local import run_local  # the whole service, which a run elsewhere does not need
 
     result = run_local(loaded, tier, request)
-    return _tell(result.outcome, result.status, result.signal, result.truncated)
+    return _tell(result.outcome, result.status, result.signal, result.truncated, result.failed_step)
 
 
 def _run_there(request: ExecRequest, url: str, key: str | None) -> int:
     from sandfork.cli_remote import run_remote  # an HTTP client, which a run right here does not need
 
     reply = run_remote(request, url, key)
-    return _tell(reply["outcome"], reply["exit_code"], reply["signal"], reply["truncated"])
+    failed_step = reply.get("failed_step", "")
+    return _tell(reply["outcome"], reply["exit_code"], reply["signal"], reply["truncated"], failed_step)
 
 
-def _tell(outcome: str, status: int, signal: int | None, truncated: bool) -> int:
+def _tell(outcome: str, status: int, signal: int | None, truncated: bool, failed_step: str) -> int:
     """Say what the output does not; return the exit status of this command."""
+    if failed_step:
+        err.print(f"sandfork: not run: its first step, {failed_step}, failed", markup=False)
     if outcome not in ("exited", "signalled"):
         err.print(f"sandfork: stopped: {outcome}", markup=False)
     elif signal is not None:

@@ -148,7 +148,7 @@ class SessionUse:
     """The session an execution belongs to; `make` makes it when it is not there, else that is SessionNotFound.
 
     `fresh` runs the program in a process of its own, as a plain run; otherwise the session's interpreter of that
-    language runs it and keeps its state.
+    language runs it and keeps its state, where the language has one that does.
     """
 
     space: str
@@ -264,6 +264,20 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Compilation:
+    """What runs before the plan's step, in a sandbox of its own, and which files of it the step is given.
+
+    `artefacts` are paths and globs below the work directory. `tools` are the programs that take part: when one of them
+    changes on the host, what was compiled with it is out of date.
+    """
+
+    step: Step
+    limits: Limits
+    artefacts: tuple[str, ...]
+    tools: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ExecPlan:
     """A request resolved against languages, policy and limits: no decision is left in it.
 
@@ -283,6 +297,7 @@ class ExecPlan:
     session: SessionUse | None = None
     secrets: tuple[str, ...] = ()
     named_limits: frozenset[str] = frozenset()
+    compilation: Compilation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,14 +318,15 @@ class Usage:
 class Timings:
     """Spans of one execution, in seconds of the monotonic clock.
 
-    `fork_s` runs from leaving the queue to the sandbox being ready to run user code; `exec_s` is the user
-    code to its end; `total_s` is the whole, the queue included.
+    `fork_s` runs from leaving the queue to the sandbox being ready to run user code, without `compile_s`, which is
+    what compiling it took; `exec_s` is the user code to its end; `total_s` is the whole, the queue included.
     """
 
     queue_s: float = 0.0
     fork_s: float = 0.0
     exec_s: float = 0.0
     total_s: float = 0.0
+    compile_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +337,8 @@ class ExecResult:
     what a policy refused, when the outcome alone does not say it. `state_lost` says that the session's interpreter
     ended with this execution; the session goes on with a new one. `started_s` is when it was taken up, Unix time.
     `written_bytes` counts stdout and stderr up to the limit, also where somebody else was given them.
+    `failed_step` is "compile" when the program was not run because it did not compile: outcome, status, output and
+    usage are then the compiler's.
     """
 
     exec_id: str
@@ -340,6 +358,7 @@ class ExecResult:
     state_lost: bool = False
     started_s: float = 0.0
     written_bytes: tuple[int, int] = (0, 0)
+    failed_step: str = ""
 
     @property
     def status(self) -> int:

@@ -41,7 +41,7 @@ from sandfork.http.log import ExecutionLog
 from sandfork.languages.catalogue import Catalogue
 from sandfork.metrics import Metrics
 from sandfork.model import Caller, ExecPlan, ExecResult, Limits
-from sandfork.serve_engine import build_engine, choose_languages, language_states, pool_targets
+from sandfork.serve_engine import build_engine, choose_languages, language_states, load_catalogue, pool_targets
 from sandfork.serve_http import build_server, stop_on_signals
 from sandfork.serve_listen import is_loopback, listen
 from sandfork.serve_log import LineWriter, set_up_logging
@@ -182,7 +182,7 @@ def http_settings(service: Service) -> HttpSettings:
         version=__version__,
         isolation=service.tier.isolation,
         unenforced_limits=service.unenforced,
-        languages=language_states(service.catalogue),
+        languages=language_states(service.catalogue, load_catalogue(config)),
         quotas=choose_quotas(config, service.dialects),
     )
 

@@ -21,7 +21,7 @@ from sandfork.errors import SandforkError
 from sandfork.languages.catalogue import Catalogue
 from sandfork.linux.cgroup import host_cgroups
 from sandfork.linux.landlock import landlock_abi
-from sandfork.serve_engine import choose_languages
+from sandfork.serve_engine import choose_languages, load_catalogue
 from sandfork.serve_tier import guest_packages, open_tier, unenforced
 from sandfork.tiers.base import Tier
 from sandfork.tiers.process import ProcessTier
@@ -81,10 +81,10 @@ def host_facts() -> Iterator[Check]:
 
 def language_checks(config: Config) -> Iterator[Check]:
     """Yield which languages of the catalogue this host can run."""
-    for language in Catalogue.load().languages():
-        installed = language.installed(os.path.exists)
-        told = language.argv[0] if installed else f"{language.argv[0]} is not installed"
-        yield Check("language", language.name, State.HELD if installed else State.MISSING, told)
+    for language in load_catalogue(config).languages():
+        missing = language.missing(os.path.exists)
+        told = f"{missing[0]} is not installed" if missing else language.programs[0]
+        yield Check("language", language.name, State.MISSING if missing else State.HELD, told)
     packages = guest_packages(config)
     told = str(packages) if packages else "none: programs have the standard library and what the system has"
     yield Check("language", "python packages", State.FACT, told)

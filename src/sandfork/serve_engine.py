@@ -6,31 +6,47 @@ import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 
 from sandfork.config import Config
 from sandfork.dialects.base import LanguageState
 from sandfork.engine.admission import AdmissionSettings
+from sandfork.engine.compiler import CompilerSettings
 from sandfork.engine.engine import Engine, EngineSettings, Observe, observe_nothing
 from sandfork.engine.policy import LimitPolicy
 from sandfork.engine.pool import PoolSettings
 from sandfork.engine.sessions import SessionSettings
 from sandfork.engine.tasks import TaskSettings
-from sandfork.languages.catalogue import Catalogue, Language
+from sandfork.languages.catalogue import BUILT_IN, Catalogue, CatalogueError, Language
 from sandfork.model import Limits
 from sandfork.serve_refusal import Refused
 from sandfork.tiers.base import Tier
 
+#: Changes whenever a package is installed, removed or upgraded; without it compilers are told by their own files alone.
+PACKAGE_LISTS = ("/var/lib/dpkg/status",)
+
 
 def choose_languages(config: Config) -> Catalogue:
     """Return the catalogue of what is enabled and installed on this host. *Raises* Refused."""
-    every = Catalogue.load()
+    every = load_catalogue(config)
     enabled = config.languages.enable
-    wanted = {_language(every, name).name for name in enabled}
+    wanted = {_enabled(every, name).name for name in enabled}
     return every.only(lambda each: each.name in wanted if enabled else each.installed(os.path.exists))
 
 
-def language_states(offered: Catalogue) -> tuple[LanguageState, ...]:
-    """Return every language of the catalogue, runnable if it is one of those on offer."""
+def load_catalogue(config: Config) -> Catalogue:
+    """Return every language there is: those shipped, and those of the configured directory. *Raises* Refused."""
+    directory = config.languages.directory
+    try:
+        if directory and not Path(directory).is_dir():
+            raise Refused(f"languages.directory: there is no directory {directory}")
+        return Catalogue.load(BUILT_IN, *([Path(directory)] if directory else []))
+    except (CatalogueError, OSError) as error:
+        raise Refused(f"languages.directory: {error}") from None
+
+
+def language_states(offered: Catalogue, every: Catalogue | None = None) -> tuple[LanguageState, ...]:
+    """Return every language, those shipped if no others are given, runnable if it is one of those on offer."""
     return tuple(
         LanguageState(
             language.name,
@@ -39,19 +55,33 @@ def language_states(offered: Catalogue) -> tuple[LanguageState, ...]:
             language.argv,
             language.templates[0].key,
             offered.find(language.name) is not None,
+            compile=language.compile.argv if language.compile else (),
+            version_argv=language.version_argv,
         )
-        for language in Catalogue.load().languages()
+        for language in (every or Catalogue.load()).languages()
     )
 
 
-def _language(every: Catalogue, name: str) -> Language:
+def find_language(every: Catalogue, name: str) -> Language:
+    """Return the language of a name or an alias. *Raises* Refused with a name that is close."""
     language = every.find(name)
     if language is None:
         close = difflib.get_close_matches(name, every.names(), n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(every.names())}"
-        raise Refused(f"languages.enable: no language {name!r}: {hint}")
-    if not language.installed(os.path.exists):
-        raise Refused(f"languages.enable: {name} needs {language.argv[0]}, which is not installed")
+        raise Refused(f"no language {name!r}: {hint}")
+    return language
+
+
+def _enabled(every: Catalogue, name: str) -> Language:
+    try:
+        language = find_language(every, name)
+    except Refused as error:
+        raise Refused(f"languages.enable: {error}") from None
+    if missing := language.missing(os.path.exists):
+        raise Refused(
+            f"languages.enable: {language.name} needs {missing[0]}, which is not installed: "
+            f"`sandfork lang install {language.name}`"
+        )
     return language
 
 
@@ -90,6 +120,7 @@ def engine_settings(config: Config) -> EngineSettings:
             keep_s=sessions.task_result_s,
             keep_bytes=sessions.task_results_bytes,
         ),
+        compiler=CompilerSettings(cache_bytes=config.languages.compile_cache_bytes, stamped=PACKAGE_LISTS),
     )
 
 

@@ -362,7 +362,7 @@ async def test_an_execution_is_one_line_with_every_id_and_no_content() -> None:
         caller = engine.callers[-1]
         step = Step(("python",), "main.py", b"a secret program", (("NAME", "a secret value"),), b"a secret input")
         plan = ExecPlan("exec-1", caller, "python", "python-bare", step, Limits())
-        result = ended(exec_id="exec-1", stdout=b"a secret output")
+        result = ended(exec_id="exec-1", stdout=b"a secret output", written_bytes=(15, 0))
         log.observe(caller, plan, result)
         return result
 

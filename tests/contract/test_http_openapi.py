@@ -87,9 +87,9 @@ OPERATIONS = [
     if "101" not in operation["responses"]  # a WebSocket is no operation that can be called
 ]
 #: Fields that are refused for what no schema can say: paths that fit together, templates of that language, sizes that
-#: are too small, a part of the query that must be there.
+#: are too small, a part of the query that must be there, names that cannot be printed.
 UNSAID = re.compile(
-    r"\b(files|collect|template|path|query|outputPaths|workdir|memoryLimit|sandboxSize|tmpSize|sessionId or path)\b"
+    r"\b(files|collect|template|path|query|outputPaths|workdir|memoryLimit|sandboxSize|tmpSize|session)\b"
 )
 
 

@@ -16,10 +16,14 @@ from tests.support.dialects import exact_places, places
 from tests.support.stub_engine import StubEngine, ended, stub_app
 
 KEYS = b'["zb_live_key1"]'
+NODE, PYTHON = ("/usr/bin/node", "--version"), ("/usr/bin/python3", "--version")
+COBC = ("/usr/bin/cobc", "-x", "-o", "{out}", "{name}")
 LANGUAGES = (
-    LanguageState("cobol", (), ".cob", ("/usr/bin/cobc", "-x", "{file}"), "command", False),
-    LanguageState("node", ("javascript", "nodejs"), ".js", ("/usr/bin/node", "{file}"), "node", True),
-    LanguageState("python", ("py",), ".py", ("/usr/bin/python3", "{file}"), "python", True),
+    LanguageState("cobol", (), ".cob", ("{out}",), "command", False, compile=COBC),
+    LanguageState(
+        "node", ("javascript", "nodejs"), ".js", ("/usr/bin/node", "{file}"), "node", True, version_argv=NODE
+    ),
+    LanguageState("python", ("py",), ".py", ("/usr/bin/python3", "{file}"), "python", True, version_argv=PYTHON),
 )
 everywhere = places("runner")
 exactly = exact_places("runner")
@@ -86,16 +90,49 @@ async def test_health_is_503_when_no_template_is_ready(base: str, dialect: str |
 async def test_languages_are_listed_by_their_names_here_and_only_what_can_be_run_is_counted(
     base: str, dialect: str | None
 ) -> None:
-    answer = await Client(stub_app(dialect=dialect, languages=LANGUAGES)).get(f"{base}/api/v1/languages")
-    assert answer.status == 200
-    assert answer.json == {
-        "languages": [
-            {"name": "cobol", "extension": ".cob", "installed": False, "aliases": []},
-            {"name": "nodejs", "extension": ".js", "installed": True, "aliases": ["node", "javascript"]},
-            {"name": "python", "extension": ".py", "installed": True, "aliases": ["py"]},
-        ],
-        "count": 2,
-    }
+    engine = StubEngine(lambda request: ended(stdout=b"v20.20.2\n"))
+    client = Client(stub_app(engine, dialect=dialect, languages=LANGUAGES))
+    for _ in range(2):
+        answer = await client.get(f"{base}/api/v1/languages")
+        assert answer.status == 200
+        assert answer.json == {
+            "languages": [
+                {"name": "cobol", "extension": ".cob", "installed": False, "aliases": [], "version": None},
+                {
+                    "name": "nodejs",
+                    "extension": ".js",
+                    "installed": True,
+                    "aliases": ["node", "javascript"],
+                    "version": "20.20.2",
+                },
+                {"name": "python", "extension": ".py", "installed": True, "aliases": ["py"], "version": "20.20.2"},
+            ],
+            "count": 2,
+        }
+    assert [request.program for request in engine.requests] == [Command(NODE), Command(PYTHON)]
+
+
+@in_virtual_time
+async def test_a_list_does_not_wait_long_for_versions_and_has_them_the_next_time() -> None:
+    free = asyncio.Event()
+
+    async def wait_for_it(request: ExecRequest) -> ExecResult:
+        await free.wait()
+        return ended(stdout=b"1.2\n")
+
+    client = Client(stub_app(StubEngine(wait_for_it), languages=LANGUAGES))
+    first = await client.get("/runner/api/v1/languages")
+    assert [each["version"] for each in first.json["languages"]] == [None, None, None]
+    free.set()
+    second = await client.get("/runner/api/v1/languages")
+    assert [each["version"] for each in second.json["languages"]] == [None, "1.2", "1.2"]
+
+
+@in_virtual_time
+async def test_a_language_that_is_compiled_tells_how() -> None:
+    answer = await Client(stub_app(languages=LANGUAGES)).get("/runner/api/v1/languages/cobol")
+    assert answer.json["compile_command"] == "/usr/bin/cobc -x -o {out} {name}"
+    assert answer.json["run_command"] == "{out}"
 
 
 @in_virtual_time

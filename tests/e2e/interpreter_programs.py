@@ -556,6 +556,17 @@ _add("a source that is not utf-8 and does not say so", "print('\udce9')\n")
 _add("a comment that is not utf-8", "# \udce9\nprint(1)\n")
 _add("a program that is one long expression", "print(" + "+".join(["1"] * 300) + ")\n")
 
+# --- what the zygote has ready for sessions ---
+
+_add(
+    "what sessions have imported",
+    "import sys, collections, importlib\nnames = 'json traceback textwrap contextlib collections.abc ast termios _json'.split()\nprint([n for n in names if n in sys.modules], hasattr(collections, 'abc'))\nimport json, traceback, collections.abc\nprint(json.dumps([1]), json.__spec__.name, collections.abc.Sized)\n",
+)
+_add(
+    "no trace of rehearsals",
+    "import sys, os, builtins, threading, signal\nprint([n for n in dir(sys) if n.startswith('last')], [n for n in ('display', '_') if hasattr(builtins, n)], len(sys.meta_path))\nprint(sys.stdin is sys.__stdin__, sys.stdin.name, sys.stdin.readline(), sys.excepthook is sys.__excepthook__, threading.excepthook is threading.__excepthook__)\nprint('MPLBACKEND' in os.environ, signal.getsignal(signal.SIGINT) is signal.default_int_handler, sys.argv)\n",
+)
+
 #: What differs, and why it stays so.
 DIFFERENCES = {
     "a faulthandler dump": "it walks every frame, those of the zygote below the program's too",

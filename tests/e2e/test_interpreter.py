@@ -15,7 +15,7 @@ import pytest
 from sandfork.model import Limits, Step
 from tests.e2e.interpreter_programs import DIFFERENCES, PROGRAMS, SURROUNDINGS
 from tests.e2e.node_programs import BASH, NODE, NODE_DIFFERENCES
-from tests.support.process import Ran, Tape, Workbench
+from tests.support.process import Ran, Tape, Workbench, guest_packages
 
 LIMITS = Limits(wall_s=20, pids=64)
 STDIN = b"first line\nsecond \xc3\xa9\n\nlast"
@@ -103,3 +103,17 @@ def test_a_program_in_a_sandbox_does_what_it_does_outside(workbench: Workbench, 
     outside = run_on_host(["/usr/bin/python3"], "main.py", code, tmp_path)
     inside = workbench.run(code, limits=LIMITS, env=ENVIRONMENT, stdin=STDIN)
     assert told(inside) == outside
+
+
+FONTS = """
+import os
+from matplotlib import font_manager
+print(os.listdir('/sandbox/.cache/matplotlib'), {font.fname for font in font_manager.fontManager.ttflist} ==
+      {font.fname for font in font_manager.FontManager().ttflist} != set())
+"""
+
+
+@pytest.mark.skipif(guest_packages() is None, reason="no packages are installed beside the service")
+def test_matplotlib_has_the_list_of_fonts_that_it_would_make(workbench: Workbench) -> None:
+    ran = workbench.run(FONTS, limits=LIMITS)
+    assert told(ran) == (b"[] True\n", b"", 0)

@@ -249,6 +249,16 @@ def test_a_template_is_renewed_after_so_many_forks_while_its_sandboxes_run_on() 
     with_tier(test, recycle_forks=4)
 
 
+def test_no_fork_fails_because_its_template_is_renewed_meanwhile() -> None:
+    async def test(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
+        template = await tier.template("python")
+        while template.health().generation < 6:
+            for sandbox in await asyncio.gather(*(template.fork() for _ in range(8))):
+                await sandbox.close()
+
+    with_tier(test, recycle_forks=1)
+
+
 def test_two_generations_differ_in_layout_and_hash_seed() -> None:
     async def test(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
         async def look() -> bytes:

@@ -229,7 +229,7 @@ def test_the_limits_of_requests_that_race_stay_each_ones_own(service: Service) -
     ("field", "value", "status"),
     [
         ("network", "host", 403), ("network", "filtered", 501), ("network", "../host", 400), ("session", "x", 404),
-        ("isolation", "none", 400), ("isolation", "microvm", 501), ("isolation", "gvisor", 501),
+        ("isolation", "none", 400), ("isolation", "microvm", 501), ("isolation", "gvisor", 501), ("stream", "x", 400),
         ("packages", ["left-pad"], 501), ("template", "../../etc", 400), ("language", "../../bin/sh", 400),
         ("language", "python\0", 400), ("language", "", 400),
     ],

@@ -49,10 +49,10 @@ def raw(session: RemoteSession, method: str, target: str, content: bytes = b"") 
 
 LEADING_OUT = [
     "../etc/passwd", "..%2fetc%2fpasswd", "%2e%2e/%2e%2e/etc/passwd", "%2e%2e%2f%2e%2e%2fetc/passwd",
-    "a/../../etc/passwd", "/etc/passwd", "//etc/passwd", "%2fetc%2fpasswd", "/proc/self/environ",
-    "%2fproc/1/environ", "/run/sandfork/x", "/tmp/../etc/passwd", "/sandbox/../etc/passwd",
-    "/dev/shm/../../etc/passwd", "/dev/null", "a%00b", "%00", "..", "%2e%2e", ".", "./",
-    "x" * 5000, "a/" * 2500 + "b", "%f0%9f%98%80" * 1500,
+    "a/../../etc/passwd", "/etc/passwd", "//etc/passwd", "%2fetc%2fpasswd", "/proc/self/environ", "%2fproc/1/environ",
+    "/run/sandfork/x",
+    "/tmp/../etc/passwd", "/sandbox/../etc/passwd", "/dev/shm/../../etc/passwd", "/dev/null", "a%00b", "%00", "..",
+    "%2e%2e", ".", "./", "x" * 5000, "a/" * 2500 + "b", "%f0%9f%98%80" * 1500,
 ]  # fmt: skip
 
 

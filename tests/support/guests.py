@@ -43,8 +43,8 @@ with open(6, "rb") as file:
 sys.path.insert(0, os.getcwd())
 os.close(zygote.CORE)
 zygote.plain.LAST_PRELOADED = next(reversed(sys.modules))
-zygote.read_later()
-zygote.plain.hide_frames(sys._getframe().f_code, zygote.__dict__, zygote.LATER.values())
+zygote.load_later()
+zygote.plain.hide_frames(sys._getframe().f_code, zygote.__dict__, zygote.CODES)
 zygote.MAIN_NAMES["__name__"] = "__main__"
 zygote.child(zygote.REDUCED)
 """

@@ -76,8 +76,9 @@ async def elapse(delay_s: float) -> None:
 
 
 def ended(**changes: Any) -> ExecResult:
-    """Return the usual result with some of its fields changed."""
-    return replace(RESULT, **changes)
+    """Return the usual result with some of its fields changed; its counts of output fit unless they are among these."""
+    result = replace(RESULT, **changes)
+    return replace(result, written_bytes=changes.get("written_bytes", (len(result.stdout), len(result.stderr))))
 
 
 class _Kept(Fold):

@@ -18,7 +18,11 @@ from sandfork.languages.catalogue import (
     TemplateKind,
     parse_language,
 )
+from sandfork.languages.checks import STANDARD
+from sandfork.languages.draft import draft_language
 from sandfork.languages.imports import SCAN_CHARS, compile_scan
+from sandfork.languages.language import Check, Packages
+from sandfork.model import LimitsOverride
 
 RUBY = """
 name = "ruby"
@@ -26,11 +30,45 @@ aliases = ["rb"]
 extension = ".rb"
 file_name = "main.rb"
 argv = ["/usr/bin/ruby", "{file}"]
+[checks]
+hello = "1"
+stdin = "2"
+argv = "3"
+error = "4"
+wall = "5"
+memory = "6"
+output = "7"
 [[template]]
 key = "ruby"
 kind = "park"
 interpreter = "/usr/bin/ruby"
 pool_weight = 0.5
+"""
+
+C = """
+name = "c"
+extension = ".c"
+file_name = "main.c"
+argv = ["{out}", "-x"]
+version = ["/usr/bin/gcc", "--version"]
+needs = ["/usr/include/stdio.h"]
+packages = { debian = ["gcc"], npm = ["@types/node@20"], pypi = ["ziglang==0.15.1"] }
+env = { LC_ALL = "C.UTF-8" }
+limits = { memory_bytes = "768m" }
+[compile]
+argv = ["/usr/bin/gcc", "-o", "{out}", "{name}"]
+limits = { wall_s = 60, memory_bytes = "1g", pids = 128 }
+[without]
+argv = "it has no words"
+[checks]
+hello = { code = "1", stdin = "x", args = ["y"], stdout = "z" }
+stdin = "2"
+error = "4"
+compile_error = "oh"
+wall = "5"
+memory = "6"
+output = "7"
+own = { code = "8", stdout = "9" }
 """
 
 
@@ -48,9 +86,9 @@ def test_a_language_that_is_started_for_each_program_can_say_what_keeps_the_stat
     assert parse(f'session = ["/usr/bin/irb", "-f"]\n{started_for_each(RUBY)}').session_argv == ("/usr/bin/irb", "-f")
 
 
-def test_the_shipped_languages_are_python_node_and_bash_with_their_aliases() -> None:
+def test_the_shipped_languages_are_found_by_their_aliases_and_share_templates() -> None:
     catalogue = Catalogue.load()
-    assert catalogue.names() == ("bash", "node", "python")
+    assert {"bash", "node", "python"} <= set(catalogue.names())
     for name, alias in (("python", "python3"), ("python", "py"), ("node", "javascript"), ("node", "js")):
         assert catalogue.find(alias) is catalogue.find(name) is not None
     assert {spec.key: spec.kind for spec in catalogue.templates()} == {
@@ -87,6 +125,9 @@ def test_a_directory_of_ones_own_replaces_the_shipped_languages(tmp_path: Path) 
         (lambda t: t.replace('"main.rb"', '"../main.rb"'), "ruby.toml: file_name:"),
         (lambda t: t.replace('"/usr/bin/ruby", "{file}"', '"ruby", "{file}"'), "ruby.toml: argv:"),
         (lambda t: t.replace('"/usr/bin/ruby", "{file}"', '"/usr/bin/ruby"'), "ruby.toml: argv:"),
+        (lambda t: t.replace('"{file}"', '"-f{file}"'), "ruby.toml: argv:"),
+        (lambda t: t.replace('"{file}"', '"{file}", "-f{out}"'), "ruby.toml: argv: '{out}' must be a word of its own"),
+        (lambda t: t.replace('"/usr/bin/ruby", "{file}"', '"{out}", "{file}"'), "ruby.toml: argv:"),
         (lambda t: t.replace('kind = "park"', 'kind = "boil"'), "ruby.toml, template 1: kind: must be one of"),
         (lambda t: t.replace('"park"', '"none"'), "ruby.toml, template 1: interpreter: a template of kind none"),
         (lambda t: t.replace('interpreter = "/usr/bin/ruby"', ""), "ruby.toml, template 1: interpreter:"),
@@ -97,7 +138,34 @@ def test_a_directory_of_ones_own_replaces_the_shipped_languages(tmp_path: Path) 
         (lambda t: t.replace("0.5", "true"), "ruby.toml, template 1: pool_weight:"),
         (lambda t: t.replace("0.5", "nan"), "ruby.toml, template 1: pool_weight:"),
         (lambda t: t + t[t.index("[[") :], "ruby.toml: template: a key is there twice"),
-        (lambda t: t[: t.index("[[")], "ruby.toml: template: is missing"),
+        (lambda t: t.replace('hello = "1"', ""), "ruby.toml, checks: hello: is missing, and not excused"),
+        (lambda t: t.replace('hello = "1"', "hello = 1"), "ruby.toml, checks: hello: must be a string"),
+        (lambda t: t.replace('hello = "1"', 'hello = { text = "1" }'), "ruby.toml, checks, hello: text: unknown key"),
+        (lambda t: t.replace('hello = "1"', 'hello = { stdin = "1" }'), "ruby.toml, checks, hello: code: is missing"),
+        (
+            lambda t: t.replace('hello = "1"', 'hello = "1"\nmine = "2"'),
+            "ruby.toml, checks: mine: a check of one's own",
+        ),
+        (lambda t: 'without = { hello = "" }\n' + t.replace('hello = "1"', ""), "ruby.toml, without: hello: must be"),
+        (lambda t: 'without = { hello = "no" }\n' + t, "ruby.toml, checks: hello: is there, and excused"),
+        (lambda t: 'without = { compile_error = "no" }\n' + t, "ruby.toml, without: compile_error: must be one of"),
+        (lambda t: 'packages = { debian = ["-o"] }\n' + t, "ruby.toml, packages: debian: '-o' does not match"),
+        (lambda t: 'packages = { cargo = ["x"] }\n' + t, "ruby.toml, packages: cargo: unknown key"),
+        (
+            lambda t: 'limits = { memory_bytes = "much" }\n' + t,
+            "ruby.toml, limits: memory_bytes: must be a whole number",
+        ),
+        (lambda t: "limits = { wall_s = 0 }\n" + t, "ruby.toml, limits: wall_s: must be a number from 0.1"),
+        (lambda t: "limits = { colour = 1 }\n" + t, "ruby.toml, limits: colour: unknown key"),
+        (lambda t: "limits = 5\n" + t, "ruby.toml: limits: must be a table"),
+        (lambda t: 'env = { "A B" = "x" }\n' + t, "ruby.toml, env: A B: 'A B' does not match"),
+        (lambda t: 'needs = ["stdio.h"]\n' + t, "ruby.toml: needs: 'stdio.h' does not match"),
+        (lambda t: 'compile = { argv = ["gcc", "{name}"] }\n' + t, "ruby.toml, compile: argv: must start with"),
+        (lambda t: 'compile = { argv = ["/usr/bin/gcc"] }\n' + t, "ruby.toml, compile: argv: must start with"),
+        (
+            lambda t: 'compile = { argv = ["/bin/x", "{name}"], artefacts = ["/x"] }\n' + t,
+            "ruby.toml, compile: artefacts:",
+        ),
         (
             lambda t: 'session = ["/usr/bin/irb"]\n' + t,
             "ruby.toml: session: the interpreter of a template of kind park",
@@ -112,6 +180,43 @@ def test_a_wrong_file_is_refused_naming_the_file_and_the_key(change: Callable[[s
     with pytest.raises(CatalogueError) as caught:
         parse(change(RUBY))
     assert str(caught.value).startswith(complaint)
+
+
+def test_a_compiled_language_says_how_it_is_made_and_what_that_may_take() -> None:
+    language = parse_language("c.toml", tomllib.loads(C))
+    assert language.compile is not None
+    assert language.compile.argv == ("/usr/bin/gcc", "-o", "{out}", "{name}")
+    assert language.compile.artefacts == (".build/main",)
+    assert language.compile.limits == LimitsOverride(wall_s=60.0, memory_bytes=1 << 30, pids=128)
+    assert language.limits == LimitsOverride(memory_bytes=768 << 20)
+    assert language.templates == (COMMAND,)
+    assert language.packages == Packages(("gcc",), ("@types/node@20",), ("ziglang==0.15.1",))
+    assert language.without == (("argv", "it has no words"),)
+    assert language.checks[0] == Check("hello", "1", "x", ("y",), "z")
+
+
+def test_a_compiled_language_needs_its_compiler_and_what_it_names() -> None:
+    language = parse_language("c.toml", tomllib.loads(C))
+    assert language.programs == ("/usr/bin/gcc", "/usr/include/stdio.h")
+    assert language.missing(lambda path: path == "/usr/bin/gcc") == ("/usr/include/stdio.h",)
+    assert language.installed(lambda path: True)
+
+
+def test_every_language_shipped_is_proven_by_every_check_it_does_not_excuse() -> None:
+    for language in Catalogue.load().languages():
+        wanted = {name for name, each in STANDARD.items() if language.compile or not each.of_compilers}
+        assert {check.name for check in language.checks} | {name for name, _ in language.without} >= wanted
+        assert language.packages.debian or language.packages.npm or language.packages.pypi, language.name
+
+
+def test_a_draft_is_a_language_that_the_catalogue_takes() -> None:
+    assert parse_language("zig.toml", tomllib.loads(draft_language("zig"))).name == "zig"
+
+
+@pytest.mark.parametrize("name", ["", "Zig", 'z"', "z\n", "../z", "z" * 40])
+def test_a_draft_of_a_name_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(CatalogueError):
+        draft_language(name)
 
 
 def test_a_file_that_is_no_toml_is_refused_naming_the_file(tmp_path: Path) -> None:

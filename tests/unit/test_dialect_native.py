@@ -51,6 +51,7 @@ from sandfork.model import (
     Snippet,
     Stream,
     TemplateHealth,
+    Timings,
 )
 from tests.support.stub_engine import ended
 
@@ -170,6 +171,14 @@ def test_what_is_of_sessions_and_rich_values_is_told_where_it_was_asked_for() ->
     rich = replied(ended(displays=shown, state_lost=True), {"code": "", "rich": True, "session": "s"})
     assert rich["displays"] == [{"kind": "result", "data": {"text/plain": "4"}}]
     assert rich["state_lost"] is True
+
+
+def test_a_program_that_was_compiled_tells_how_long_that_took_and_when_it_failed() -> None:
+    plain = replied(ended())
+    assert "failed_step" not in plain
+    assert "compile_time_ms" not in plain
+    failed = replied(ended(failed_step="compile", exit_code=1, timings=Timings(0.0, 0.001, 0.25, 0.3, 0.25)))
+    assert (failed["failed_step"], failed["exit_code"], failed["compile_time_ms"]) == ("compile", 1, 250.0)
 
 
 def told(writer: Any, *, outcome: Outcome = Outcome.EXITED, **chunks: bytes) -> list[dict[str, Any]]:

@@ -140,6 +140,7 @@ async def test_a_follower_gets_the_output_as_it_comes_and_the_result_has_none() 
         result = await task
         assert follower.chunks == [(Stream.STDOUT, b"a\n"), (Stream.STDERR, b"b\n")]
         assert (result.stdout, result.stderr, result.exit_code) == (b"", b"", 0)
+        assert result.written_bytes == (2, 2)
 
 
 @in_virtual_time
@@ -149,6 +150,7 @@ async def test_a_follower_gets_at_most_the_cap() -> None:
         request = limited("flood 1000000", output_bytes=70_000)
         result = await it.engine.execute(request, CALLER, follower)
         assert (follower.size, result.truncated, result.outcome) == (70_000, True, Outcome.OUTPUT_LIMIT)
+        assert result.written_bytes == (70_000, 0)
 
 
 @in_virtual_time

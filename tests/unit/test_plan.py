@@ -16,7 +16,7 @@ from sandfork.engine.paths import normalise_path
 from sandfork.engine.plan import Planner
 from sandfork.engine.policy import MAXIMUM, MINIMUM, LimitPolicy
 from sandfork.errors import CallerError, Forbidden, InvalidRequest, NotSupported, UnknownLanguage
-from sandfork.languages.catalogue import Catalogue, parse_language
+from sandfork.languages.catalogue import Catalogue, Language
 from sandfork.model import (
     Caller,
     Command,
@@ -36,17 +36,7 @@ HELLO = ExecRequest(Snippet("python", "print(1)"))
 NAMES = [item.name for item in fields(Limits)]
 
 
-SHELL = parse_language(
-    "rc.toml",
-    {
-        "name": "rc",
-        "extension": ".sh",
-        "file_name": "main.sh",
-        "argv": ["/bin/sh", "{file}"],
-        "session": ["/bin/sh", "-i"],
-        "template": [{"key": "command", "kind": "none", "pool_weight": 0.25}],
-    },
-)
+SHELL = Language("rc", (), ".sh", "main.sh", ("/bin/sh", "{file}"), session_argv=("/bin/sh", "-i"))
 """A language whose interpreter is started for each program, and another way for a session."""
 MUTE = replace(SHELL, name="mute", session_argv=())
 LASTING, FRESH = SessionUse("native", "s"), SessionUse("native", "s", fresh=True)
@@ -94,7 +84,7 @@ def test_a_command_keeps_its_argv_and_runs_in_a_ready_cell() -> None:
 def test_an_unknown_language_is_refused_with_those_there_are() -> None:
     with pytest.raises(UnknownLanguage) as caught:
         plan(ExecRequest(Snippet("cobol", "")))
-    assert (caught.value.name, caught.value.available) == ("cobol", ("bash", "node", "python"))
+    assert (caught.value.name, caught.value.available) == ("cobol", CATALOGUE.names())
 
 
 def plan_in_session(language: str, code: str = "", use: SessionUse = LASTING, **change: Any) -> ExecPlan:
@@ -120,6 +110,12 @@ def test_an_interpreter_of_a_session_is_started_as_its_language_says() -> None:
     assert plan_in_session("node").step.argv == plan(ExecRequest(Snippet("node", ""))).step.argv
 
 
+def test_a_language_without_an_interpreter_that_keeps_its_state_runs_plainly_in_a_session() -> None:
+    plainly = plan_in_session("mute", "echo \0", keep_stdin=True)
+    assert (plainly.step.lasting, plainly.step.argv) == (False, ("/bin/sh", "/sandbox/main.sh"))
+    assert plainly.session == LASTING
+
+
 def test_what_an_interpreter_of_a_session_cannot_do_is_refused() -> None:
     with pytest.raises(InvalidRequest) as caught:
         plan_in_session("python", keep_stdin=True)
@@ -128,9 +124,6 @@ def test_what_an_interpreter_of_a_session_cannot_do_is_refused() -> None:
         plan_in_session("rc", "echo \0")
     assert caught.value.field == "code"
     plan_in_session("rc", "echo \0", FRESH)
-    with pytest.raises(NotSupported, match="mute has no interpreter"):
-        plan_in_session("mute")
-    plan_in_session("mute", use=FRESH)
     with pytest.raises(NotSupported, match="namespaces"):
         plan(replace(HELLO, session=LASTING), isolation="reduced")
 
@@ -156,6 +149,8 @@ def test_the_limits_of_a_session_have_the_defaults_and_ceilings_of_executions() 
         planner.session_limits(SessionSpec(limits=LimitsOverride(pids=MAXIMUM.pids + 1)), CALLER)
     with pytest.raises(InvalidRequest):
         planner.check_env((("1", ""),))
+    with pytest.raises(NotSupported, match="namespaces"):
+        Planner(CATALOGUE, LimitPolicy(), "reduced").session_limits(SessionSpec(), CALLER)
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ class Sessions:
     """Sandboxes that outlive an execution, and executions that outlive their client."""
 
     max: int = setting(512, "Sessions at one time; one more is answered 503.", low=1, high=8192)
-    max_per_caller: int = setting(256, "Sessions of one key; in open mode, of everybody.", low=1, high=8192)
+    max_per_caller: int = setting(256, "Sessions of one key, or of one address in open mode.", low=1, high=8192)
     max_waiting: int = setting(
         64, "Executions that wait for their turn in one session; one more is answered 503.", low=1, high=100_000
     )
@@ -243,6 +243,15 @@ class Languages:
     """What can be run."""
 
     enable: tuple[str, ...] = setting((), "Languages of the catalogue to offer; none named is all that are installed.")
+    directory: str = setting(
+        "", "Directory of further languages, a TOML file each; `sandfork lang new` drafts one. Empty is none."
+    )
+    compile_cache_bytes: int = setting(
+        256 * MIB,
+        "Memory for what compilers made, kept for the next run of the same program by the same key; 0 keeps nothing.",
+        low=0,
+        high=64 * GIB,
+    )
     guest_packages: str = setting(
         "", "Directory of Python packages that programs may import; empty is the one installed with the service."
     )

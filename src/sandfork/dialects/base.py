@@ -165,8 +165,7 @@ class Reply(msgspec.Struct, frozen=True):
 class ServiceHealth:
     """What a health document may tell.
 
-    `unenforced` names the limits this server cannot enforce; `ok_word` is the status word when all is well; `now_s` is
-    Unix time.
+    `unenforced` names limits it cannot enforce, `ok_word` is the status word when all is well, `now_s` Unix time.
     """
 
     templates: Sequence[TemplateHealth]
@@ -186,8 +185,7 @@ class ServiceHealth:
 class LanguageState:
     """A language of the catalogue as this server has it.
 
-    `run` is the command line of a program, in which `{file}` stands for its text. `runnable` is whether it can be run
-    here and now. `version` is None where it is not known.
+    `run` and `compile` are command lines, in which `{file}` is the program's text; `version_argv` tells the version.
     """
 
     name: str
@@ -197,6 +195,8 @@ class LanguageState:
     template: str
     runnable: bool
     version: str | None = None
+    compile: tuple[str, ...] = ()
+    version_argv: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +322,7 @@ class TerminalRoute(Route):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueryRoute(Route):
-    """Answers from what the server knows of its languages, without running anything; needs a key where there are any.
+    """Answers from what the server knows of its languages, their `versions` if wanted; needs a key where there are any.
 
     A body is read only when there is a `body_type`.
     """
@@ -330,14 +330,12 @@ class QueryRoute(Route):
     render: Callable[[RawRequest, Sequence[LanguageState]], Reply]
     method: str = "GET"
     body_type: type[Any] | None = None
+    versions: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LanguageRoute(Route):
-    """Tells one language, its version included, for which a program may have to be run.
-
-    `select` finds it. *Raises* NoSuchLanguage.
-    """
+    """Tells the language that `select` finds, with its version, for which a program may have to be run."""
 
     select: Callable[[RawRequest, Sequence[LanguageState]], LanguageState]
     render: Callable[[LanguageState], Reply]

@@ -67,6 +67,8 @@ class ResultEvent(msgspec.Struct, frozen=True, tag="result"):
     files: dict[str, Content]
     files_skipped: list[str]
     state_lost: bool | UnsetType = UNSET
+    failed_step: str | UnsetType = UNSET
+    compile_time_ms: float | UnsetType = UNSET
 
 
 class ErrorEvent(msgspec.Struct, frozen=True, omit_defaults=True, tag="error"):

@@ -148,6 +148,8 @@ def result_of(answer: ExecResult, shape: Shape) -> ExecReply:
         [fields.path_text(path) for path in answer.files_skipped],
         [DisplayReply(each.kind, each.data) for each in answer.displays] if shape.rich or answer.displays else UNSET,
         answer.state_lost if shape.session else UNSET,
+        answer.failed_step or UNSET,
+        fields.milliseconds(timings.compile_s) if timings.compile_s else UNSET,
     )
 
 

@@ -167,6 +167,13 @@ class ExecReply(Run, frozen=True):
         Annotated[bool, Meta(description="In a session: its interpreter ended, and the next run has a new one.")]
         | UnsetType
     ) = UNSET
+    failed_step: (
+        Annotated[
+            str, Meta(description="`compile` when there was nothing to run; all the rest is then the compiler's.")
+        ]
+        | UnsetType
+    ) = UNSET
+    compile_time_ms: Annotated[float, Meta(description="Of a language that is compiled.")] | UnsetType = UNSET
 
 
 class FailedReply(Run, frozen=True):

@@ -75,6 +75,7 @@ class LanguageReply(msgspec.Struct, frozen=True):
     extension: str
     installed: bool
     aliases: list[str]
+    version: str | None
 
 
 class LanguagesReply(msgspec.Struct, frozen=True):
@@ -87,7 +88,6 @@ class LanguagesReply(msgspec.Struct, frozen=True):
 class LanguageDetails(LanguageReply, frozen=True):
     """A language in full. In the commands `{file}` is the program's text; `image_size` is in bytes."""
 
-    version: str | None
     run_command: str
     compile_command: str | None
     image_size: int | None
@@ -158,7 +158,8 @@ def duration(seconds: float) -> str:
 def render_languages(raw: RawRequest, languages: Sequence[LanguageState]) -> Reply:
     """List the languages."""
     listed = [
-        LanguageReply(public_name(each), each.extension, each.runnable, list(other_names(each))) for each in languages
+        LanguageReply(public_name(each), each.extension, each.runnable, list(other_names(each)), each.version)
+        for each in languages
     ]
     return Reply(_encode(LanguagesReply(listed, sum(each.installed for each in listed))))
 
@@ -173,7 +174,7 @@ def select_language(raw: RawRequest, languages: Sequence[LanguageState]) -> Lang
 
 
 def render_language(language: LanguageState) -> Reply:
-    """Tell one language; there are no images yet, so there is no size, and no language here is compiled first."""
+    """Tell one language; there are no images yet, so there is no size."""
     details = LanguageDetails(
         public_name(language),
         language.extension,
@@ -181,7 +182,7 @@ def render_language(language: LanguageState) -> Reply:
         list(other_names(language)),
         language.version,
         " ".join(language.run),
-        None,
+        " ".join(language.compile) or None,
         None,
     )
     return Reply(_encode(details))
@@ -295,6 +296,7 @@ DIALECT = Dialect(
             render=render_languages,
             reply_type=LanguagesReply,
             at_root=True,
+            versions=True,
         ),
         LanguageRoute(
             path="/api/v1/languages/{lang}",

@@ -1,8 +1,8 @@
 """The engine's only door: `Engine.execute`.
 
-plan → a slot → a sandbox → run → (collect) → result. The answer leaves as soon as the result is there; destroying the
-sandbox and forking its successor come after. Cancelling the task that executes (a client that is gone, a shutdown) is
-the one way to stop an execution from outside: its sandbox is destroyed at once and its slot freed.
+plan → a slot → (compile) → a sandbox → run → (collect) → result. The answer leaves as soon as the result is there;
+destroying the sandbox and forking its successor come after. Cancelling the task that executes (a client that is gone, a
+shutdown) is the one way to stop an execution from outside: its sandbox is destroyed at once and its slot freed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sandfork.engine.admission import Admission, AdmissionSettings, AdmissionStatistics
+from sandfork.engine.artefacts import ArtefactStatistics
 from sandfork.engine.collected import presentable
+from sandfork.engine.compiler import Compiler, CompilerSettings
 from sandfork.engine.desk import SessionDesk
 from sandfork.engine.disposal import Disposal
 from sandfork.engine.execution import Execution, never_began
@@ -53,6 +55,7 @@ class EngineSettings:
     pool: PoolSettings = field(default_factory=PoolSettings)
     sessions: SessionSettings = field(default_factory=SessionSettings)
     tasks: TaskSettings = field(default_factory=TaskSettings)
+    compiler: CompilerSettings = field(default_factory=CompilerSettings)
     kill_grace_s: float = 5.0
     interrupt_grace_s: float = 2.0
     collect_s: float = 10.0
@@ -68,6 +71,7 @@ class EngineStatistics:
     pool: tuple[PoolStatistics, ...]
     lost: int
     sessions: int = 0
+    artefacts: ArtefactStatistics = field(default_factory=ArtefactStatistics)
 
 
 def observe_nothing(caller: Caller, plan: ExecPlan | None, outcome: ExecResult | BaseException) -> None:
@@ -105,6 +109,7 @@ class Engine:
             end=self._admission.end_dying,
         )
         self._pool = Pool(tier, targets, self._settings.pool, self._disposal.add_now)
+        self._compiler = Compiler(self._pool, self._disposal, self._settings.compiler)
         self._executions: set[Execution] = set()
         self.sessions = SessionDesk(self._pool, self._planner, self._disposal, self._settings.sessions, now)
         self.tasks = Tasks(self.execute, self._plan, self._settings.tasks, now)
@@ -149,6 +154,10 @@ class Engine:
             tasks = [group.create_task(self._execute_item(request, caller)) for request in requests]
         return [task.result() for task in tasks]
 
+    def forget_artefacts(self) -> None:
+        """Have every program compiled anew."""
+        self._compiler.artefacts.clear()
+
     def resize(self, key: str, target: int) -> None:
         """Keep `target` sandboxes of that template parked from now on. *Raises* TemplateFailed for an unknown key."""
         self._pool.resize(key, target)
@@ -160,7 +169,11 @@ class Engine:
     def statistics(self) -> EngineStatistics:
         """Return the counts of this moment."""
         return EngineStatistics(
-            self._admission.statistics(), self._pool.statistics(), self._disposal.lost, len(self.sessions)
+            self._admission.statistics(),
+            self._pool.statistics(),
+            self._disposal.lost,
+            len(self.sessions),
+            self._compiler.artefacts.statistics(),
         )
 
     async def drain(self, grace_s: float) -> None:
@@ -216,6 +229,10 @@ class Engine:
             try:
                 if session is not None:
                     return await self._attempt_in(session, execution)
+                if execution.plan.compilation is not None:
+                    failed = await self._compiler.prepare(execution)
+                    if failed is not None:
+                        return execution.result(failed, NOTHING_COLLECTED)
                 result = await self._attempt(execution, last=False)
                 if result is None:
                     result = await self._attempt(execution, last=True)
@@ -258,7 +275,8 @@ class Engine:
     async def _attempt_in(self, session: Session, execution: Execution) -> ExecResult:
         end, state_lost = await session.run(execution)
         plan = execution.plan
-        collected = await self._collect(plan, session.sandbox) if plan.collect else NOTHING_COLLECTED
+        wanted = plan.collect and not execution.failed_step
+        collected = await self._collect(plan, session.sandbox) if wanted else NOTHING_COLLECTED
         return execution.result(end, collected, state_lost=state_lost)
 
     async def _attempt(self, execution: Execution, *, last: bool) -> ExecResult | None:

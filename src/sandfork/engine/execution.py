@@ -1,19 +1,25 @@
-"""One program on its way: its stamps, its process while it has one, its wall clock, its cap, and its result."""
+"""One program on its way: its stamps, its process while it has one, its wall clock, its cap, and its result.
+
+A program that is compiled has a second process before its own: the compiler's, with limits and a wall clock of its own.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from signal import SIGINT
 
 from sandfork.engine.masking import Mask, Secrets
 from sandfork.engine.output import Cap, Fold
 from sandfork.errors import ForkFailed, GuestLost, SandforkError, TierError
-from sandfork.model import ExecPlan, ExecResult, Outcome, Timings
+from sandfork.model import ExecPlan, ExecResult, InputFile, Limits, Outcome, Step, Stream, Timings
 from sandfork.tiers.base import BEFORE_START, Collected, OutputSink, Process, StepEnd
 
 NANO = 1e-9
+COMPILE = "compile"
+"""What the first of two steps is called."""
 _GRACE_AT_LEAST_S = 0.2
 
 
@@ -26,7 +32,7 @@ class Execution:
     """The state of one execution, and the handle on it for whoever follows its output.
 
     The `_ns` stamps are instants of the monotonic clock: received from the caller, queued, admitted (out of the
-    queue), sent to the sandbox, and ended.
+    queue), sent to the sandbox, and ended. `compiled_ns` is how long it took to have what the program is made of.
     """
 
     __slots__ = (
@@ -42,10 +48,13 @@ class Execution:
         "_kill_grace_s",
         "_mask",
         "_process",
+        "_said",
         "_sent_ns",
         "_task",
         "_timer",
         "admitted_ns",
+        "compiled_ns",
+        "failed_step",
         "plan",
         "queued_ns",
         "received_ns",
@@ -72,13 +81,15 @@ class Execution:
         self.plan = plan
         self.received_ns = received_ns
         self.started_s = started_s
+        self.compiled_ns = 0
+        self.failed_step = ""
         self.queued_ns = self.admitted_ns = self._sent_ns = self._ended_ns = clock_ns()
         self._clock_ns = clock_ns
         self._kill_grace_s = grace_s
         # Who gives little time waits little longer than that, too.
         self._interrupt_grace_s = min(interrupt_grace_s, max(_GRACE_AT_LEAST_S, plan.limits.wall_s / 4))
         self._interrupted: Outcome | None = None
-        self._fold = Fold()
+        self._fold = self._said = Fold()
         secrets = Secrets(plan.secrets) if plan.secrets else None
         # Behind the cap: the limit is on what the program writes.
         self._mask = Mask(sink or self._fold, secrets) if secrets else None
@@ -101,6 +112,10 @@ class Execution:
         """Whether the program has written anything, which proves that it started."""
         return self._cap.started
 
+    def now_ns(self) -> int:
+        """Return this instant of the clock of the stamps."""
+        return self._clock_ns()
+
     def admit(self) -> None:
         """Note that the queue is behind."""
         self.admitted_ns = self._clock_ns()
@@ -112,17 +127,50 @@ class Execution:
         time after a kill.
         """
         self._refuse_stopped()
-        plan = self.plan
         self.sent = True
-        self._process = process
         if self._begun is not None:
             self._begun.set()
-        self._cap.overflow = self._overflow
+        end = await self._run(process, self.plan.step, self.plan.limits, self._cap)
+        self._flush(end)
+        return end
+
+    async def compile(self, process: Process) -> StepEnd:
+        """Run the plan's compiler in `process` to its end.
+
+        Of one that fails, `failed_step` tells, and what it said is the output of the execution; what others say is not
+        passed on. *Raises* as `run` does.
+        """
+        compilation = self.plan.compilation
+        assert compilation is not None
+        self._said = Fold()
+        cap = Cap(self._said, self.plan.limits.output_bytes)
+        end = await self._run(process, compilation.step, compilation.limits, cap)
+        if end.outcome is not Outcome.EXITED or end.exit_code != 0 or cap.exceeded:
+            self.fail_compiling(end, exceeded=cap.exceeded)
+        return end
+
+    def fail_compiling(self, end: StepEnd, *, exceeded: bool = False) -> None:
+        """Have what the compiler said be the output, as there is no program that could have one."""
+        self.failed_step = COMPILE
+        for stream, data in zip(Stream, self._said.joined(), strict=True):
+            self._cap.output(stream, data)
+        self._cap.exceeded = exceeded
+        self._flush(end)
+
+    def take_files(self, files: tuple[InputFile, ...]) -> None:
+        """Give the program these files, too."""
+        step = self.plan.step
+        self.plan = replace(self.plan, step=replace(step, files=(*step.files, *files)))
+
+    async def _run(self, process: Process, step: Step, limits: Limits, cap: Cap) -> StepEnd:
+        self._refuse_stopped()
+        self._process = process
+        cap.overflow = self._overflow
         self._task = asyncio.current_task()
-        self._arm(plan.limits.wall_s, self._expire)
+        self._arm(limits.wall_s, self._expire)
         self._sent_ns = self._clock_ns()
         try:
-            end = await process.exec(plan.step, plan.limits, self._cap)
+            end = await process.exec(step, limits, cap)
         except asyncio.CancelledError:
             if self._abandoned and self._task is not None and self._task.uncancel() <= 0:
                 self._refuse_stopped()
@@ -136,10 +184,12 @@ class Execution:
             self._ended_ns = self._clock_ns()
             self._detach()
         self._refuse_stopped()
+        return end
+
+    def _flush(self, end: StepEnd) -> None:
         if self._mask is not None:
             cut = self._cap.exceeded or self._interrupted is not None or end.outcome is not Outcome.EXITED
             self._mask.flush(cut=cut)
-        return end
 
     def over(self) -> None:
         """Let go of who waits to feed it: it has ended, or never begins."""
@@ -173,6 +223,7 @@ class Execution:
             state_lost,
             self.started_s,
             self._cap.passed_bytes,
+            failed_step=self.failed_step,
         )
 
     def resume(self) -> None:
@@ -211,11 +262,13 @@ class Execution:
         ended_ns = self._ended_ns
         ready_ns = min(max(end.ready_ns, self._sent_ns), ended_ns)
         done_ns = min(max(end.done_ns or ended_ns, ready_ns), ended_ns)
+        compiled_ns = done_ns - ready_ns if self.failed_step else self.compiled_ns
         return Timings(
             (self.admitted_ns - self.queued_ns) * NANO,
-            (ready_ns - self.admitted_ns) * NANO,
+            (ready_ns - self.admitted_ns - self.compiled_ns) * NANO,
             (done_ns - ready_ns) * NANO,
             (self._clock_ns() - self.received_ns) * NANO,
+            compiled_ns * NANO,
         )
 
     def _detach(self) -> None:

@@ -12,10 +12,12 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import cast
 
+from sandfork.engine.compilation import command_words, fill_memory, plan_compilation, raise_defaults
 from sandfork.engine.paths import WORK_DIR, normalise_path
 from sandfork.engine.policy import LimitPolicy, resolve_limits
 from sandfork.errors import Forbidden, InvalidRequest, NotSupported, UnknownLanguage
-from sandfork.languages.catalogue import COMMAND, FILE_MARK, Catalogue, Language, TemplateKind, TemplateSpec
+from sandfork.languages.catalogue import COMMAND, Catalogue, Language, TemplateKind, TemplateSpec
+from sandfork.languages.language import MEMORY_MARK
 from sandfork.model import (
     Caller,
     Command,
@@ -48,12 +50,10 @@ class Planner:
         self._catalogue = catalogue
         self._policy = policy
         self._isolation = isolation
-        self._commands = {
-            language.name: tuple(
-                f"{WORK_DIR}/{language.file_name}" if word == FILE_MARK else word for word in language.argv
-            )
-            for language in catalogue.languages()
-        }
+        languages = catalogue.languages()
+        self._commands = {language.name: command_words(language, language.argv) for language in languages}
+        self._sized = frozenset(each.name for each in languages if any(MEMORY_MARK in word for word in each.argv))
+        self._policies = {language.name: raise_defaults(policy, language.limits) for language in languages}
 
     def plan(
         self, exec_id: str, request: ExecRequest, caller: Caller, unavailable: Mapping[str, str] = NOTHING
@@ -63,18 +63,29 @@ class Planner:
         *Raises* InvalidRequest, UnknownLanguage, Forbidden (naming the ceiling), NotSupported.
         """
         self._refuse_unsupported(request)
-        limits = resolve_limits(request.limits, self._policy, caller)
+        program = request.program
+        language = None if isinstance(program, Command) else self._find(program.language)
+        policy = self._policy if language is None else self._policies[language.name]
+        limits = resolve_limits(request.limits, policy, caller)
         if len(request.stdin) > self._policy.max_stdin_bytes:
             raise InvalidRequest("stdin", f"is larger than {self._policy.max_stdin_bytes} bytes")
-        language, template, step = self._resolve_program(request, unavailable)
+        if isinstance(program, Command):
+            template, step = COMMAND, self._plan_command(request, program)
+        else:
+            assert language is not None
+            template, step = self._plan_snippet(request, program, language, limits, unavailable)
         if request.work_dir:
             template, step = COMMAND, self._start_elsewhere(request, language, template, step)
         if request.files or step.code is not None:
             self._check_space(step, limits)
+        compilation = None
+        if language is not None and language.compile is not None:
+            compilation = plan_compilation(language, step.code or b"", step.files, limits, self._policy, caller)
+            step = replace(step, file_name=None, code=None)
         return ExecPlan(
             exec_id,
             caller,
-            language,
+            COMMAND.key if language is None else language.name,
             template.key,
             step,
             limits,
@@ -83,6 +94,7 @@ class Planner:
             request.session,
             request.secrets,
             _named(request.limits) if request.session is not None else frozenset(),
+            compilation,
         )
 
     def language_of(self, name: str | None) -> tuple[str, str]:
@@ -92,13 +104,18 @@ class Planner:
         """
         if name is None:
             return COMMAND.key, COMMAND.key
+        language = self._find(name)
+        return language.name, language.templates[0].key
+
+    def _find(self, name: str) -> Language:
         language = self._catalogue.find(name)
         if language is None:
             raise UnknownLanguage(name, self._catalogue.names())
-        return language.name, language.templates[0].key
+        return language
 
     def session_limits(self, spec: SessionSpec, caller: Caller) -> Limits:
-        """Return the limits of a new session. *Raises* InvalidRequest, Forbidden."""
+        """Return the limits of a new session. *Raises* InvalidRequest, Forbidden, NotSupported."""
+        self._refuse_sessions()
         return resolve_limits(spec.limits, self._policy, caller)
 
     @property
@@ -117,8 +134,8 @@ class Planner:
             raise NotSupported(f"network: {request.network!r} is not available on this server; use 'none'")
         if request.packages:
             raise NotSupported("packages: installing packages is not available on this server; send files instead")
-        if request.session is not None and self._isolation == "reduced":
-            raise NotSupported("session: sessions need namespaces, which this server does without")
+        if request.session is not None:
+            self._refuse_sessions()
         if request.isolation is None or request.isolation == self._isolation:
             return
         if request.isolation not in ISOLATIONS:
@@ -128,30 +145,42 @@ class Planner:
                 f"isolation: {request.isolation!r} is not available on this server: {self._isolation!r} is"
             )
 
-    def _resolve_program(self, request: ExecRequest, unavailable: Mapping[str, str]) -> tuple[str, TemplateSpec, Step]:
-        """Return the language's name, the template and the step."""
+    def _refuse_sessions(self) -> None:
+        if self._isolation == "reduced":
+            raise NotSupported("session: sessions need namespaces, which this server does without")
+
+    def _plan_command(self, request: ExecRequest, command: Command) -> Step:
+        words = self._check_words("argv", command.argv + request.args)
+        if not words or not words[0]:
+            raise InvalidRequest("argv", "must name a program")
+        if request.template not in (None, COMMAND.key):
+            raise InvalidRequest("template", f"a command runs in {COMMAND.key!r} only")
+        env = self._check_env(request.env) if request.env else ()
+        files = self._check_files(request.files, None) if request.files else ()
+        return Step(words, None, None, env, request.stdin, files, keep_stdin=request.keep_stdin)
+
+    def _plan_snippet(
+        self,
+        request: ExecRequest,
+        program: Snippet,
+        language: Language,
+        limits: Limits,
+        unavailable: Mapping[str, str],
+    ) -> tuple[TemplateSpec, Step]:
+        """Return the template and the step."""
         env = self._check_env(request.env) if request.env else ()
         args = self._check_words("args", request.args) if request.args else ()
-        program = request.program
-        if isinstance(program, Command):
-            words = self._check_words("argv", program.argv + args)
-            if not words or not words[0]:
-                raise InvalidRequest("argv", "must name a program")
-            if request.template not in (None, COMMAND.key):
-                raise InvalidRequest("template", f"a command runs in {COMMAND.key!r} only")
-            files = self._check_files(request.files, None) if request.files else ()
-            step = Step(words, None, None, env, request.stdin, files, keep_stdin=request.keep_stdin)
-            return COMMAND.key, COMMAND, step
-        language = self._catalogue.find(program.language)
-        if language is None:
-            raise UnknownLanguage(program.language, self._catalogue.names())
         code = self._check_code(program)
         template = _choose_template(language, program.code, request.template, unavailable)
         files = self._check_files(request.files, language.file_name) if request.files else ()
         argv = self._commands[language.name]
+        if language.name in self._sized:
+            argv = fill_memory(argv, limits.memory_bytes)
+        if language.env:
+            env = (*((name, value) for name, value in language.env if name not in dict(env)), *env)
         if template.kind is TemplateKind.FORK:
             argv = argv[1:]
-        lasting = request.session is not None and not request.session.fresh
+        lasting = request.session is not None and not request.session.fresh and language.lasts
         if lasting:
             argv = self._lasting_argv(language, template, argv, request)
         step = Step(
@@ -165,23 +194,23 @@ class Planner:
             request.rich and template.kind is TemplateKind.FORK,
             request.keep_stdin,
         )
-        return language.name, template, step
+        return template, step
 
     def _lasting_argv(
         self, language: Language, template: TemplateSpec, argv: tuple[str, ...], request: ExecRequest
     ) -> tuple[str, ...]:
-        """Return how an interpreter that keeps its state is started. *Raises* NotSupported, InvalidRequest."""
+        """Return how an interpreter that keeps its state is started. *Raises* InvalidRequest."""
         if request.keep_stdin:
             raise InvalidRequest("stdin", "an interpreter of a session is given its stdin whole; use a terminal")
         if template.kind is not TemplateKind.NONE:
             return argv
-        if not language.session_argv:
-            raise NotSupported(f"session: {language.name} has no interpreter that keeps its state")
         if "\0" in cast(Snippet, request.program).code:
             raise InvalidRequest("code", f"{language.name} in a session takes no NUL")
         return language.session_argv
 
-    def _start_elsewhere(self, request: ExecRequest, language: str, template: TemplateSpec, step: Step) -> Step:
+    def _start_elsewhere(
+        self, request: ExecRequest, language: Language | None, template: TemplateSpec, step: Step
+    ) -> Step:
         """Return a step that starts in another directory, by a shell: a warm interpreter is in its own already.
 
         *Raises* InvalidRequest.
@@ -192,8 +221,8 @@ class Planner:
         if path.startswith("/"):
             raise InvalidRequest("work_dir", f"must be below {WORK_DIR}")
         argv = step.argv
-        if template.kind is TemplateKind.FORK:
-            argv = (self._commands[language][0], *argv)
+        if template.kind is TemplateKind.FORK and language is not None:
+            argv = (language.argv[0], *argv)
         return replace(step, argv=(*_START_IN, f"{WORK_DIR}/{path}", *argv), rich=False)
 
     def _check_code(self, program: Snippet) -> bytes:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 
 from sandfork.engine.execution import Execution, never_began
 from sandfork.engine.terminals import Terminal
 from sandfork.errors import (
     CallerError,
+    FileNotInSandbox,
     ForkFailed,
     GuestLost,
     SessionConflict,
@@ -27,6 +28,7 @@ from sandfork.errors import (
     WrongLanguage,
 )
 from sandfork.languages.catalogue import COMMAND
+from sandfork.languages.language import BUILD_DIR
 from sandfork.model import ExecPlan, Limits, SessionKey, SessionSpec, SessionState, Usage
 from sandfork.tiers.base import Process, Sandbox, StepEnd
 
@@ -153,10 +155,15 @@ class Session:
         for name in _OF_THE_SESSION:
             if name in plan.named_limits and getattr(plan.limits, name) != getattr(self.limits, name):
                 raise SessionConflict(f"limits.{name}: belongs to the session, which was made with another")
-        limits = replace(plan.limits, **{name: getattr(self.limits, name) for name in _OF_THE_SESSION})
+        limits = self._shared(plan.limits)
         names = {name for name, _ in plan.step.env}
         env = (*((n, v) for n, v in self.spec.env if n not in names), *plan.step.env)
-        return replace(plan, limits=limits, step=replace(plan.step, env=env))
+        compilation = plan.compilation and replace(plan.compilation, limits=self._shared(plan.compilation.limits))
+        return replace(plan, limits=limits, step=replace(plan.step, env=env), compilation=compilation)
+
+    def _shared(self, limits: Limits) -> Limits:
+        """Return `limits` with what the session as a whole has."""
+        return replace(limits, **{name: getattr(self.limits, name) for name in _OF_THE_SESSION})
 
     async def run(self, execution: Execution) -> tuple[StepEnd, bool]:
         """Run one execution; return its end, and whether its interpreter's state was lost with it or before.
@@ -165,6 +172,10 @@ class Session:
         """
         plan = execution.plan
         with self.unless_over():
+            if plan.compilation is not None:
+                end = await self._compile(execution)
+                if execution.failed_step:
+                    return end, False
             had_state = plan.step.lasting and plan.language in self._interpreters
             try:
                 end, lost = await self._attempt(execution), False
@@ -192,6 +203,23 @@ class Session:
             self.running = None
             if not waits and (execution.sent or not plan.step.lasting):
                 self._forget(plan, process)
+
+    async def _compile(self, execution: Execution) -> StepEnd:
+        """Compile where the files are: in the session's own sandbox, every time, by a process of its own."""
+        sandbox = self.sandbox
+        await sandbox.cleared()
+        with suppress(FileNotInSandbox):
+            await sandbox.files.delete(BUILD_DIR)
+        process = await self._new_process(sandbox, COMMAND.key)
+        self.running = execution
+        since_ns = execution.now_ns()
+        try:
+            end = await execution.compile(process)
+        finally:
+            self.running = None
+            self._forget(execution.plan, process)
+        execution.compiled_ns = execution.now_ns() - since_ns
+        return end
 
     async def _process_for(self, plan: ExecPlan) -> Process:
         sandbox = self.sandbox

@@ -1,14 +1,15 @@
 """Rich results: what a program shows goes to the host as MIME bundles on ctl, as a notebook would have them.
 
-Loaded by the zygote's children (see zygote.py), with `zygote` given, when a step may want rich results. In such a step
-the value of the last expression is shown, what `display` is called with, and the figures that are open at its end. A
-frame is written only while such a step runs: at any other time the server takes one for a forgery.
+Loaded into the zygote (see zygote.py), with `zygote` given, for the children whose steps may want rich results. In such
+a step the value of the last expression is shown, what `display` is called with, and the figures that are open at its
+end. A frame is written only while such a step runs: at any other time the server takes one for a forgery.
 """
 
 from __future__ import annotations
 import __future__
 
 import _ast
+import _signal  # type: ignore[import-not-found]
 import binascii
 import builtins
 import fcntl
@@ -16,7 +17,6 @@ import importlib.machinery
 import io
 import json
 import os
-import signal
 import sys
 import termios
 import threading
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 zygote: Any = globals()["zygote"]
 
+SIGNALS = _signal.valid_signals()
 BUNDLE_BYTES = 8 << 20
 READ_TRIES = 100
 READ_PAUSE_S = 0.0005
@@ -71,12 +72,12 @@ class Line:
         with self.lock:
             if not self.open or os.getpid() != self.pid:
                 return False
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            before = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
             try:
-                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+                _signal.pthread_sigmask(_signal.SIG_BLOCK, SIGNALS)
                 os.write(self.fd, frame)
             finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
             return True
 
     def close(self) -> None:
@@ -90,7 +91,7 @@ line = Line(zygote.CTL)
 
 def begin() -> None:
     """Have what the program shows sent from now on."""
-    line.open = True
+    line.open, line.pid = True, os.getpid()
     if not hasattr(builtins, "display"):
         builtins.display = display  # type: ignore[attr-defined]
     # No figure opens a window here, and this spares matplotlib the search for one that would.

@@ -33,7 +33,7 @@ function readRun() {
 }
 
 function parseRun(body) {
-  const run = { argv: [], env: [], code: Buffer.alloc(0), lasting: false, rich: false, stdin: '' };
+  const run = { argv: [], env: [], code: null, lasting: false, rich: false, stdin: '' };
   for (let at = 0; at + 8 <= body.length; ) {
     const tag = String.fromCharCode(body[at]);
     const value = body.subarray(at + 8, at + 8 + body.readUInt32LE(at + 4));
@@ -116,7 +116,7 @@ function park() {
     const cut = pair.indexOf('=');
     process.env[pair.slice(0, cut)] = pair.slice(cut + 1);
   }
-  fs.writeFileSync(process.argv[1], run.code);
+  if (run.code !== null) fs.writeFileSync(process.argv[1], run.code); // else it is there already
   process.argv.push(...run.argv.slice(2));
   sayEnd();
 }

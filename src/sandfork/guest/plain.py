@@ -35,6 +35,14 @@ OUR_FILES = ("/proc/self/fd/6", "<sandfork plain>", "<sandfork session>", "<sand
 LAST_PRELOADED = ""  # the last name in sys.modules before a program runs; the zygote sets it
 
 
+UNSEEN: dict[str, types.ModuleType] = {}  # modules that are imported, and that programs find not imported
+
+# CPython's small objects (obmalloc.c, 3.10 to 3.14): pools of objects of one size, each behind a head.
+SIZES, POOL_BYTES, POOL_HEAD_BYTES = range(16, 513, 16), 1 << 14, 48
+MOST_GAPS = 8192  # of a size
+FILLERS: list[object] = []
+
+
 def reads_as_text(source: bytes) -> bool:
     """Tell whether a source is plain UTF-8 and does not say what it is: such reads the same from memory."""
     try:
@@ -265,3 +273,39 @@ def find_depth() -> tuple[ctypes.Array[ctypes.c_int], int]:
     places = [at for at, value in enumerate(state) if value == 7919]
     sys.setrecursionlimit(limit)
     return state, places[0] - 1 if len(places) == 1 else -1
+
+
+def hide_imports(seen: set[str]) -> None:
+    """Have programs find only those modules imported."""
+    for name in [each for each in sys.modules if each not in seen]:
+        UNSEEN[name] = sys.modules.pop(name)
+        package, _, last = name.rpartition(".")
+        if package in seen:
+            delattr(sys.modules[package], last)
+
+
+def show_imports() -> None:
+    """Have the program find all that is imported, which it then need not import again."""
+    sys.modules.update(UNSEEN)
+    for name, module in UNSEEN.items():
+        package, _, last = name.rpartition(".")
+        if package:
+            setattr(sys.modules[package], last, module)
+
+
+def fill_gaps() -> None:
+    """Fill the places of objects that are gone, so that what a child makes lies together, in few pages.
+
+    They are full when objects follow each other from the head of a pool on.
+    """
+    for size in SIZES:
+        last = row = 0
+        for _ in range(MOST_GAPS):
+            filler: object = bytes(size - 33) if size > 32 else size << 40 if size > 16 else object()
+            place = id(filler)
+            row = row + 1 if row and place == last + size else int(place % POOL_BYTES == POOL_HEAD_BYTES)
+            last = place
+            FILLERS.append(filler)
+            if row == 4:
+                del FILLERS[-row:]
+                break

@@ -1,12 +1,14 @@
 """A lasting interpreter: step after step in one __main__, whose state stays.
 
-Loaded by the zygote's children (see zygote.py), with `zygote` given, when RUN says that the process is to last. Order
-of a step: the program's signal handlers -> limits, environment, stdin -> the code -> rich results -> what it raised is
-told, output is flushed -> signals are held back -> END. Then the next RUN is waited for.
+Loaded into the zygote (see zygote.py), with `zygote` and `displays` given, for the children whose RUN says that they
+are to last. Order of a step: the program's signal handlers -> limits, environment, stdin -> the code -> rich results ->
+what it raised is told, output is flushed -> signals are held back -> END. Then the next RUN is waited for.
 """
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
+import builtins
 import importlib
 import importlib.machinery
 import linecache
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 zygote: Any = globals()["zygote"]
+displays: Any = globals()["displays"]
 
 ALLOW_AWAIT = 0x2000  # ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, without importing ast
 IS_COROUTINE = 0x80  # inspect.CO_COROUTINE
@@ -44,29 +47,29 @@ class Signals:
         self.late: list[int] = []
         self.mine = self.note
         self.hold_back()
-        self.handlers[signal.SIGINT] = signal.default_int_handler
-        signal.signal(signal.SIGINT, self.mine)
+        self.handlers[_signal.SIGINT] = _signal.default_int_handler
+        _signal.signal(_signal.SIGINT, self.mine)
 
     def note(self, number: int, frame: types.FrameType | None) -> None:
         """Take a signal between two steps."""
-        if number != signal.SIGINT and number not in self.late:
+        if number != _signal.SIGINT and number not in self.late:
             self.late.append(number)
 
     def let_through(self) -> None:
         """Put the program's handlers back; any may be called at once, and raise."""
         for number, handler in list(self.handlers.items()):
-            signal.signal(number, handler)
+            _signal.signal(number, handler)
             del self.handlers[number]
         while self.late:
-            signal.raise_signal(self.late.pop(0))
+            _signal.raise_signal(self.late.pop(0))
 
     def hold_back(self) -> None:
         """Take over from the program's handlers; may be called again when one of them interrupted it."""
-        for number in range(1, signal.NSIG):
-            handler = signal.getsignal(number)
+        for number in range(1, _signal.NSIG):
+            handler = _signal.getsignal(number)
             if callable(handler) and handler is not self.mine:
                 self.handlers[number] = handler
-                signal.signal(number, self.mine)
+                _signal.signal(number, self.mine)
 
 
 class Loop:
@@ -126,7 +129,6 @@ class Session:
         del self.main.__file__
         self.main.__loader__ = importlib.machinery.BuiltinImporter
         sys.path[0] = zygote.WORK_DIR
-        self.displays = zygote.load_displays()
         self.count = 0
         self.flags = 0  # the __future__ of earlier steps
         self.loop = Loop()
@@ -159,7 +161,7 @@ class Session:
                     error = raised
                 elif isinstance(raised, KeyboardInterrupt):
                     status = INTERRUPTED
-        self.displays.line.close()
+        displays.line.close()
         return status
 
     def run(self, job: Any) -> None:
@@ -172,10 +174,10 @@ class Session:
         except KeyboardInterrupt:
             raise
         except BaseException:
-            self.displays.show_figures()
+            displays.show_figures()
             raise
         else:
-            self.displays.show_figures()
+            displays.show_figures()
         finally:
             self.done_ns = time.monotonic_ns()
 
@@ -187,22 +189,22 @@ class Session:
         renew_stdin(job.stdin)
         importlib.invalidate_caches()  # files may have come since
         if job.rich:
-            self.displays.begin()
+            displays.begin()
 
     def execute(self, job: Any) -> None:
         """Compile and run the code; its lines can be looked up from now on, by the name of the step."""
         self.count += 1
         name = f"{STEP_NAME}{self.count}>"
-        linecache.cache[name] = len(job.code), None, self.displays.lines_of(job.code), name
+        linecache.cache[name] = len(job.code), None, displays.lines_of(job.code), name
         flags, last = self.flags | ALLOW_AWAIT, None
         if job.rich:
-            body, last = self.displays.split(job.code, name, flags)
+            body, last = displays.split(job.code, name, flags)
         else:
             body = compile(job.code, name, "exec", flags, True)
-        self.flags |= body.co_flags & self.displays.FUTURES
+        self.flags |= body.co_flags & displays.FUTURES
         self.evaluate(body)
         if last is not None:
-            self.displays.show_result(self.evaluate(last))
+            displays.show_result(self.evaluate(last))
 
     def evaluate(self, code: types.CodeType) -> object:
         """Run code in __main__ and return its value; what awaits runs on the event loop."""
@@ -292,3 +294,50 @@ def same_socket(fd: int, expected: tuple[Any, ...]) -> bool:
         return os.fstat(fd)[:3] == expected
     except OSError:
         return False
+
+
+# What is settled in the zygote is shared by all sessions (see zygote.py), so this does what many steps do.
+REHEARSAL = (
+    b"import os\ndef greet(name):\n    return f'{name} {1 + 1}'\nprint(greet('a'))\n{'a': [1.5]}",
+    b"x = 1",
+    b"1 / 0",
+)
+
+
+def rehearse(times: int) -> None:
+    """Run made-up steps in the zygote and leave no trace of them."""
+    kept = [(names, dict(names)) for names in (vars(sys), vars(builtins), vars(threading), vars(zygote.plain))]
+    main, finders, variables = sys.modules["__main__"], list(sys.meta_path), dict(os.environ)
+    copies = [os.dup(fd) for fd in range(3)]
+    ours, theirs = os.pipe()
+    displays.line.fd = null = os.open(os.devnull, os.O_WRONLY)
+    for fd in (1, 2):
+        os.dup2(null, fd)
+    try:
+        session = Session(ask(ours, theirs, b""))
+        for code in REHEARSAL * times:
+            status = session.perform(ask(ours, theirs, code))
+            os.write(null, zygote.end_frame(status, session.ready_ns, session.done_ns))
+    finally:
+        for fd, copy in enumerate(copies):
+            os.dup2(copy, fd)
+        for fd in (*copies, ours, theirs, null):
+            os.close(fd)
+    displays.line.fd = zygote.CTL
+    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+    for names, before in kept:
+        for name in names.keys() - before.keys():
+            del names[name]
+        names.update(before)
+    sys.modules["__main__"], sys.meta_path[:] = main, finders
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
+    linecache.clearcache()
+
+
+def ask(ours: int, theirs: int, code: bytes) -> Any:
+    """Ask for a lasting step with rich results, and return what is received."""
+    fields = ((99, code), (97, b"main.py\0"), (102, b"main.py\0"), (108, b"\1" * 8), (114, b"\1" * 8))
+    body = b"".join(zygote.FRAME.pack(tag, len(value)) + value for tag, value in fields)
+    os.write(theirs, zygote.FRAME.pack(82, len(body)) + body)
+    return zygote.receive(ours)

@@ -9,6 +9,7 @@ for RUN.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import builtins
 import ctypes
 import errno
@@ -73,10 +74,11 @@ RECEIVED = (ctypes.c_uint64 * 8)()  # struct received
 RUN = (ctypes.c_char * 16376).from_address(short_run())
 
 # Kept from programs, which may put something else in their places.
-leave, getpid, kill, give_way, set_signal = os._exit, os.getpid, os.kill, os.sched_yield, signal.signal
+leave, getpid, kill, give_way, set_signal = os._exit, os.getpid, os.kill, os.sched_yield, _signal.signal
 
 plain = load(read(PLAIN, "plain"))
-LATER: dict[str, types.CodeType] = {}  # loaded by the children that are asked for what is in there
+LATER: dict[str, Any] = {}  # modules for the children that are asked for what is in there
+CODES: list[types.CodeType] = []  # of those; kept, for letting go of one writes to all that it names
 
 
 class Job:
@@ -163,7 +165,7 @@ def perform(job: Job) -> int:
     sys.orig_argv[:] = [sys.executable, *sys.argv]
     sys.path[0] = WORK_DIR
     main = new_main(path)
-    execute = load_displays().run_code if job.rich else run_code
+    execute = later("displays").run_code if job.rich else run_code
     clock = time.clock_gettime_ns
     RECEIVED[0] = clock(time.CLOCK_MONOTONIC)
     error = execute(job.code, path, main)
@@ -172,26 +174,40 @@ def perform(job: Job) -> int:
     return status
 
 
-def read_later() -> None:
-    """Have at hand what few children need; when all that others touch has its place, so that they never touch this."""
-    LATER.update(session=read(SESSION, "session"), displays=read(DISPLAYS, "displays"))
+class Here:
+    """This module, for those that it loads."""
 
 
-def load_displays() -> Any:
-    """Return the part that shows rich results."""
-    return load(LATER["displays"], zygote=types.SimpleNamespace(**SCOPE))
+def load_later() -> None:
+    """Load what few children need and rehearse it; what it imports is seen only where it is used.
+
+    Done when all that others touch has its place, so that they never touch this.
+    """
+    here, seen = Here(), set(sys.modules)
+    here.__dict__ = SCOPE
+    for fd, name in ((DISPLAYS, "displays"), (SESSION, "session")):
+        CODES.append(read(fd, name))
+        LATER[name] = load(CODES[-1], zygote=here, **LATER)
+    LATER["session"].rehearse(SETTLING)
+    plain.hide_imports(seen)
+
+
+def later(name: str) -> Any:
+    """Return a part that few children need, with all that it needs."""
+    plain.show_imports()
+    return LATER[name]
 
 
 def run(fd: int) -> NoReturn:
     """Wait for RUN on `fd`, be the program, and never return."""
     job = receive(fd)
     if job.lasting:
-        set_signal(signal.SIGINT, signal.SIG_IGN)  # until there is a program to interrupt
-        load(LATER["session"], zygote=types.SimpleNamespace(**SCOPE)).serve(fd, job)
+        set_signal(signal.SIGINT, _signal.SIG_IGN)  # until there is a program to interrupt
+        later("session").serve(fd, job)
     status = perform(job)
     if status == -signal.SIGINT:
         plain.shut_down(0)
-        set_signal(signal.SIGINT, signal.SIG_DFL)
+        set_signal(signal.SIGINT, _signal.SIG_DFL)
         kill(getpid(), signal.SIGINT)
     status = plain.shut_down(status)
     end_run(fd, status, RECEIVED)
@@ -288,6 +304,15 @@ def forget_variable(name: str) -> None:
         ctypes.memset(value - len(name) - 1, 0, len(name) + 1 + len(os.environ.pop(name)))
 
 
+def settle(path: str) -> None:
+    """Have all that children run be as it stays; what most of them run is last to use the interpreter's caches."""
+    for _ in range(SETTLING):
+        rehearse(path)
+    load_later()
+    for _ in range(3):
+        rehearse(path)
+
+
 def serve(names: list[str], depth: tuple[ctypes.Array[ctypes.c_int], int, int]) -> int:
     """Warm up and enter the C loop; returns in children only, with the flags of their order."""
     preload(names)
@@ -302,16 +327,16 @@ def serve(names: list[str], depth: tuple[ctypes.Array[ctypes.c_int], int, int]) 
     SEEDS.extend((seed, sys.modules[name]) for name, seed in RESEED.items() if name in sys.modules)
     plain.LAST_PRELOADED = next(reversed(sys.modules))
     scratch = os.memfd_create("rehearsal")
-    for _ in range(SETTLING):
-        rehearse(f"/proc/self/fd/{scratch}")
+    path = f"/proc/self/fd/{scratch}"
+    settle(path)
     if depth[1] > 0:
-        even_depth(f"/proc/self/fd/{scratch}", *depth)
+        even_depth(path, *depth)
     os.close(scratch)
-    read_later()
-    plain.hide_frames(sys._getframe(1).f_code, globals(), LATER.values())
+    plain.hide_frames(sys._getframe(1).f_code, globals(), CODES)
     linecache.clearcache()
     for _ in range(3):
         gc.collect()
+    plain.fill_gaps()
     if len(os.listdir("/proc/self/task")) != 1:
         raise RuntimeError("a preloaded module started a thread: forking with locks held by it would hang")
     if os.getpid() <= 2:

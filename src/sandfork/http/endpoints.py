@@ -75,13 +75,17 @@ class HttpSettings:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What endpoints work with; `now` gives Unix time in seconds."""
+    """What endpoints work with; `now` gives Unix time in seconds.
+
+    `versions` are those that languages told so far, by their names; None is for one that told none.
+    """
 
     settings: HttpSettings
     engine: ExecutionEngine
     access: Access
     metrics: RequestMetrics
     now: Callable[[], float] = time.time
+    versions: dict[str, str | None] = field(default_factory=dict)
 
 
 class Endpoint(Protocol):

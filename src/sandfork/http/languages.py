@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +15,9 @@ from sandfork.http.intake import identify
 from sandfork.model import Caller, Command, ExecRequest, LimitsOverride
 
 VERSION_S = 10.0
-_VERSION = re.compile(rb"\d+(\.\d+)+")
+VERSIONS_S = 3.0
+"""How long a list of languages waits for versions that nobody has asked for before; the others come with the next."""
+_VERSION = re.compile(rb"\d+(\.\d+)+|\d{4,}")
 
 
 def language_names(languages: Sequence[LanguageState]) -> tuple[str, ...]:
@@ -23,10 +26,25 @@ def language_names(languages: Sequence[LanguageState]) -> tuple[str, ...]:
 
 
 def language_states(service: Service) -> Sequence[LanguageState]:
-    """Return all languages; one whose template cannot fork is not runnable."""
+    """Return all languages, with the versions found so far; one whose template cannot fork is not runnable."""
     broken = {template.key for template in service.engine.health() if not template.ready}
-    languages = service.settings.languages
-    return [replace(each, runnable=each.runnable and each.template not in broken) for each in languages]
+    return [
+        replace(each, runnable=each.runnable and each.template not in broken, version=service.versions.get(each.name))
+        for each in service.settings.languages
+    ]
+
+
+async def find_version(service: Service, state: LanguageState, caller: Caller) -> str | None:
+    """Return what a language's version command tells, None when it tells none or could not be run."""
+    if state.name not in service.versions and state.version_argv:
+        request = ExecRequest(Command(state.version_argv), limits=LimitsOverride(wall_s=VERSION_S))
+        try:
+            result = await service.engine.execute(request, caller)
+        except SandforkError:
+            return None
+        match = _VERSION.search(result.stdout + result.stderr)
+        service.versions[state.name] = match[0].decode() if match else None
+    return service.versions.get(state.name)
 
 
 class QueryEndpoint(DialectEndpoint):
@@ -37,11 +55,32 @@ class QueryEndpoint(DialectEndpoint):
         self._of = dialect
         self._service = service
         self._route = route
+        self._finding: asyncio.Task[None] | None = None
 
     async def answer(self, exchange: Exchange) -> Reply:
         """Identify, read what there is to read, render."""
         raw = await take_query(self._service, self._of, exchange, with_body=self._route.body_type is not None)
+        if self._route.versions:
+            await self._find_versions(exchange.caller)
         return self._route.render(raw, language_states(self._service))
+
+    async def _find_versions(self, caller: Caller) -> None:
+        """Have versions found that are not known, one after the other, charged as one run; wait for them a while."""
+        unknown = [
+            each
+            for each in language_states(self._service)
+            if each.runnable and each.version_argv and each.name not in self._service.versions
+        ]
+        if not unknown:
+            return
+        if self._finding is None or self._finding.done():
+            self._service.access.charge(caller, 1)
+            self._finding = asyncio.get_running_loop().create_task(self._find_each(unknown, caller))
+        await asyncio.wait({self._finding}, timeout=VERSIONS_S)
+
+    async def _find_each(self, unknown: Sequence[LanguageState], caller: Caller) -> None:
+        for state in unknown:
+            await find_version(self._service, state, caller)
 
 
 class LanguageEndpoint(DialectEndpoint):
@@ -52,28 +91,15 @@ class LanguageEndpoint(DialectEndpoint):
         self._of = dialect
         self._service = service
         self._route = route
-        self._versions: dict[str, str | None] = {}
 
     async def answer(self, exchange: Exchange) -> Reply:
         """Identify, find, ask for the version, render. *Raises* NoSuchLanguage."""
         raw = await take_query(self._service, self._of, exchange, with_body=False)
         state = self._route.select(raw, language_states(self._service))
-        if state.runnable and state.version is None:
-            state = replace(state, version=await self._version(state, exchange.caller))
+        if state.runnable and state.version_argv and state.name not in self._service.versions:
+            self._service.access.charge(exchange.caller, 1)
+            state = replace(state, version=await find_version(self._service, state, exchange.caller))
         return self._route.render(state)
-
-    async def _version(self, state: LanguageState, caller: Caller) -> str | None:
-        """Return what `--version` says, None when it says nothing that looks like one or could not be run."""
-        if state.name not in self._versions:
-            self._service.access.charge(caller, 1)
-            request = ExecRequest(Command((state.run[0], "--version")), limits=LimitsOverride(wall_s=VERSION_S))
-            try:
-                result = await self._service.engine.execute(request, caller)
-            except SandforkError:
-                return None
-            match = _VERSION.search(result.stdout or result.stderr)
-            self._versions[state.name] = match[0].decode() if match else None
-        return self._versions[state.name]
 
 
 async def take_query(service: Service, dialect: Dialect, exchange: Exchange, *, with_body: bool) -> RawRequest:

@@ -103,10 +103,10 @@ class ExecutionLog:
 
 
 def _note_plan(line: LogLine, plan: ExecPlan) -> None:
-    step = plan.step
+    step = plan.compilation.step if plan.compilation else plan.step
     line.exec_id, line.language, line.template = plan.exec_id, plan.language, plan.template_key
     line.isolation = plan.isolation
-    line.code_bytes, line.stdin_bytes, line.files = len(step.code or b""), len(step.stdin), len(step.files)
+    line.code_bytes, line.stdin_bytes, line.files = len(step.code or b""), len(plan.step.stdin), len(plan.step.files)
 
 
 def _note_result(line: LogLine, result: ExecResult) -> None:

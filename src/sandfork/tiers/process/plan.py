@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from glob import glob
 from importlib.resources import files as resource_files
 from pathlib import Path
 from typing import Any
 
 from sandfork.tiers.process.messages import field as packed_field
 
+_COPIED_MAX_BYTES = 512 << 10  # a larger file in /etc is no setting of a program
 _SCRATCH = "/sys"  # where native/root.h builds the tree; a source below it is inside the new root
 
 
@@ -59,6 +62,9 @@ def host_root(guest_packages: Path | None, extra: Mapping[str, bytes]) -> RootPo
         plan.add(b"F", path, raw)
     for path in policy["copy"]:
         _copy(plan, path)
+    for pattern in policy["copy_trees"]:
+        for path in sorted(glob(pattern)):
+            _copy_tree(plan, path)
     for bind in policy["bind"]:
         _bind(plan, bind)
     if guest_packages is not None and Path("/usr/local").is_dir():
@@ -93,6 +99,27 @@ def _copy(plan: _Plan, path: str) -> None:
                 plan.add(b"L", entry.path, os.readlink(entry.path))
     elif os.path.isfile(path):
         plan.add(b"F", path, Path(path).read_bytes())
+
+
+def _copy_tree(plan: _Plan, path: str) -> None:
+    """Copy a file, a link, or a directory with all below it; what not everybody may read is left out."""
+    status = os.lstat(path)
+    if stat.S_ISLNK(status.st_mode):
+        _make_parents(plan, path)
+        plan.add(b"L", path, os.readlink(path))
+    elif stat.S_ISREG(status.st_mode) and status.st_mode & stat.S_IROTH and status.st_size <= _COPIED_MAX_BYTES:
+        _make_parents(plan, path)
+        plan.add(b"F", path, Path(path).read_bytes())
+    elif stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_IXOTH and status.st_mode & stat.S_IROTH:
+        for name in sorted(os.listdir(path)):
+            _copy_tree(plan, os.path.join(path, name))
+
+
+def _make_parents(plan: _Plan, path: str) -> None:
+    """Make the directories above a path that the plan does not have yet."""
+    for parent in reversed(Path(path).parents):
+        if str(parent) != "/" and str(parent) not in plan.paths:
+            plan.add(b"D", str(parent))
 
 
 def _bind(plan: _Plan, bind: Mapping[str, Any]) -> None:

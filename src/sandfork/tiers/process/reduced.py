@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Iterable
+from glob import glob
 from importlib.resources import files as resource_files
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def readable_paths(extra: Iterable[Path]) -> bytes:
     """
     policy = tomllib.loads(resource_files("sandfork.policy").joinpath("reduced.toml").read_text())
     reads = [path for path in policy["read"] if path.startswith(_OWN) or os.path.exists(path)]
+    reads += [path for pattern in policy["read_matching"] for path in sorted(glob(pattern))]
     reads += [str(path) for path in extra]
     devices = [path for path in policy["devices"] if os.path.exists(path)]
     packed = b"".join(

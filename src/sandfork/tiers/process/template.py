@@ -45,11 +45,12 @@ class TemplateSpec:
 
 
 class Zygote:
-    """One running zygote: its number at the warden and what it last wrote to its log."""
+    """One running zygote: its number at the warden, its forks that are not there yet, what it last wrote to its log."""
 
     def __init__(self, number: int, log_fd: int) -> None:
         self.number = number
         self.forks = 0
+        self.under_way = 0
         self.born = time.monotonic()
         self.alive = True
         self._log_fd = log_fd
@@ -122,8 +123,13 @@ class ProcessTemplate:
         self._reason = ""
         if old is not None and old.alive:
             self._retired[old.number] = old
-            self._warden.send(m.request(m.Request.RETIRE, old.number))
+            self._let_go(old)
         return new
+
+    def _let_go(self, zygote: Zygote) -> None:
+        """Have a retired zygote end once all its forks are there: its end fails what the warden knows nothing of."""
+        if zygote.number in self._retired and not zygote.under_way:
+            self._warden.send(m.request(m.Request.RETIRE, zygote.number))
 
     async def _start(self) -> Zygote:
         spec, number = self._spec, self._numbers()
@@ -191,7 +197,7 @@ class ProcessTemplate:
         )  # fmt: skip
         fds = (ctl_child.fileno(), *ends, agent_child.fileno())
         self._warden.send(data, fds, sent)
-        await self._until_parked(sandbox)
+        await self._until_parked(sandbox, zygote)
         if self._spec.kind is m.Kind.PARK:
             # Such a template is no process of its own: what a parked one takes is its size.
             self._memory_bytes = slot.meter.figures().memory_bytes
@@ -228,7 +234,7 @@ class ProcessTemplate:
             flags=m.JOIN | m.URGENT | (m.TERMINAL if terminal else 0),
         )  # fmt: skip
         self._warden.send(request, (ctl_child.fileno(), *theirs), sent)
-        await self._until_parked(guest)
+        await self._until_parked(guest, zygote)
         return guest
 
     @property
@@ -241,12 +247,16 @@ class ProcessTemplate:
             return b""
         return m.program_fields((), (f"{k}={v}" for k, v in self._spec.environment))
 
-    async def _until_parked(self, guest: Guest) -> None:
+    async def _until_parked(self, guest: Guest, zygote: Zygote) -> None:
+        zygote.under_way += 1
         try:
             await guest.parked()
         except BaseException:
             await asyncio.wait([self._slots.tasks.spawn(guest.close())])
             raise
+        finally:
+            zygote.under_way -= 1
+            self._let_go(zygote)
 
     def health(self) -> TemplateHealth:
         """Report readiness."""

@@ -1,0 +1,184 @@
+"""`sandfork lang`: the languages of the catalogue: which there are, installing, proving and drafting them."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sandfork.cli_terms import ConfigFile, err, out, print_plain, settings
+from sandfork.languages.catalogue import Catalogue, Language
+from sandfork.languages.draft import draft_language
+from sandfork.languages.language import Packages
+from sandfork.serve_refusal import Refused
+
+if TYPE_CHECKING:
+    from sandfork.serve_proofs import Proof
+
+app = typer.Typer(no_args_is_help=True, help="Show, install, prove and draft languages.")
+
+Names = Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Languages, by name or alias.")]
+
+
+@app.command("list")
+def list_(
+    config: ConfigFile = None,
+    only_names: Annotated[bool, typer.Option("--names", help="Print the names of installed ones only.")] = False,
+) -> None:
+    """List the languages of the catalogue and what is missing for those that are not installed."""
+    languages = _catalogue(config).languages()
+    if only_names:
+        for each in languages:
+            if each.installed(os.path.exists):
+                print_plain(each.name)
+        return
+    table = Table("language", "aliases", "file", "installed", "", box=None, pad_edge=False, header_style="bold")
+    for each in languages:
+        missing = each.missing(os.path.exists)
+        state = "[yellow]no[/]" if missing else "[green]yes[/]"
+        wanted = f"sandfork lang install {each.name}" if missing and _named(each.packages) else " ".join(missing)
+        table.add_row(each.name, " ".join(each.aliases), each.extension, state, escape(wanted if missing else ""))
+    out.print(table)
+
+
+@app.command()
+def info(name: Annotated[str, typer.Argument(help="A language, by name or alias.")], config: ConfigFile = None) -> None:
+    """Show what the catalogue says of one language."""
+    language = _find(_catalogue(config), name)
+    missing = language.missing(os.path.exists)
+    rows = {
+        "name": language.name,
+        "aliases": " ".join(language.aliases),
+        "extension": language.extension,
+        "file": language.file_name,
+        "compile": " ".join(language.compile.argv) if language.compile else "",
+        "run": " ".join(language.argv),
+        "templates": " ".join(f"{spec.key} ({spec.kind})" for spec in language.templates),
+        "packages": _named(language.packages),
+        "installed": f"no: there is no {', '.join(missing)}" if missing else "yes",
+        "checks": " ".join(check.name for check in language.checks),
+        **{f"no {check}": reason for check, reason in language.without},
+    }
+    table = Table("", "", box=None, pad_edge=False, show_header=False)
+    for key, value in rows.items():
+        if value:
+            table.add_row(f"[bold]{key}[/]", escape(value))
+    out.print(table)
+
+
+@app.command()
+def install(names: Names = None, config: ConfigFile = None) -> None:
+    """Install what languages need, from Debian, npm and PyPI, as root."""
+    from sandfork.serve_install import commands_for, run_command  # what only this needs
+
+    catalogue = _catalogue(config)
+    languages = [_find(catalogue, name) for name in names or ()]
+    if not languages:
+        raise Refused("name the languages to install; `sandfork lang list` shows which there are", status=2)
+    if os.geteuid() != 0:
+        raise Refused("installing packages needs root")
+    with _bar() as bar:
+        for command in commands_for(languages):
+            task = bar.add_task(escape(command.what), total=100.0, now="")
+            run_command(command, partial(_show, bar, task))
+            bar.update(task, completed=100.0, now="")
+    for each in languages:
+        if missing := each.missing(os.path.exists):
+            raise Refused(f"{each.name}: its packages are installed, and still there is no {', '.join(missing)}")
+    err.print(f"Installed {', '.join(each.name for each in languages)}. A running service finds them when restarted.")
+
+
+@app.command("test")
+def prove(
+    names: Names = None,
+    runs: Annotated[int, typer.Option(min=0, help="Measure each so many times beside its bare toolchain.")] = 0,
+    page: Annotated[bool, typer.Option("--page", help="Print the page of the documentation.")] = False,
+    config: ConfigFile = None,
+    tier: Annotated[str, typer.Option(hidden=True)] = "process",
+) -> None:
+    """Prove languages, all that are installed if none is named: run their checks in the sandbox of this host."""
+    from sandfork.serve_local import run_privately  # the whole service, which `--help` does not need
+    from sandfork.serve_proofs import prove_all
+
+    loaded, catalogue = settings(config), _catalogue(config)
+    chosen = [_find(catalogue, name) for name in names or ()] or list(catalogue.languages())
+    for each in chosen:
+        if names and (missing := each.missing(os.path.exists)):
+            raise Refused(f"{each.name}: there is no {', '.join(missing)}: try `sandfork lang install {each.name}`")
+    chosen = [each for each in chosen if each.installed(os.path.exists)]
+    with _bar() as bar:
+        task = bar.add_task("proving", total=sum(len(each.checks) + bool(runs) for each in chosen), now="")
+
+        def tell(language: str, check: str) -> None:
+            bar.update(task, advance=1, now=f"{language}: {check}")
+
+        proofs = run_privately(loaded, tier, Catalogue(chosen), lambda engine: prove_all(engine, chosen, runs, tell))
+    _report(proofs, page=page)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="What the language is called.")],
+    directory: Annotated[Path, typer.Option(help="Where to put the file.")] = Path(),
+) -> None:
+    """Draft the file of a new language, to be filled in."""
+    path = directory / f"{name}.toml"
+    if Catalogue.load().find(name) is not None:
+        raise Refused(f"there is a language {name} already")
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(draft_language(name))
+    except OSError as error:
+        raise Refused(f"{path}: {error.strerror}") from None
+    err.print(f"Wrote {path}: fill it in, put it into languages.directory, then `sandfork lang test {name}`.")
+
+
+def _catalogue(config: Path | None) -> Catalogue:
+    from sandfork.serve_engine import load_catalogue
+
+    return load_catalogue(settings(config).config)
+
+
+def _find(catalogue: Catalogue, name: str) -> Language:
+    from sandfork.serve_engine import find_language
+
+    return find_language(catalogue, name)
+
+
+def _named(packages: Packages) -> str:
+    parts = (("debian", packages.debian), ("npm", packages.npm), ("pypi", packages.pypi))
+    return "; ".join(f"{registry}: {' '.join(names)}" for registry, names in parts if names)
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[now]}"))
+    return Progress(*columns, console=err, transient=True)
+
+
+def _show(bar: Progress, task: TaskID, percent: float, now: str) -> None:
+    bar.update(task, completed=percent, now=escape(now))
+
+
+def _report(proofs: list[Proof], *, page: bool) -> None:
+    """Print the table, then what went wrong; exit status 1 when anything did."""
+    from sandfork.serve_pages import proof_page, proof_rows
+
+    if page:
+        print_plain(proof_page(proofs))
+    else:
+        head, *rows = proof_rows(proofs)
+        table = Table(*head, box=None, pad_edge=False, header_style="bold")
+        for row in rows:
+            table.add_row(*(escape(cell) for cell in row))
+        out.print(table)
+    failed = [(proof, check, problem) for proof in proofs for check, problem in proof.problems]
+    for proof, check, problem in failed:
+        err.print(f"{proof.language.name}: {check}: {problem}", markup=False, style="red")
+    if failed:
+        raise typer.Exit(1)

@@ -1,0 +1,133 @@
+"""The nouns of the catalogue: a language, its templates, its compiler, its packages, and the programs that prove it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+
+from sandfork.model import LimitsOverride
+
+FILE_MARK, OUT_MARK, BUILD_MARK = "{file}", "{out}", "{build}"
+"""Words of a command line: the path of the program's text, of what is made of it, and of the directory that is in."""
+NAME_MARK, MEMORY_MARK = "{name}", "{memory_bytes}"
+"""The same within words: the name of the program's file, and the memory that the step may use, in bytes."""
+BUILD_DIR, OUT_NAME = ".build", "main"
+"""Where compilers write, below the work directory, and what `{out}` is called there."""
+
+NO_LIMITS = LimitsOverride()
+
+
+class TemplateKind(StrEnum):
+    """How sandboxes come out of a template."""
+
+    FORK = "fork"
+    PARK = "park"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateSpec:
+    """One template of the catalogue; see `parsing` for the fields."""
+
+    key: str
+    kind: TemplateKind
+    interpreter: str = ""
+    preload: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
+    pool_weight: float = 1.0
+
+    def pool_target(self, pool_size: int) -> int:
+        """Return how many sandboxes to keep parked when the configured pool size is `pool_size`."""
+        if pool_size <= 0 or self.pool_weight == 0:
+            return 0
+        return max(1, round(pool_size * self.pool_weight))
+
+
+COMMAND = TemplateSpec(key="command", kind=TemplateKind.NONE, pool_weight=0.25)
+
+
+@dataclass(frozen=True, slots=True)
+class CompileSpec:
+    """How a language is compiled: the command, the least it may use, and which files it makes are wanted."""
+
+    argv: tuple[str, ...]
+    artefacts: tuple[str, ...]
+    limits: LimitsOverride = NO_LIMITS
+
+
+@dataclass(frozen=True, slots=True)
+class Packages:
+    """What to install, by registry; a name may carry a version as that registry's client takes it."""
+
+    debian: tuple[str, ...] = ()
+    npm: tuple[str, ...] = ()
+    pypi: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A small program that shows that the language works; see `checks` for what is expected of each."""
+
+    name: str
+    code: str
+    stdin: str | None = None
+    args: tuple[str, ...] = ()
+    stdout: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """One language of the catalogue; `templates[0]` is the default. See `parsing` for the fields."""
+
+    name: str
+    aliases: tuple[str, ...]
+    extension: str
+    file_name: str
+    argv: tuple[str, ...]
+    templates: tuple[TemplateSpec, ...] = (COMMAND,)
+    session_argv: tuple[str, ...] = ()
+    compile: CompileSpec | None = None
+    env: tuple[tuple[str, str], ...] = ()
+    limits: LimitsOverride = NO_LIMITS
+    version_argv: tuple[str, ...] = ()
+    packages: Packages = field(default_factory=Packages)
+    needs: tuple[str, ...] = ()
+    checks: tuple[Check, ...] = ()
+    without: tuple[tuple[str, str], ...] = ()
+    scans: tuple[tuple[TemplateSpec, Callable[[str], bool]], ...] = field(compare=False, repr=False, default=())
+
+    @property
+    def lasts(self) -> bool:
+        """Whether there is an interpreter that keeps its state in a session; in others every run is a plain one."""
+        return not self.compile and (bool(self.session_argv) or self.templates[0].kind is not TemplateKind.NONE)
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """The paths of what must be there for a program to run, the compiler first."""
+        firsts = [self.compile.argv[0]] if self.compile else []
+        firsts += [self.argv[0], *(t.interpreter for t in self.templates), *self.needs]
+        return tuple(dict.fromkeys(path for path in firsts if path.startswith("/")))
+
+    def missing(self, exists: Callable[[str], bool]) -> tuple[str, ...]:
+        """Return those of `programs` that are not there; `exists` says whether a path of the sandbox's root is."""
+        return tuple(path for path in self.programs if not exists(path))
+
+    def installed(self, exists: Callable[[str], bool]) -> bool:
+        """Tell whether everything is there that a program needs to run."""
+        return not self.missing(exists)
+
+    def choose_template(self, code: str, unavailable: Mapping[str, str] = MappingProxyType({})) -> TemplateSpec:
+        """Return the template to run `code` in: the first whose `imports` it names, else the default.
+
+        One whose key is in `unavailable` is passed over; the default is returned whatever that says.
+        """
+        for spec, names in self.scans:
+            if names(code) and spec.key not in unavailable:
+                return spec
+        return self.templates[0]
+
+    def template_named(self, key: str) -> TemplateSpec | None:
+        """Return this language's template of that key, or None."""
+        return next((t for t in self.templates if t.key == key), None)

@@ -1,0 +1,239 @@
+"""A language's file: what may be in it, read into a `Language` or refused with the file and the key.
+
+    name = "c"                             what requests and replies call it
+    aliases = ["gcc"]                      other names accepted in requests
+    extension = ".c"
+    file_name = "main.c"                   what the program's text is written to, in the work directory
+    argv = ["{out}"]                       the program's command line; its arguments follow
+    version = ["/usr/bin/gcc", "--version"]    a command that tells the version somewhere in its output
+    needs = ["/usr/include/stdio.h"]       what must be there beside the programs that the command lines begin with
+    packages = { debian = ["gcc"], npm = [], pypi = [] }
+    session = ["/bin/bash", "-i"]          for a default of kind none: the interpreter that keeps a session's state
+    [compile]                              run first, in a sandbox of its own; the program runs if it ends with 0
+    argv = ["/usr/bin/gcc", "-o", "{out}", "{name}"]
+    artefacts = [".build/main"]            paths and globs of what the program is given; that of {out} if left out
+    limits = { wall_s = 30, memory_bytes = "1g" }    what the compiler may use at least; else the server's defaults
+    [limits]                               the same for the program, where the request names none
+    [env]                                  variables for both steps; a request's own win
+    [[template]]                           the first is the default and names no `imports`; none is the command template
+    key = "python"                         what the tier, the pool and health call it
+    kind = "fork"                          fork: a zygote; park: a booted process waits; none: a ready cell execs argv
+    interpreter = "/usr/bin/python3"       for fork and park
+    preload = ["numpy"]                    modules a zygote imports before it serves
+    imports = ["numpy"]                    the template is chosen when the program imports one of these
+    pool_weight = 1.0                      parked sandboxes, as a multiple of the configured pool size
+    [checks]                               a program a check; `checks` says which there must be and what each must do
+    hello = '''...'''
+    [without]                              a reason for each of those checks that the language cannot have
+    argv = "the program has no command line"
+
+Only `name`, `extension`, `file_name`, `argv` and the checks are required. In command lines the words {file}, {out} and
+{build} become absolute paths: of the program's text, of what is compiled from it, and of the directory that is in.
+Within words {name} becomes the name of the program's file and {memory_bytes} the step's limit. A command starts in the
+work directory.
+
+Packages of npm and PyPI are installed below /usr/lib/sandfork, in `npm/NAME/node_modules` and `pypi/NAME` for a
+language's name; sandboxes see it as they see all of /usr. Two files may share a template key when they say the same
+about it.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+from sandfork.languages.checks import STANDARD
+from sandfork.languages.imports import compile_scan
+from sandfork.languages.language import (
+    BUILD_DIR,
+    BUILD_MARK,
+    COMMAND,
+    FILE_MARK,
+    NAME_MARK,
+    OUT_MARK,
+    OUT_NAME,
+    Check,
+    CompileSpec,
+    Language,
+    Packages,
+    TemplateKind,
+    TemplateSpec,
+)
+from sandfork.languages.tables import CatalogueError, Table
+from sandfork.model import LimitsOverride
+
+_KEYS = (
+    "name", "aliases", "extension", "file_name", "argv", "version", "needs", "packages", "session", "compile", "limits",
+    "env", "template", "checks", "without",
+)  # fmt: skip
+_NAME = re.compile(r"[a-z][a-z0-9+#._-]{0,31}")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_EXTENSION = re.compile(r"\.[A-Za-z0-9+_-]{1,12}")
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PATH = re.compile(r"/[^\0]*")
+#: What no client of a registry takes for an option or a path.
+_PACKAGE = re.compile(r"@?[A-Za-z0-9][A-Za-z0-9+._/@=~^<>-]{0,99}")
+_ARTEFACT = re.compile(r"[^/\0][^\0]*")
+_WORDS_OF_THEIR_OWN = (FILE_MARK, OUT_MARK, BUILD_MARK)
+
+
+def read_language(path: Path) -> Language:
+    """Return the language a file describes. *Raises* CatalogueError, OSError."""
+    with path.open("rb") as file:
+        try:
+            values = tomllib.load(file)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise CatalogueError(f"{path.name}: {error}") from None
+    return parse_language(path.name, values)
+
+
+def parse_language(where: str, values: Mapping[str, object]) -> Language:
+    """Return the language a TOML table describes. *Raises* CatalogueError naming `where` and the key."""
+    table = Table(where, values, _KEYS)
+    compiled = _parse_compile(table) if "compile" in table else None
+    templates = _parse_templates(table)
+    return Language(
+        name=table.text("name", _NAME),
+        aliases=table.texts("aliases", (), _NAME),
+        extension=table.text("extension", _EXTENSION),
+        file_name=table.text("file_name", _FILE_NAME),
+        argv=_parse_argv(table, compiled),
+        templates=templates,
+        session_argv=_parse_session(table, templates[0], compiled=compiled is not None),
+        compile=compiled,
+        env=_parse_env(table),
+        limits=_parse_limits(table),
+        version_argv=table.texts("version", ()),
+        packages=_parse_packages(table),
+        needs=table.texts("needs", (), _PATH),
+        checks=_parse_checks(table, compiled=compiled is not None),
+        without=tuple((key, table.table("without").text(key)) for key in table.table("without").names()),
+        scans=tuple((spec, compile_scan(spec.imports)) for spec in templates if spec.imports),
+    )
+
+
+def _parse_argv(table: Table, compiled: CompileSpec | None) -> tuple[str, ...]:
+    argv = table.texts("argv")
+    marks = sum(word in _WORDS_OF_THEIR_OWN or NAME_MARK in word for word in argv)
+    if compiled is None and (not argv or not argv[0].startswith("/") or marks != 1 or OUT_MARK in argv):
+        table.refuse("argv", f"must start with an absolute path and name {FILE_MARK!r} or {NAME_MARK!r} once")
+    if compiled is not None and (not argv or not (argv[0].startswith("/") or argv[0] == OUT_MARK)):
+        table.refuse("argv", f"must start with an absolute path or be {OUT_MARK!r}")
+    return _check_marks(table, argv)
+
+
+def _check_marks(table: Table, argv: tuple[str, ...]) -> tuple[str, ...]:
+    for word in argv:
+        for mark in _WORDS_OF_THEIR_OWN:
+            if mark in word and mark != word:
+                table.refuse("argv", f"{mark!r} must be a word of its own, in {word!r}; a relative path needs no mark")
+    return argv
+
+
+def _parse_session(table: Table, default: TemplateSpec, *, compiled: bool) -> tuple[str, ...]:
+    argv = table.texts("session", ())
+    if argv and default.kind is not TemplateKind.NONE:
+        table.refuse("session", f"the interpreter of a template of kind {default.kind} is running already")
+    if argv and (compiled or not argv[0].startswith("/")):
+        table.refuse("session", "must start with an absolute path, and a compiled language has none")
+    return argv
+
+
+def _parse_compile(table: Table) -> CompileSpec:
+    inner = table.table("compile", ("argv", "artefacts", "limits"))
+    argv = inner.texts("argv")
+    if not argv or not argv[0].startswith("/") or not any(w == FILE_MARK or NAME_MARK in w for w in argv):
+        inner.refuse("argv", f"must start with an absolute path and name {FILE_MARK!r} or {NAME_MARK!r}")
+    artefacts = inner.texts("artefacts", (f"{BUILD_DIR}/{OUT_NAME}",), _ARTEFACT)
+    return CompileSpec(_check_marks(inner, argv), artefacts, _parse_limits(inner))
+
+
+def _parse_limits(table: Table) -> LimitsOverride:
+    names = tuple(LimitsOverride.__dataclass_fields__)
+    inner = table.table("limits", names)
+    return LimitsOverride(
+        wall_s=inner.number("wall_s", 0.1, 3600) if "wall_s" in inner else None,
+        cpu_s=inner.number("cpu_s", 0.1, 3600) if "cpu_s" in inner else None,
+        **{name: inner.whole(name) for name in names[2:] if name in inner},
+    )
+
+
+def _parse_env(table: Table) -> tuple[tuple[str, str], ...]:
+    inner = table.table("env")
+    return tuple((inner.match(name, name, _VARIABLE), inner.text(name)) for name in inner.names())
+
+
+def _parse_packages(table: Table) -> Packages:
+    inner = table.table("packages", ("debian", "npm", "pypi"))
+    return Packages(**{key: inner.texts(key, (), _PACKAGE) for key in inner.names()})
+
+
+def _parse_templates(table: Table) -> tuple[TemplateSpec, ...]:
+    templates = tuple(
+        _parse_template(f"{table.where}, template {number}", item)
+        for number, item in enumerate(table.tables("template"), start=1)
+    )
+    if templates and templates[0].imports:
+        table.refuse("template", "needs a default first: one without `imports`")
+    if len({spec.key for spec in templates}) != len(templates):
+        table.refuse("template", "a key is there twice")
+    return templates or (COMMAND,)
+
+
+def _parse_template(where: str, values: Mapping[str, object]) -> TemplateSpec:
+    table = Table(where, values, ("key", "kind", "interpreter", "preload", "imports", "pool_weight"))
+    kind = table.text("kind")
+    if kind not in {known.value for known in TemplateKind}:
+        table.refuse("kind", f"must be one of {', '.join(TemplateKind)}")
+    spec = TemplateSpec(
+        key=table.text("key", _NAME),
+        kind=TemplateKind(kind),
+        interpreter=table.text("interpreter", None, ""),
+        preload=table.texts("preload", (), _MODULE),
+        imports=table.texts("imports", (), _MODULE),
+        pool_weight=table.number("pool_weight", 0, 1000),
+    )
+    if spec.kind is TemplateKind.NONE and (spec.interpreter or spec.preload):
+        table.refuse("interpreter", "a template of kind none has neither interpreter nor preload")
+    if spec.kind is not TemplateKind.NONE and not spec.interpreter.startswith("/"):
+        table.refuse("interpreter", "must be an absolute path")
+    if spec.kind is not TemplateKind.FORK and spec.preload:
+        table.refuse("preload", "only a template of kind fork imports modules")
+    return spec
+
+
+def _parse_checks(table: Table, *, compiled: bool) -> tuple[Check, ...]:
+    """Return the checks; each standard one must be there, or excused with a reason."""
+    inner, without = table.table("checks"), table.table("without")
+    wanted = tuple(name for name in STANDARD if compiled or not STANDARD[name].of_compilers)
+    for name in without.names():
+        if name not in wanted or not without.text(name):
+            without.refuse(name, f"must be one of {', '.join(wanted)}, with a reason")
+        if name in inner:
+            inner.refuse(name, "is there, and excused by `without`")
+    for name in wanted:
+        if name not in inner and name not in without:
+            inner.refuse(name, "is missing, and not excused by `without`")
+    return tuple(_parse_check(inner, name) for name in inner.names())
+
+
+def _parse_check(table: Table, name: str) -> Check:
+    value = table.table(name, ("code", "stdin", "args", "stdout")) if table.holds_table(name) else None
+    if value is None:
+        check = Check(name, table.text(name))
+    else:
+        check = Check(
+            name,
+            value.text("code"),
+            value.text("stdin") if "stdin" in value else None,
+            value.texts("args", ()),
+            value.text("stdout") if "stdout" in value else None,
+        )
+    if name not in STANDARD and check.stdout is None:
+        table.refuse(
+            name, f"a check of one's own is a table with `code` and `stdout`; others are {', '.join(STANDARD)}"
+        )
+    return check

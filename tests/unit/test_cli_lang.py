@@ -1,0 +1,163 @@
+"""`sandfork lang`: what is there, what is missing, what would be installed, and a draft that can be filled in."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sandfork.cli import app
+from sandfork.config.schema import Config, Languages
+from sandfork.languages.catalogue import Catalogue, Language
+from sandfork.languages.language import CompileSpec, Packages
+from sandfork.serve_engine import load_catalogue
+from sandfork.serve_install import PREFIX, InstallCommand, commands_for, run_command
+from sandfork.serve_pages import proof_page, proof_rows
+from sandfork.serve_proofs import Proof
+from sandfork.serve_refusal import Refused
+from sandfork.serve_speed import Speed
+
+DRAFTED = """
+name = "zig"
+extension = ".zig"
+file_name = "main.zig"
+argv = ["/nowhere/zig", "{file}"]
+packages = { debian = ["zig-pkg"] }
+[checks]
+hello = "1"
+stdin = "2"
+argv = "3"
+error = "4"
+wall = "5"
+memory = "6"
+output = "7"
+"""
+
+
+def lang(*words: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["lang", *words])
+    if isinstance(done.exception, Refused):
+        return 1, str(done.exception)
+    return done.exit_code, done.output
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory of languages that the settings name."""
+    directory = tmp_path / "languages"
+    directory.mkdir()
+    monkeypatch.setenv("SANDFORK_LANGUAGES_DIRECTORY", str(directory))
+    monkeypatch.chdir(tmp_path)
+    return directory
+
+
+def test_the_list_tells_what_is_installed_and_how_to_have_the_rest(own: Path) -> None:
+    (own / "zig.toml").write_text(DRAFTED)
+    status, said = lang("list")
+    lines = {line.split()[0]: line for line in said.splitlines()}
+    assert (status, "yes" in lines["python"], "sandfork lang install zig" in lines["zig"]) == (0, True, True)
+    assert "zig" not in lang("list", "--names")[1].split()
+    assert "python" in lang("list", "--names")[1].split()
+
+
+def test_one_language_is_shown_whole_also_by_an_alias() -> None:
+    status, said = lang("info", "g++")
+    assert status == 0
+    for word in ("cpp", "/usr/bin/g++", "{out}", "debian: g++", "compile_error"):
+        assert word in said
+    assert "SQL has no command line" in lang("info", "sqlite")[1]
+
+
+@pytest.mark.parametrize("words", [("info", "pyton"), ("install", "pyton"), ("test", "pyton")])
+def test_a_name_that_is_no_language_is_refused_with_one_that_is_close(words: tuple[str, ...]) -> None:
+    assert lang(*words) == (1, "no language 'pyton': did you mean python?")
+
+
+def test_a_language_that_is_not_installed_is_not_proven_but_told(own: Path) -> None:
+    (own / "zig.toml").write_text(DRAFTED)
+    assert lang("test", "zig") == (1, "zig: there is no /nowhere/zig: try `sandfork lang install zig`")
+
+
+def test_a_draft_is_written_once_and_taken_by_the_catalogue(own: Path) -> None:
+    status, said = lang("new", "zig", "--directory", str(own))
+    assert (status, "fill it in" in said) == (0, True)
+    config = Config(languages=Languages(directory=str(own)))
+    assert load_catalogue(config).find("zig") is not None
+    assert "exists" in lang("new", "zig", "--directory", str(own))[1]
+    assert lang("new", "python") == (1, "there is a language python already")
+
+
+def test_a_wrong_file_or_directory_of_ones_own_is_refused(own: Path) -> None:
+    (own / "zig.toml").write_text(DRAFTED + "colour = 1")
+    config = Config(languages=Languages(directory=str(own)))
+    with pytest.raises(Refused, match=r"zig\.toml, checks: colour"):
+        load_catalogue(config)
+    with pytest.raises(Refused, match="there is no directory"):
+        load_catalogue(Config(languages=Languages(directory=str(own / "none"))))
+
+
+def language(name: str, **packages: tuple[str, ...]) -> Language:
+    return Language(name, (), ".x", "main.x", ("/usr/bin/x", "{file}"), packages=Packages(**packages))
+
+
+def test_packages_are_installed_together_from_debian_and_a_directory_a_language_elsewhere() -> None:
+    pair = [language("one", debian=("b", "a"), npm=("x@1",)), language("two", debian=("a",), pypi=("y==2",))]
+    update, debian, npm, pip = commands_for(pair)
+    assert update.argv[-1] == "update"
+    assert debian.argv[-3:] == ("--", "a", "b")
+    assert debian.told
+    assert npm.argv[:4] == ("npm", "install", "--prefix", f"{PREFIX}/npm/one")
+    assert npm.argv[-2:] == ("--", "x@1")
+    assert pip.argv[-2:] == (f"{PREFIX}/pypi/two", "y==2")
+    assert commands_for([language("three")]) == []
+
+
+def test_a_client_that_is_not_there_is_told_before_anything_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(Refused, match="there is no apt-get on this host"):
+        commands_for([language("one", debian=("a",))])
+
+
+def test_a_command_that_fails_is_refused_with_its_last_words() -> None:
+    told: list[tuple[float, str]] = []
+    fails = InstallCommand("try", (sys.executable, "-c", "print('first'); print('no such package'); exit(7)"))
+    with pytest.raises(Refused, match=r"try failed with status 7:\nfirst\nno such package"):
+        run_command(fails, lambda *what: told.append(what))
+    assert told == [(0.0, "first"), (0.0, "no such package")]
+
+
+def test_a_command_that_tells_how_far_it_is_is_followed() -> None:
+    told: list[tuple[float, str]] = []
+    script = (
+        "import os, sys\n"
+        "fd = int(sys.argv[2].partition('=')[2])\n"
+        "for line in ('dlstatus:1:50.0:Getting it', 'pmstatus:x:40.0:Unpacking', 'nonsense', 'pmstatus:x:y:z'):\n"
+        "    os.write(fd, line.encode() + b'\\n')\n"
+    )
+    command = InstallCommand("apt", (sys.executable, "-c", script, "install"), told=True)
+    run_command(command, lambda *what: told.append(what))
+    assert told == [(25.0, "Getting it"), (70.0, "Unpacking")]
+
+
+def test_proofs_are_shown_with_times_where_there_are_any() -> None:
+    lua, c = Catalogue.load().find("lua"), Catalogue.load().find("c")
+    assert lua is not None
+    assert c is not None
+    plain = [Proof(lua, "5.4.4", (("wall", "exited"),)), Proof(c, "12.2.0", ())]
+    head, first, second = proof_rows(plain)
+    assert head == ("language", "version", "runs by", "checks")
+    assert first == ("lua", "5.4.4", "exec", "6/7")
+    assert second == ("c", "12.2.0", "compile, exec", "8/8")
+    timed = [plain[0], Proof(c, "12.2.0", (), Speed(0.05, 0.0525, 0.002))]
+    assert proof_rows(timed)[2][4:] == ("50", "52.5", "1.05x", "2", "0.04x")
+    assert proof_rows(timed)[1][4:] == ("",) * 5
+    assert "| c | 12.2.0 | compile, exec | 8/8 | 50 | 52.5 | 1.05x | 2 | 0.04x |" in proof_page(timed)
+
+
+def test_a_language_that_is_not_there_says_what_would_install_it() -> None:
+    missing = Language(
+        "zig", (), ".zig", "main.zig", ("{out}",), compile=CompileSpec(("/nowhere/zig", "{name}"), (".build/main",))
+    )
+    assert missing.missing(lambda path: False) == ("/nowhere/zig",)
