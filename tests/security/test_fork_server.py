@@ -204,7 +204,8 @@ def test_signals_timers_masks_and_sessions_are_as_in_a_plain_start(service: Serv
     assert state == {
         "blocked": "0" * 16, "pending": "0" * 16, "ignored": plain["ignored"], "caught": plain["caught"],
         "alarm": [0.0, 0.0], "nice": plain["nice"], "scheduler": 0, "umask": 0o22, "cwd": "/sandbox", "session": 2,
-        "group": 2, "pid": 2, "threads": "1", "timers": False, "children": 0, "groups": [], "dumpable": 1000, "tracer": "0",
+        "group": 2, "pid": 2, "threads": "1", "timers": False, "children": 0, "groups": [], "dumpable": 1000,
+        "tracer": "0",
     }  # fmt: skip
 
 
