@@ -30,7 +30,7 @@ def choose_languages(config: Config) -> Catalogue:
     """Return the catalogue of what is enabled and installed on this host. *Raises* Refused."""
     every = load_catalogue(config)
     enabled = config.languages.enable
-    wanted = {_installed(find_language(every, name)).name for name in enabled}
+    wanted = {_enabled(every, name).name for name in enabled}
     return every.only(lambda each: each.name in wanted if enabled else each.installed(os.path.exists))
 
 
@@ -72,7 +72,11 @@ def find_language(every: Catalogue, name: str) -> Language:
     return language
 
 
-def _installed(language: Language) -> Language:
+def _enabled(every: Catalogue, name: str) -> Language:
+    try:
+        language = find_language(every, name)
+    except Refused as error:
+        raise Refused(f"languages.enable: {error}") from None
     if missing := language.missing(os.path.exists):
         raise Refused(
             f"languages.enable: {language.name} needs {missing[0]}, which is not installed: "

@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from sandfork.languages.catalogue import Catalogue
+from sandfork.languages.checks import GREETING
 from tests.support.service import Service, running_service
 
 BASES = ["", "/runner"]
@@ -88,10 +90,14 @@ def test_what_is_listed_as_installed_runs_and_is_counted(service: Service, base:
     installed = [each for each in listed["languages"] if each["installed"]]
     assert listed["count"] == len(installed)
     assert {("python", ".py"), ("nodejs", ".js")} <= {(each["name"], each["extension"]) for each in installed}
+    catalogue = Catalogue.load()
     for each in installed:
+        language = catalogue.find(each["name"])
+        assert language is not None
+        hello = next(check.code for check in language.checks if check.name == "hello")
         for name in (each["name"], *each["aliases"]):
-            reply = RunnerClient(service.url + base).execute(name, "")
-            assert reply.get("exit_code") == 0, (name, reply)
+            reply = RunnerClient(service.url + base).execute(name, hello)
+            assert (reply.get("exit_code"), reply.get("stdout", "").strip()) == (0, GREETING), (name, reply)
 
 
 @everywhere

@@ -47,6 +47,12 @@ def socket_of(service: Service, path: str = "/v1/exec/ws", **headers: str) -> It
         yield client
 
 
+def hear_all(client: ClientConnection, heard: list[str]) -> None:
+    """Note the types of the messages that come. *Raises* ConnectionClosed at the end."""
+    while True:
+        heard.append(json.loads(client.recv(STUCK_S))["type"])
+
+
 def resident_bytes(service: Service) -> int:
     words = Path(f"/proc/{service.process.pid}/statm").read_text().split()
     return int(words[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -334,16 +340,6 @@ def test_a_message_that_is_too_large_ends_the_connection_and_costs_little(stream
     assert streaming.exec("print('alive')")["stdout"] == "alive\n"
 
 
-def heard_to_the_end(client: ClientConnection) -> tuple[set[str], int | None]:
-    """Return the types of what a connection still brings, and the code it is closed with; None: it breaks."""
-    heard = set()
-    try:
-        while True:
-            heard.add(json.loads(client.recv(STUCK_S))["type"])
-    except ConnectionClosed as closed:
-        return heard, closed.rcvd and closed.rcvd.code
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_service_that_ends_ends_its_streams(number: signal.Signals, as_root: None, tmp_path: Path) -> None:
     """The end of a stream is an event; a stream without one is not whole. A revoked key works until such an end."""
@@ -361,8 +357,11 @@ def test_a_service_that_ends_ends_its_streams(number: signal.Signals, as_root: N
                 assert number == signal.SIGKILL
             assert b"event: result" not in rest
             assert (b"event: error" in rest) == (number == signal.SIGTERM)
-            heard, code = heard_to_the_end(client)
-            assert heard <= {"error"}
+            heard: list[str] = []
+            with pytest.raises(ConnectionClosed) as closed:
+                hear_all(client, heard)
+            assert set(heard) <= {"error"}
+            code = closed.value.rcvd and closed.value.rcvd.code
             assert code == (1012 if number == signal.SIGTERM else None)  # "service restart"
         service.process.wait(STUCK_S)
         sock.close()

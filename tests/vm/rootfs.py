@@ -23,7 +23,7 @@ INTERPRETER = Path("/usr/bin/python3")
 MKFS = "/sbin/mkfs.ext4"  # in no user's PATH
 #: What programs in the tests call; ctypes finds libraries by ldconfig and its cache.
 PROGRAMS = ("/bin/bash", "/bin/cat", "/usr/bin/head", "/bin/sleep", "/sbin/ldconfig", "/etc/ld.so.cache")
-DISTRIBUTIONS = ("httpx", "pytest", "pyseccomp", "uvloop")
+DISTRIBUTIONS = ("httpx", "msgspec", "pytest", "pyseccomp", "uvloop")
 TESTS = Path(__file__).resolve().parents[1]
 LINKS = ("/bin", "/sbin", "/lib", "/lib64")
 EMPTY = ("proc", "sys", "dev", "run", "tmp", "var/lib", "root", "etc", "usr/bin", "usr/sbin", "usr/lib", "usr/lib64")

@@ -301,7 +301,7 @@ def fill_gaps() -> None:
     for size in SIZES:
         last = row = 0
         for _ in range(MOST_GAPS):
-            filler: object = bytes(size - 33) if size > 32 else 1 << 40 if size > 16 else object()
+            filler: object = bytes(size - 33) if size > 32 else size << 40 if size > 16 else object()
             place = id(filler)
             row = row + 1 if row and place == last + size else int(place % POOL_BYTES == POOL_HEAD_BYTES)
             last = place
