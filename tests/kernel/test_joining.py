@@ -126,7 +126,7 @@ def test_a_process_that_is_killed_and_closed_at_once_keeps_nobody_waiting() -> N
 def test_a_signal_reaches_the_program_and_its_group() -> None:
     async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
         code = (
-            "import signal, subprocess\nsignal.signal(signal.SIGINT, lambda *_: print('heard', flush=True))\n"
+            "import os, signal, subprocess\nsignal.signal(signal.SIGINT, lambda *_: os.write(1, b'heard\\n'))\n"
             "child = subprocess.Popen(['sleep', '3600'])\nprint('begun', flush=True)\nprint(child.wait())"
         )
         running = asyncio.create_task(sandbox.exec(make_step(code), LIMITS, tape := Tape()))

@@ -137,10 +137,9 @@ def test_a_client_that_leaves_its_stream_takes_its_program_with_it(what: str, st
     code = f"import subprocess\nsubprocess.Popen(['/bin/sleep', '{mark}'])\nprint('begun', flush=True)\n"
     body = {"code": code + LAST[what], "limits": {"wall_s": 100, "output_bytes": 16 * MIB}}
     for _ in range(8):
-        sock = stream_of(streaming, **body)
-        assert b"begun" in read_until(sock, b"begun")
-        assert sleepers(mark)
-        sock.close()
+        with stream_of(streaming, **body) as sock:
+            assert b"begun" in read_until(sock, b"begun")
+            assert soon(lambda: bool(sleepers(mark)), STUCK_S)
     with socket_of(streaming) as client:
         client.send(json.dumps({"type": "start", **body}))
         while "begun" not in client.recv(STUCK_S):
