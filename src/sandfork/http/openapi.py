@@ -88,6 +88,8 @@ def _joined(others: JsonObject | None, operation: JsonObject) -> JsonObject:
         elif name not in ("requestBody", "200"):
             schemas.append({"$ref": f"#/components/schemas/{UndecidedError.__name__}"})
         part["content"]["application/json"]["schema"] = {"anyOf": schemas}
+    if others is not None:
+        operation["responses"] = others["responses"] | operation["responses"]
     return operation
 
 
