@@ -16,8 +16,9 @@ hypothesis.settings.register_profile("sandfork", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "sandfork")
 
-# A shell has what it starts in the background ignore interrupts, and so would every process of a test.
+# A shell has what it starts in the background ignore these, and so would every process of a test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
