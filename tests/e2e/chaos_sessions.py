@@ -85,6 +85,19 @@ class Line:
         return reply.body if reply.headers["content-type"] != "application/json" else json.loads(reply.body)
 
 
+#: Why a stream that has begun may end without a result, and is to be asked for again: what is a 503 before that.
+LATER = {"overloaded", "deadline_passed", "fork_failed", "template_failed"}
+
+
+def events_of(told: bytes) -> list[Any]:
+    """Return the events of a stream so far. *Raises* Refused when it ended because the server cannot just now."""
+    parts = (part.partition(b"data: ")[2] for part in told.split(b"\n\n")[:-1])
+    events = [json.loads(part) for part in parts if part]
+    if events and events[-1]["type"] == "error" and events[-1]["code"] in LATER:
+        raise Refused(Reply(503, {"retry-after": "1"}, told))
+    return events
+
+
 def expect(seen: Any, wanted: Any) -> None:
     """*Raises* Untrue."""
     if seen != wanted:
@@ -95,9 +108,9 @@ async def follow(line: Line, token: str) -> None:
     """Read a stream to its end."""
     code = f"for n in range(3): print('{token}', n, flush=True)\nimport sys; sys.exit(3)"
     told = await line.ask("POST", "/v1/exec", {"code": code, "stream": True})
-    events = [json.loads(part.partition(b"data: ")[2]) for part in told.split(b"\n\n") if b"data: " in part]
+    events = events_of(told)
     text = "".join(event["text"] for event in events if event["type"] == "stdout")
-    expect((text, events[-1]["exit_code"]), ("".join(f"{token} {n}\n" for n in range(3)), 3))
+    expect((text, events[-1].get("exit_code")), ("".join(f"{token} {n}\n" for n in range(3)), 3))
 
 
 async def begin(line: Line, token: str, **more: Any) -> Line:
@@ -118,7 +131,8 @@ async def begin(line: Line, token: str, **more: Any) -> Line:
         seen += chunk
         if not chunk or b'"type":"error"' in seen:
             await other.close()
-            raise Refused(Reply(503, {"retry-after": "1"}, seen)) if b'"overloaded"' in seen else Untrue(f"{seen!r}")
+            events_of(b"\n\n".join(line for line in seen.split(b"\r\n") if b"data: " in line) + b"\n\n")
+            raise Untrue(f"{seen!r}")
     return other
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -71,6 +72,31 @@ async def death_of(template: ProcessTemplate) -> None:
 
 
 # --- one sandbox ---
+
+
+def test_a_sandbox_that_is_ready_when_nobody_waits_for_it_any_more_is_closed_in_peace() -> None:
+    """Its client goes in the very moment in which it says READY."""
+
+    async def check(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
+        problems: list[dict[str, object]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
+        template = await tier.template("python")
+        await (await template.fork()).close()
+        for _ in range(5):
+            forking = asyncio.create_task(template.fork())
+            await until(lambda: tier.live == 1)
+            assert tier._slots is not None
+            tenancy = tier._slots._slots[0].tenancy
+            assert tenancy is not None
+            assert tenancy.guest is not None
+            select.select([tenancy.guest._line.fd], [], [], STUCK_S)  # nothing else goes on meanwhile
+            forking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await forking
+            await until(lambda: tier.live == 0)
+        assert problems == []
+
+    with_tier(check)
 
 
 def test_a_sandbox_that_is_closed_late_leaves_the_next_in_its_slot_alone() -> None:

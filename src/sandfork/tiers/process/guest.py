@@ -146,7 +146,8 @@ class Guest:
             self._state = _PARKED
             if self._joined is None:
                 self._slot.meter.baseline()
-            self._parked.set_result(None)
+            if not self._parked.done():  # who waited for it may have gone
+                self._parked.set_result(None)
         elif kind == m.ENDED and self._state == _RUNNING and len(body) == m.END.size:
             code, _, ready_ns, done_ns = m.END.unpack(body)
             if self._slot.means.rlimits and not self._lasting:
