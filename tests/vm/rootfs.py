@@ -22,7 +22,16 @@ from sandfork.native.build import compile_all
 INTERPRETER = Path("/usr/bin/python3")
 MKFS = "/sbin/mkfs.ext4"  # in no user's PATH
 #: What programs in the tests call; ctypes finds libraries by ldconfig and its cache.
-PROGRAMS = ("/bin/bash", "/bin/cat", "/usr/bin/head", "/bin/sleep", "/sbin/ldconfig", "/etc/ld.so.cache")
+PROGRAMS = (
+    "/bin/bash",
+    "/bin/cat",
+    "/usr/bin/head",
+    "/usr/bin/id",
+    "/bin/sleep",
+    "/bin/stty",
+    "/sbin/ldconfig",
+    "/etc/ld.so.cache",
+)
 DISTRIBUTIONS = ("httpx", "msgspec", "pytest", "pyseccomp", "uvloop")
 TESTS = Path(__file__).resolve().parents[1]
 LINKS = ("/bin", "/sbin", "/lib", "/lib64")

@@ -13,6 +13,7 @@ import traceback
 
 MOUNTS = (
     ("devtmpfs", "/dev"),
+    ("devpts", "/dev/pts"),
     ("proc", "/proc"),
     ("sysfs", "/sys"),
     ("tmpfs", "/tmp"),
@@ -21,7 +22,7 @@ MOUNTS = (
     ("cgroup2", "/sys/fs/cgroup"),
 )
 HERE = "/app/tests/vm/inside"
-TESTS = (f"{HERE}/process_tier.py", "/app/tests/kernel/test_limits.py")
+TESTS = (f"{HERE}/process_tier.py", "/app/tests/kernel/test_limits.py", "/app/tests/kernel/test_joining.py")
 ARGV = ["/usr/bin/python3", "-P", "-m", "pytest", "-c", f"{HERE}/pytest.ini", "--rootdir=/", *TESTS]
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin:/usr/sbin:/sbin",
