@@ -65,9 +65,9 @@ class LimitsOverride:
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
-    """Source text in a language of the catalogue; None is the session's language, or Python where there is none."""
+    """Source text in a language of the catalogue."""
 
-    language: str | None
+    language: str
     code: str
 
 

@@ -226,12 +226,15 @@ async def _run(service: Service, announce: Announce) -> None:
 def _observe(
     metrics: Metrics, execution_log: ExecutionLog | None
 ) -> Callable[[Caller, ExecPlan | None, ExecResult | BaseException], None]:
-    if execution_log is None:
-        return metrics.observe
+    """Return what notes an execution, a moment later: its answer leaves at the end of this round of the loop."""
+
+    def note(caller: Caller, plan: ExecPlan | None, outcome: ExecResult | BaseException) -> None:
+        metrics.observe(caller, plan, outcome)
+        if execution_log is not None:
+            execution_log.observe(caller, plan, outcome)
 
     def observe(caller: Caller, plan: ExecPlan | None, outcome: ExecResult | BaseException) -> None:
-        metrics.observe(caller, plan, outcome)
-        execution_log.observe(caller, plan, outcome)
+        asyncio.get_running_loop().call_soon(note, caller, plan, outcome)
 
     return observe
 

@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -51,6 +51,49 @@ class Closing:
             transport.abort()
 
 
+class HeadWithBody:
+    """A transport that keeps the head of an answer until its body comes, for one system call instead of two.
+
+    A body that does not follow at once, as of an answer that is told bit by bit, has its head sent without it.
+    """
+
+    __slots__ = ("_head", "_later", "_loop", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._head = b""
+        self._later: asyncio.Handle | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Be that transport in all else."""
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send it, now or in a moment."""
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+            data, self._head = self._head + data, b""
+        elif data.startswith(b"HTTP/1."):
+            self._head = data
+            self._later = self._loop.call_soon(self._send_head)
+            return
+        self._transport.write(data)
+
+    def _send_head(self) -> None:
+        self._later = None
+        head, self._head = self._head, b""
+        self._transport.write(head)
+
+    def close(self) -> None:
+        """Close it when all is sent."""
+        if self._later is not None:
+            self._later.cancel()
+            self._send_head()
+        self._transport.close()
+
+
 class BoundedProtocol(Closing, HttpToolsProtocol):
     """uvicorn's protocol, which gives up on heads that are too large or too slow, and on clients that do not read."""
 
@@ -61,7 +104,7 @@ class BoundedProtocol(Closing, HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         """Start waiting for the first head; where there are too many connections, one that asks nothing gives way."""
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, HeadWithBody(transport)))
         self.waiting_since = time.monotonic()
         if len(self.connections) > self.most_connections:
             some = (c for c in islice(self.connections, LOOKED_AT) if isinstance(c, BoundedProtocol) and c is not self)

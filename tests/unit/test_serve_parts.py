@@ -16,7 +16,7 @@ from sandfork.config.schema import Admission, Pool, Server, Sessions
 from sandfork.languages.catalogue import Catalogue
 from sandfork.serve_doctor import Check, State, is_fatal
 from sandfork.serve_engine import engine_settings
-from sandfork.serve_http import HEAD_S, MAX_HEAD_BYTES, BoundedProtocol, build_server
+from sandfork.serve_http import HEAD_S, MAX_HEAD_BYTES, BoundedProtocol, HeadWithBody, build_server
 from sandfork.serve_listen import is_loopback
 from sandfork.serve_log import DELAY_S, JsonFormatter, LineWriter, LoggedLines
 from sandfork.serve_tier import most_sandboxes
@@ -239,3 +239,60 @@ def test_each_session_has_room_for_its_interpreters_a_program_and_its_terminals(
     each = most(max=2, max_terminals=3) - most(max=1, max_terminals=3)
     assert each >= len(catalogue.languages()) + 1 + 3
     assert most(max=1, max_terminals=4) - most(max=1, max_terminals=3) == 1
+
+
+class Written(asyncio.Transport):
+    """A transport that keeps what it is given, a write at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.writes.append(bytes(data))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
+
+
+def test_the_head_of_an_answer_leaves_with_its_body() -> None:
+    async def run() -> None:
+        written = Written()
+        transport = HeadWithBody(written)
+        for _ in range(2):
+            transport.write(HEAD)
+            transport.write(b"ab")
+        await asyncio.sleep(0)
+        assert written.writes == [HEAD + b"ab", HEAD + b"ab"]
+
+    asyncio.run(run())
+
+
+def test_a_head_without_a_body_leaves_in_the_next_round_of_the_loop() -> None:
+    async def run() -> None:
+        written = Written()
+        transport = HeadWithBody(written)
+        transport.write(HEAD)
+        assert written.writes == []
+        await asyncio.sleep(0)
+        assert written.writes == [HEAD]
+        transport.write(b"ab")
+        assert written.writes == [HEAD, b"ab"]
+
+    asyncio.run(run())
+
+
+def test_closing_sends_a_head_that_waits() -> None:
+    async def run() -> None:
+        written = Written()
+        transport = HeadWithBody(written)
+        transport.write(HEAD)
+        transport.close()
+        await asyncio.sleep(0)
+        assert (written.writes, written.closed) == ([HEAD], True)
+
+    asyncio.run(run())

@@ -74,7 +74,7 @@ RECEIVED = (ctypes.c_uint64 * 8)()  # struct received
 RUN = (ctypes.c_char * 16376).from_address(short_run())
 
 # Kept from programs, which may put something else in their places.
-leave, getpid, kill, give_way, set_signal = os._exit, os.getpid, os.kill, os.sched_yield, _signal.signal
+leave, getpid, kill, set_signal = os._exit, os.getpid, os.kill, _signal.signal
 
 plain = load(read(PLAIN, "plain"))
 LATER: dict[str, Any] = {}  # modules for the children that are asked for what is in there
@@ -211,7 +211,6 @@ def run(fd: int) -> NoReturn:
         kill(getpid(), signal.SIGINT)
     status = plain.shut_down(status)
     end_run(fd, status, RECEIVED)
-    give_way()  # to the server, which may wait for this processor: taking us apart takes longer than its answer
     leave(status)
 
 

@@ -135,6 +135,11 @@ static inline void text_num(struct text *t, int64_t value)
     t->buf[t->len] = 0;
 }
 
+struct sf_pollfd {
+    int fd;
+    short events, revents;
+};
+
 static inline uint64_t monotonic_ns(void)
 {
     struct timespec ts;

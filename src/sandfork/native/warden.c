@@ -751,11 +751,6 @@ static void reap(void)
     }
 }
 
-struct sf_pollfd {
-    int fd;
-    short events, revents;
-};
-
 static __attribute__((noreturn)) void warden_loop(void)
 {
     int pair[2];

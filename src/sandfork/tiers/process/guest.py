@@ -152,6 +152,7 @@ class Guest:
             code, _, ready_ns, done_ns = m.END.unpack(body)
             if self._slot.means.rlimits and not self._lasting:
                 self._claimed_ns = ready_ns, done_ns  # what it used is told by wait4 only, in a moment
+                self._line.dismiss()
             else:
                 self._exited(code & 0xFF, ready_ns, done_ns)
         elif kind == m.STARTED and self._state == _RUNNING and not self._started_ns and len(body) == 8:
@@ -163,16 +164,10 @@ class Guest:
         elif kind == m.READY and self._state == _RUNNING and self._orders.boots and not body:
             self._slot.tasks.spawn(self._line.tell(self._orders.take_text()))
         elif kind == m.DISPLAY and self._state == _RUNNING and self._showing is not None:
-            self._display(body)
+            if (problem := self._showing.take(body)) is not None:
+                self.kill(problem)
         elif self._state != _OVER:
             self._forged()
-
-    def _display(self, body: bytes) -> None:
-        """Pass on a rich value. It is said once all before it was read, so reading now would bring later output."""
-        assert self._showing is not None
-        problem = self._showing.take(body)
-        if problem is not None:
-            self.kill(problem)
 
     def _forged(self) -> None:
         if self._state == _RUNNING:
@@ -242,11 +237,13 @@ class Guest:
         frame = self._orders.message(step, limits, again=again)
         self._showing = Showing(sink) if step.rich else None
         self._frames.max_len = Showing.FRAME_MAX if step.rich else _FRAME_MAX
-        self._streams.begin(b"" if step.lasting else step.stdin, sink, keep_stdin=step.keep_stdin)
-        self._watch.begin(limits.cpu_s, self._since)
         self._sent_ns = time.monotonic_ns()
         try:
-            if rest := self._line.begin(frame):
+            rest = self._line.begin(frame)
+            # While the child wakes up.
+            self._streams.begin(b"" if step.lasting else step.stdin, sink, keep_stdin=step.keep_stdin)
+            self._watch.begin(limits.cpu_s, self._since)
+            if rest:
                 await self._line.finish(rest)
         except (BrokenPipeError, ConnectionResetError):
             raise GuestLost("the parked sandbox had died") from None

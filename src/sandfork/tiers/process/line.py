@@ -53,6 +53,10 @@ class Line:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             await self.finish(message)
 
+    def dismiss(self) -> None:
+        """Let go of a process that has said END and waits to be killed."""
+        self._sock.shutdown(socket.SHUT_RDWR)
+
     def hang_up(self) -> None:
         """Have a `finish` under way fail."""
         if self._sending:
