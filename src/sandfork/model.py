@@ -249,7 +249,8 @@ class Step:
 
     `argv` is what the program sees (`sys.argv` for a forked interpreter). When `code` is not None it is
     written to `file_name` in the work directory before the process starts. A `lasting` process is an interpreter that
-    takes further steps after this one and keeps its state; `rich` and `keep_stdin` are the request's.
+    takes further steps after this one and keeps its state; `rich` and `keep_stdin` are the request's. A `warm` one is
+    started with the words and variables that its template was started with, and with no others.
     """
 
     argv: tuple[str, ...]
@@ -261,6 +262,7 @@ class Step:
     lasting: bool = False
     rich: bool = False
     keep_stdin: bool = False
+    warm: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,10 @@ def engine_settings(config: Config) -> EngineSettings:
             max_dying=2 * admission.max_running,
         ),
         pool=PoolSettings(
-            refill_delay_s=pool.refill_delay_s, max_forking=pool.max_forking, retire_after_s=templates.recycle_s
+            refill_delay_s=pool.refill_delay_s,
+            max_forking=pool.max_forking,
+            retire_after_s=templates.recycle_s,
+            idle_s=pool.idle_s,
         ),
         sessions=session_settings(config),
         tasks=TaskSettings(
@@ -150,4 +153,7 @@ def pool_targets(config: Config, catalogue: Catalogue) -> Mapping[str, int]:
 
 def build_engine(config: Config, catalogue: Catalogue, tier: Tier, observe: Observe = observe_nothing) -> Engine:
     """Return an engine over `tier`, not started."""
-    return Engine(tier, catalogue, pool_targets(config, catalogue), engine_settings(config), observe=observe)
+    on_demand = {spec.key for spec in catalogue.templates() if spec.fork_at} - set(config.pool.sizes)
+    return Engine(
+        tier, catalogue, pool_targets(config, catalogue), engine_settings(config), observe=observe, on_demand=on_demand
+    )

@@ -45,6 +45,8 @@ interpreter = "/usr/bin/ruby"
 pool_weight = 0.5
 """
 
+FORKING = RUBY.replace('kind = "park"', 'kind = "fork"')
+
 C = """
 name = "c"
 extension = ".c"
@@ -91,12 +93,46 @@ def test_the_shipped_languages_are_found_by_their_aliases_and_share_templates() 
     assert {"bash", "node", "python"} <= set(catalogue.names())
     for name, alias in (("python", "python3"), ("python", "py"), ("node", "javascript"), ("node", "js")):
         assert catalogue.find(alias) is catalogue.find(name) is not None
-    assert {spec.key: spec.kind for spec in catalogue.templates()} == {
+    assert {spec.key: spec.kind for spec in catalogue.templates() if not spec.fork_at} == {
         "command": TemplateKind.NONE,
         "node": TemplateKind.PARK,
         "python": TemplateKind.FORK,
         "python-numpy": TemplateKind.FORK,
     }
+
+
+def test_an_interpreter_that_goes_on_after_a_fork_is_described_by_its_language() -> None:
+    language = parse(f'env = {{ MODE = "x" }}\n{FORKING}fork_at = "open"\n')
+    (spec,) = language.templates
+    assert (spec.driven, spec.resident, language.lasts) == (False, False, False)
+    assert (spec.start, spec.file_name, spec.env) == (language.argv, "main.rb", (("MODE", "x"),))
+    assert language.choose_template("") is spec
+    assert language.choose_template("", {spec.key: "it has threads"}).key == "command"
+    started = parse(f'{FORKING}fork_at = "mark"\nstart = ["/usr/bin/ruby", "{{fork}}", "{{file}}"]\n')
+    assert started.templates[0].start == ("/usr/bin/ruby", "{fork}", "{file}")
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ('fork_at = "late"', "fork_at"),
+        ('fork_at = "open"\npreload = ["json"]', "fork_at"),
+        ('start = ["/usr/bin/ruby"]', "start"),
+        ('driver = "fork.rb"', "driver"),
+        ('fork_at = "fork"\ndriver = "../x.rb"', "driver"),
+    ],
+)
+def test_what_does_not_describe_a_fork_is_refused(change: str, key: str) -> None:
+    with pytest.raises(CatalogueError, match=f"template 1: {key}"):
+        parse(f"{FORKING}{change}\n")
+
+
+def test_a_compiled_language_does_not_fork_at_its_text() -> None:
+    template = (
+        '[[template]]\nkey = "c"\nkind = "fork"\ninterpreter = "/usr/bin/c"\nfork_at = "open"\npool_weight = 1.0\n'
+    )
+    with pytest.raises(CatalogueError, match="a compiled language has none"):
+        parse(f"{C}{template}")
 
 
 @pytest.mark.parametrize("name", ["", "Python", "python ", "python2", "command", "main.py"])

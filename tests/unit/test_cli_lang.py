@@ -148,7 +148,7 @@ def test_proofs_are_shown_with_times_where_there_are_any() -> None:
     plain = [Proof(lua, "5.4.4", (("wall", "exited"),)), Proof(c, "12.2.0", ())]
     head, first, second = proof_rows(plain)
     assert head == ("language", "version", "runs by", "checks")
-    assert first == ("lua", "5.4.4", "exec", "6/7")
+    assert first == ("lua", "5.4.4", "fork", "6/7")
     assert second == ("c", "12.2.0", "compile, exec", "8/8")
     timed = [plain[0], Proof(c, "12.2.0", (), Speed(0.05, 0.0525, 0.002))]
     assert proof_rows(timed)[2][4:] == ("50", "52.5", "1.05x", "2", "0.04x")

@@ -23,10 +23,16 @@ SETTINGS = PoolSettings()
 class Bench:
     """A pool over a fake tier whose forks take 2 ms."""
 
-    def __init__(self, target: int = 4, settings: PoolSettings = SETTINGS, fork_s: float = FORK_S) -> None:
+    def __init__(
+        self,
+        target: int = 4,
+        settings: PoolSettings = SETTINGS,
+        fork_s: float = FORK_S,
+        on_demand: tuple[str, ...] = (),
+    ) -> None:
         self.tier = FakeTier(fork_s=fork_s)
         self.disposed: list[Sandbox] = []
-        self.pool = Pool(self.tier, {"python": target, "spare": 0}, settings, self.disposed.append)
+        self.pool = Pool(self.tier, {"python": target, "spare": 0}, settings, self.disposed.append, on_demand)
 
     async def start(self) -> Bench:
         await self.pool.start()
@@ -67,6 +73,70 @@ async def test_a_template_without_a_target_is_made_when_it_is_first_used() -> No
     assert isinstance(await bench.pool.fork("spare"), FakeSandbox)
     assert [health.ready for health in bench.pool.health()] == [True, True]
     await bench.pool.close()
+
+
+def on_demand() -> Bench:
+    return Bench(target=4, on_demand=("python",))
+
+
+@in_virtual_time
+async def test_on_demand_nothing_is_made_before_the_first_use_and_the_pool_is_filled_from_then_on() -> None:
+    bench = await on_demand().start()
+    assert (bench.tier.forked, bench.pool.health()[0].ready) == (0, False)
+    assert bench.pool.take("python") is None
+    await bench.pool.fork("python")
+    await pass_time(1)
+    assert (bench.counts.parked, bench.counts.target) == (4, 4)
+    await bench.pool.close()
+
+
+@in_virtual_time
+async def test_on_demand_a_template_in_use_stays_and_one_that_nothing_uses_holds_nothing() -> None:
+    bench = await on_demand().start()
+    await bench.pool.fork("python")
+    for _ in range(5):
+        await pass_time(SETTINGS.idle_s - 1)
+        bench.take()
+    assert (bench.tier.rested, bench.disposed) == (0, [])
+    await pass_time(2 * SETTINGS.idle_s)
+    assert (bench.tier.rested, bench.counts.parked, len(bench.disposed)) == (1, 0, 4)
+    await pass_time(10 * SETTINGS.idle_s)
+    assert (bench.tier.rested, bench.counts.forking) == (1, 0)
+    await bench.pool.close()
+
+
+@in_virtual_time
+async def test_on_demand_a_template_that_rests_is_filled_again_by_the_next_use() -> None:
+    bench = await on_demand().start()
+    for _ in range(2):
+        await bench.pool.fork("python")
+        await pass_time(1)
+        assert bench.counts.parked == 4
+        await pass_time(3 * SETTINGS.idle_s)
+        assert bench.counts.parked == 0
+    await bench.pool.close()
+
+
+@in_virtual_time
+async def test_on_demand_joining_is_a_use() -> None:
+    bench = await on_demand().start()
+    sandbox = await bench.pool.fork("python")
+    for _ in range(5):
+        await pass_time(SETTINGS.idle_s - 1)
+        await bench.pool.join("python", sandbox)
+    assert bench.tier.rested == 0
+    await bench.pool.close()
+
+
+@in_virtual_time
+async def test_on_demand_a_closed_pool_wakes_no_more() -> None:
+    bench = await on_demand().start()
+    await bench.pool.fork("python")
+    await bench.pool.close()
+    with pytest.raises(Draining):
+        await bench.pool.fork("python")
+    await pass_time(3 * SETTINGS.idle_s)
+    assert bench.tier.rested == 0
 
 
 @in_virtual_time

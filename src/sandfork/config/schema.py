@@ -176,6 +176,13 @@ class Pool:
         high=1,
     )
     max_forking: int = setting(3, "Forks under way at one time in one template.", low=1, high=64)
+    idle_s: float = setting(
+        300.0,
+        "Templates of most languages are made when they are first used, and end after so long without use. Those named "
+        "in `sizes` are there from the start, and stay.",
+        low=1,
+        high=604_800,
+    )
 
 
 @dataclass(frozen=True, slots=True)

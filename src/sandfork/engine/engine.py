@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sandfork.engine.admission import Admission, AdmissionSettings, AdmissionStatistics
@@ -89,10 +89,12 @@ class Engine:
         settings: EngineSettings | None = None,
         *,
         observe: Observe = observe_nothing,
+        on_demand: Collection[str] = (),
         clock_ns: Callable[[], int] = time.monotonic_ns,
         now: Callable[[], float] = time.time,
     ) -> None:
         """`tier` is started and stays its maker's to close; `targets` says for each template how many to park.
+        Those in `on_demand` are made when they are first used.
 
         `clock_ns` is CLOCK_MONOTONIC in nanoseconds, the clock of `StepEnd`; `now` is Unix time in seconds.
         """
@@ -108,7 +110,7 @@ class Engine:
             begin=self._admission.begin_dying,
             end=self._admission.end_dying,
         )
-        self._pool = Pool(tier, targets, self._settings.pool, self._disposal.add_now)
+        self._pool = Pool(tier, targets, self._settings.pool, self._disposal.add_now, on_demand)
         self._compiler = Compiler(self._pool, self._disposal, self._settings.compiler)
         self._executions: set[Execution] = set()
         self.sessions = SessionDesk(self._pool, self._planner, self._disposal, self._settings.sessions, now)

@@ -1,7 +1,7 @@
 """A request, a caller, the languages and the policy in; a plan without open questions out. Pure: no clock, no I/O.
 
-What a program is started as depends on its template's kind. A `fork` template's interpreter is already running, so
-the step's argv is what follows it: `sys.argv`. For `park` and `none` it is the whole command line.
+What a program is started as depends on its template. A `resident` interpreter is already running, so the step's argv is
+what follows it: `sys.argv`. For others it is the whole command line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sandfork.engine.compilation import command_words, fill_memory, plan_compila
 from sandfork.engine.paths import WORK_DIR, normalise_path
 from sandfork.engine.policy import LimitPolicy, resolve_limits
 from sandfork.errors import Forbidden, InvalidRequest, NotSupported, UnknownLanguage
-from sandfork.languages.catalogue import COMMAND, Catalogue, Language, TemplateKind, TemplateSpec
+from sandfork.languages.catalogue import COMMAND, Catalogue, Language, TemplateSpec
 from sandfork.languages.language import MEMORY_MARK
 from sandfork.model import (
     Caller,
@@ -178,7 +178,8 @@ class Planner:
             argv = fill_memory(argv, limits.memory_bytes)
         if language.env:
             env = (*((name, value) for name, value in language.env if name not in dict(env)), *env)
-        if template.kind is TemplateKind.FORK:
+        warm = bool(template.fork_at) and not args and env == language.env and language.name not in self._sized
+        if template.resident:
             argv = argv[1:]
         lasting = request.session is not None and not request.session.fresh and language.lasts
         if lasting:
@@ -191,8 +192,9 @@ class Planner:
             request.stdin,
             files,
             lasting,
-            request.rich and template.kind is TemplateKind.FORK,
+            request.rich and template.resident,
             request.keep_stdin,
+            warm,
         )
         return template, step
 
@@ -202,7 +204,7 @@ class Planner:
         """Return how an interpreter that keeps its state is started. *Raises* InvalidRequest."""
         if request.keep_stdin:
             raise InvalidRequest("stdin", "an interpreter of a session is given its stdin whole; use a terminal")
-        if template.kind is not TemplateKind.NONE:
+        if template.driven:
             return argv
         if "\0" in cast(Snippet, request.program).code:
             raise InvalidRequest("code", f"{language.name} in a session takes no NUL")
@@ -221,9 +223,9 @@ class Planner:
         if path.startswith("/"):
             raise InvalidRequest("work_dir", f"must be below {WORK_DIR}")
         argv = step.argv
-        if template.kind is TemplateKind.FORK and language is not None:
+        if template.resident and language is not None:
             argv = (language.argv[0], *argv)
-        return replace(step, argv=(*_START_IN, f"{WORK_DIR}/{path}", *argv), rich=False)
+        return replace(step, argv=(*_START_IN, f"{WORK_DIR}/{path}", *argv), rich=False, warm=False)
 
     def _check_code(self, program: Snippet) -> bytes:
         try:

@@ -5,6 +5,9 @@ took is replaced a moment later, when the answer has probably left: at once only
 parked. At most `max_forking` forks of a template are under way; whoever finds the shelf empty gets the next one. After
 a failure the pause before the next try doubles, and a success ends it.
 
+The template of a shelf that is filled *on demand* is made when it is first used, and ends with what is parked once
+nothing has used it for `idle_s`.
+
 A template that cannot be made is in `unavailable` with its reason until it can; leases from it fail with that reason.
 """
 
@@ -13,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from sandfork.errors import Draining, ForkFailed, SandforkError, TemplateFailed
@@ -35,6 +38,7 @@ class PoolSettings:
     backoff_first_s: float = 0.05
     backoff_last_s: float = 2.0
     retire_after_s: float = 3600.0
+    idle_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +62,29 @@ Dispose = Callable[[Sandbox], None]
 class Pool:
     """One shelf a template key."""
 
-    def __init__(self, tier: Tier, targets: Mapping[str, int], settings: PoolSettings, dispose: Dispose) -> None:
+    def __init__(
+        self,
+        tier: Tier,
+        targets: Mapping[str, int],
+        settings: PoolSettings,
+        dispose: Dispose,
+        on_demand: Collection[str] = (),
+    ) -> None:
         """`targets` has every key there is with how many to keep parked; `dispose` destroys what was never used."""
         self.unavailable: dict[str, str] = {}
+        self._on_demand = frozenset(on_demand)
         self._shelves = {key: Shelf(key, tier, settings, self.unavailable, dispose) for key in targets}
         self._targets = dict(targets)
 
     async def start(self) -> None:
         """Make the templates that have a target and wait for a sandbox of each, or for the reason there is none."""
         for key, target in self._targets.items():
-            self.resize(key, target)
-        await asyncio.gather(*(self._shelves[key].first.wait() for key, target in self._targets.items() if target))
+            if key in self._on_demand:
+                self._shelf(key).fill_on_demand(target)
+            else:
+                self.resize(key, target)
+        wanted = (key for key, target in self._targets.items() if target and key not in self._on_demand)
+        await asyncio.gather(*(self._shelves[key].first.wait() for key in wanted))
 
     def take(self, key: str) -> Sandbox | None:
         """Return a parked sandbox of that template, or None. *Raises* TemplateFailed when there is no such key."""
@@ -120,6 +136,10 @@ class Shelf:
         self._dispose = dispose
         self._template: Template | None = None
         self._target = 0
+        self._on_demand = 0  # the target of one that is in use; 0: it does not matter
+        self._idle_look: asyncio.TimerHandle | None = None
+        self._uses_seen = 0
+        self._joins = 0
         self._parked: deque[tuple[Sandbox, float]] = deque()
         self._waiters: deque[Waiter] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -147,6 +167,7 @@ class Shelf:
         if self._closed:
             raise _draining()
         self._misses += 1
+        self._wake()
         loop = asyncio.get_running_loop()
         if self._key in self._unavailable and loop.time() < self._blocked_until:
             raise self._template_error()
@@ -168,6 +189,8 @@ class Shelf:
 
     async def join(self, sandbox: Sandbox, terminal: tuple[int, int] | None) -> Process:
         """Return a process in a kept sandbox. *Raises* TemplateFailed, ForkFailed."""
+        self._joins += 1
+        self._wake()
         template = self._template or await self._tier.template(self._key)
         try:
             return await template.join(sandbox, terminal=terminal)
@@ -175,6 +198,28 @@ class Shelf:
             if template is self._template:
                 self._template_died(error)
             raise
+
+    def fill_on_demand(self, target: int) -> None:
+        """Keep that many parked from the first use on, until nothing has used it for a while."""
+        self._on_demand = target
+
+    def _wake(self) -> None:
+        if self._on_demand and self._idle_look is None and not self._closed:
+            self._target = self._on_demand
+            self._look_later()
+
+    def _look_later(self) -> None:
+        self._uses_seen = self._hits + self._misses + self._joins
+        self._idle_look = asyncio.get_running_loop().call_later(self._settings.idle_s, self._look_whether_idle)
+
+    def _look_whether_idle(self) -> None:
+        if self._hits + self._misses + self._joins != self._uses_seen:
+            self._look_later()
+            return
+        self._idle_look = None
+        self.resize(0)
+        if self._template is not None:
+            self._template.rest()
 
     def resize(self, target: int) -> None:
         """Set how many to keep parked."""
@@ -206,8 +251,9 @@ class Shelf:
     async def close(self) -> None:
         """Fail who waits, stop forking and have everything parked destroyed."""
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._idle_look):
+            if timer is not None:
+                timer.cancel()
         self._fail_waiters(_draining)
         for task in self._tasks:
             task.cancel()

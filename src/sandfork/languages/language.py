@@ -13,6 +13,8 @@ FILE_MARK, OUT_MARK, BUILD_MARK = "{file}", "{out}", "{build}"
 """Words of a command line: the path of the program's text, of what is made of it, and of the directory that is in."""
 NAME_MARK, MEMORY_MARK = "{name}", "{memory_bytes}"
 """The same within words: the name of the program's file, and the memory that the step may use, in bytes."""
+FORK_MARK, DRIVER_MARK = "{fork}", "{driver}"
+"""Within words that start a template: the paths of what it opens to have it fork, and of its driver."""
 BUILD_DIR, OUT_NAME = ".build", "main"
 """Where compilers write, below the work directory, and what `{out}` is called there."""
 
@@ -37,6 +39,21 @@ class TemplateSpec:
     preload: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
     pool_weight: float = 1.0
+    fork_at: str = ""
+    start: tuple[str, ...] = ()
+    driver: str = ""
+    file_name: str = ""
+    env: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def driven(self) -> bool:
+        """Whether code of ours in the interpreter takes the steps; else it goes on by itself, or argv is executed."""
+        return self.kind is not TemplateKind.NONE and not self.fork_at
+
+    @property
+    def resident(self) -> bool:
+        """Whether what runs steps is the interpreter itself: a step's argv is only what follows it."""
+        return self.kind is TemplateKind.FORK and self.driven
 
     def pool_target(self, pool_size: int) -> int:
         """Return how many sandboxes to keep parked when the configured pool size is `pool_size`."""
@@ -101,7 +118,7 @@ class Language:
     @property
     def lasts(self) -> bool:
         """Whether there is an interpreter that keeps its state in a session; in others every run is a plain one."""
-        return not self.compile and (bool(self.session_argv) or self.templates[0].kind is not TemplateKind.NONE)
+        return not self.compile and (bool(self.session_argv) or self.templates[0].driven)
 
     @property
     def programs(self) -> tuple[str, ...]:
@@ -121,12 +138,14 @@ class Language:
     def choose_template(self, code: str, unavailable: Mapping[str, str] = MappingProxyType({})) -> TemplateSpec:
         """Return the template to run `code` in: the first whose `imports` it names, else the default.
 
-        One whose key is in `unavailable` is passed over; the default is returned whatever that says.
+        One whose key is in `unavailable` is passed over; the default is returned whatever that says, unless its
+        programs can be executed just as well.
         """
         for spec, names in self.scans:
             if names(code) and spec.key not in unavailable:
                 return spec
-        return self.templates[0]
+        default = self.templates[0]
+        return COMMAND if default.fork_at and default.key in unavailable else default
 
     def template_named(self, key: str) -> TemplateSpec | None:
         """Return this language's template of that key, or None."""

@@ -20,6 +20,10 @@
     kind = "fork"                          fork: a zygote; park: a booted process waits; none: a ready cell execs argv
     interpreter = "/usr/bin/python3"       for fork and park
     preload = ["numpy"]                    modules a zygote imports before it serves
+    fork_at = "open"                       fork, without a driver of ours: when it does; see native/preload.c
+    start = ["/usr/bin/lua", "-e", "...", "{file}"]    then: how it is started, where not as argv says; {fork} is what
+                                           it opens to fork, {driver} the path of `driver`
+    driver = "fork.rb"                     then: a file of guest/ that it runs before the program
     imports = ["numpy"]                    the template is chosen when the program imports one of these
     pool_weight = 1.0                      parked sandboxes, as a multiple of the configured pool size
     [checks]                               a program a check; `checks` says which there must be and what each must do
@@ -42,6 +46,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from sandfork.languages.checks import STANDARD
@@ -68,6 +73,11 @@ _KEYS = (
     "name", "aliases", "extension", "file_name", "argv", "version", "needs", "packages", "session", "compile", "limits",
     "env", "template", "checks", "without",
 )  # fmt: skip
+_TEMPLATE_KEYS = (
+    "key", "kind", "interpreter", "preload", "imports", "pool_weight", "fork_at", "start", "driver",
+)  # fmt: skip
+_FORK_AT = re.compile(r"(open|read|mark|fork)?")
+_DRIVER = re.compile(r"([a-z_]+\.[a-z]+)?")
 _NAME = re.compile(r"[a-z][a-z0-9+#._-]{0,31}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _EXTENSION = re.compile(r"\.[A-Za-z0-9+_-]{1,12}")
@@ -94,7 +104,7 @@ def parse_language(where: str, values: Mapping[str, object]) -> Language:
     """Return the language a TOML table describes. *Raises* CatalogueError naming `where` and the key."""
     table = Table(where, values, _KEYS)
     compiled = _parse_compile(table) if "compile" in table else None
-    templates = _parse_templates(table)
+    templates = tuple(_complete(table, spec, compiled=compiled is not None) for spec in _parse_templates(table))
     return Language(
         name=table.text("name", _NAME),
         aliases=table.texts("aliases", (), _NAME),
@@ -135,7 +145,7 @@ def _check_marks(table: Table, argv: tuple[str, ...]) -> tuple[str, ...]:
 
 def _parse_session(table: Table, default: TemplateSpec, *, compiled: bool) -> tuple[str, ...]:
     argv = table.texts("session", ())
-    if argv and default.kind is not TemplateKind.NONE:
+    if argv and default.driven:
         table.refuse("session", f"the interpreter of a template of kind {default.kind} is running already")
     if argv and (compiled or not argv[0].startswith("/")):
         table.refuse("session", "must start with an absolute path, and a compiled language has none")
@@ -184,7 +194,7 @@ def _parse_templates(table: Table) -> tuple[TemplateSpec, ...]:
 
 
 def _parse_template(where: str, values: Mapping[str, object]) -> TemplateSpec:
-    table = Table(where, values, ("key", "kind", "interpreter", "preload", "imports", "pool_weight"))
+    table = Table(where, values, _TEMPLATE_KEYS)
     kind = table.text("kind")
     if kind not in {known.value for known in TemplateKind}:
         table.refuse("kind", f"must be one of {', '.join(TemplateKind)}")
@@ -195,7 +205,11 @@ def _parse_template(where: str, values: Mapping[str, object]) -> TemplateSpec:
         preload=table.texts("preload", (), _MODULE),
         imports=table.texts("imports", (), _MODULE),
         pool_weight=table.number("pool_weight", 0, 1000),
+        fork_at=table.text("fork_at", _FORK_AT, ""),
+        start=table.texts("start", ()),
+        driver=table.text("driver", _DRIVER, ""),
     )
+    _check_fork_at(table, spec)
     if spec.kind is TemplateKind.NONE and (spec.interpreter or spec.preload):
         table.refuse("interpreter", "a template of kind none has neither interpreter nor preload")
     if spec.kind is not TemplateKind.NONE and not spec.interpreter.startswith("/"):
@@ -203,6 +217,24 @@ def _parse_template(where: str, values: Mapping[str, object]) -> TemplateSpec:
     if spec.kind is not TemplateKind.FORK and spec.preload:
         table.refuse("preload", "only a template of kind fork imports modules")
     return spec
+
+
+def _check_fork_at(table: Table, spec: TemplateSpec) -> None:
+    if not spec.fork_at and (spec.start or spec.driver):
+        table.refuse("start" if spec.start else "driver", "is for a template with `fork_at`")
+    if spec.fork_at and (spec.kind is not TemplateKind.FORK or spec.preload):
+        table.refuse("fork_at", "is for a template of kind fork that preloads nothing")
+
+
+def _complete(table: Table, spec: TemplateSpec, *, compiled: bool) -> TemplateSpec:
+    """Tell a template whose interpreter goes on by itself what it is to run."""
+    if not spec.fork_at:
+        return spec
+    if compiled:
+        table.refuse("template", "`fork_at` is for interpreters: a compiled language has none")
+    return replace(
+        spec, start=spec.start or table.texts("argv"), file_name=table.text("file_name"), env=_parse_env(table)
+    )
 
 
 def _parse_checks(table: Table, *, compiled: bool) -> tuple[Check, ...]:

@@ -32,6 +32,8 @@ COMMON = (
 )
 PROGRAM = ("-static", "-no-pie", "-fno-pie")
 SHARED_OBJECT = ("-shared", "-fPIC")
+# What stands before the C library must put nothing in its place that it does not mean to.
+PRELOADED = (*SHARED_OBJECT, "-fvisibility=hidden")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Target:
 TARGETS = (
     Target("sandfork-warden", ("warden.c",), PROGRAM),
     Target("zygote.so", ("zygote.c",), SHARED_OBJECT),
+    Target("preload.so", ("preload.c",), PRELOADED),
 )
 
 

@@ -189,6 +189,7 @@ struct field {
 #define FIELD_MEMORY 'm'     /* u64 bytes of one process' own, where there is no cgroup */
 #define FIELD_LASTING 'l'    /* u64: not 0 when the process takes a RUN after this one, too */
 #define FIELD_RICH 'r'       /* u64: not 0 when DISPLAY is wanted */
+#define FIELD_WARM 'w'       /* u64: not 0 when the program is started as its template was, with the same words and variables */
 #define FIELD_STDIN 'i'      /* path of the file that is stdin of this step, for a lasting process */
 
 /* Fields of a mount plan: NUL-terminated strings in this order; the last one is also ended by a NUL. */

@@ -1,5 +1,5 @@
 /*
- * The program of a sandbox whose template is no interpreter of ours: wait on ctl for RUN, write the code, exec. With
+ * The program of a sandbox whose template has no driver of ours: wait on ctl for RUN, write the code, exec. With
  * FIELD_LASTING what is exec'd is an interpreter with a driver of ours, which finds ctl at PARK_CTL_FD.
  *
  * Runs confined. A program that cannot be executed is the caller's affair: FAIL carries the errno, and the exit status
@@ -13,18 +13,24 @@
 
 static struct program program;
 static bool program_lasts; /* an interpreter that takes further steps from ctl, which it must inherit */
+static bool program_is_warm; /* it is what the template was started as, which need only go on */
+static const char *program_file; /* NULL: it has no text of its own */
+static const char *program_code;
+static size_t program_code_len;
 
-static void run_field(uint8_t tag, char *value, size_t len, const char **file, const char **code, size_t *code_len)
+static void run_field(uint8_t tag, char *value, size_t len)
 {
     if (program_field(&program, tag, value, len))
         return;
     uint64_t n = field_u64(value, len);
     if (tag == FIELD_LASTING && n)
         program_lasts = true;
+    if (tag == FIELD_WARM && n)
+        program_is_warm = true;
     if (tag == FIELD_FILE && is_text(value, len))
-        *file = value;
+        program_file = value;
     else if (tag == FIELD_CODE)
-        *code = value, *code_len = len;
+        program_code = value, program_code_len = len;
     else
         run_limit(tag, n);
 }
@@ -72,12 +78,9 @@ static long exec_program(void)
     return result;
 }
 
-static __attribute__((noreturn)) void program_main(int ctl)
+/* Say READY, take RUN, put its limits in force and write its file. */
+static void program_receive(int ctl)
 {
-    struct {
-        struct frame head;
-        uint64_t ns;
-    } started = {{FRAME_STARTED, {0}, 8}, 0};
     struct frame head = {FRAME_READY, {0}, 0};
     write_all(ctl, &head, sizeof head);
     long r = read_all(ctl, &head, sizeof head);
@@ -87,20 +90,32 @@ static __attribute__((noreturn)) void program_main(int ctl)
     if ((r = read_all(ctl, body, head.len)) < 0)
         child_fail(ctl, STEP_RUN_FRAME, r);
     struct field_reader reader = {body, head.len};
-    const char *file = NULL, *code = NULL;
-    size_t code_len = 0, len;
+    size_t len;
     uint8_t tag;
     char *value;
     while (next_field(&reader, &tag, &value, &len))
-        run_field(tag, value, len, &file, &code, &code_len);
+        run_field(tag, value, len);
     if (reader.left || !program.argc)
         child_fail(ctl, STEP_RUN_FRAME, -EPROTO);
-    if (file && code)
-        write_code(ctl, file, code, code_len);
+    if (program_file && program_code)
+        write_code(ctl, program_file, program_code, program_code_len);
+}
+
+static void say_started(int ctl)
+{
+    struct {
+        struct frame head;
+        uint64_t ns;
+    } started = {{FRAME_STARTED, {0}, 8}, monotonic_ns()};
+    write_all(ctl, &started, sizeof started);
+}
+
+static __attribute__((noreturn)) void program_exec(int ctl)
+{
+    long r;
     if (program_lasts && (r = SYS(dup3, ctl, PARK_CTL_FD, 0)) < 0)
         child_fail(ctl, STEP_FDS, r);
-    started.ns = monotonic_ns();
-    write_all(ctl, &started, sizeof started);
+    say_started(ctl);
     r = exec_program();
     struct {
         struct frame head;

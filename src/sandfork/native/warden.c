@@ -218,11 +218,25 @@ static __attribute__((noreturn)) void native_zygote(const struct confinement *c,
     report_ready(ZYGOTE_REPORTS);
     if (zygote_fork(c, ZYGOTE_ORDERS, ZYGOTE_REPORTS, NULL) < 0)
         SYS(exit_group, 0);
-    if (req->kind == KIND_NONE)
-        program_main(CTL_FD);
+    if (req->kind == KIND_NONE) {
+        program_receive(CTL_FD);
+        program_exec(CTL_FD);
+    }
     if ((r = SYS(dup3, CTL_FD, PARK_CTL_FD, 0)) >= 0)
         r = SYS(execve, program.argv[0], program.argv, program.env);
     child_fail(CTL_FD, STEP_EXEC, r);
+}
+
+/* An interpreter finds what a plain run finds: a work directory that it is in, and in it, for what it keeps for itself,
+ * /tmp. Its children get their cell's. */
+static long make_work_dir(void)
+{
+    long r = SYS(mount, "sandbox", "/sandbox", "tmpfs", SF_MS_NOSUID | SF_MS_NODEV, "mode=755,size=16m");
+    if (r >= 0)
+        r = SYS(mkdirat, AT_FDCWD, "/sandbox/.tmp", 01777);
+    if (r >= 0)
+        r = SYS(mkdirat, AT_FDCWD, "/sandbox/.shm", 01777);
+    return r < 0 ? r : SYS(chdir, "/sandbox");
 }
 
 static long enter_root(int mnt)
@@ -253,6 +267,8 @@ static __attribute__((noreturn)) void zygote_child(const struct request *req, ch
     for (int i = 1; i < nfds; i++)
         keep[kept++] = fds[i];
     long r = host.reduced ? enter_reduced_zygote() : enter_root(roots[req->root].mnt);
+    if (r >= 0 && !host.reduced && req->kind == KIND_FORK)
+        r = make_work_dir();
     if (r >= 0)
         r = arrange_fds(keep, kept, fds[0], req->kind == KIND_FORK);
     if (r < 0)

@@ -188,6 +188,10 @@ class Template(Protocol):
         """
         ...
 
+    def rest(self) -> None:
+        """Hold nothing until the next fork: what has been forked lives on."""
+        ...
+
     def health(self) -> TemplateHealth:
         """Report readiness and real memory."""
         ...

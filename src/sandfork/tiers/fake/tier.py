@@ -57,6 +57,10 @@ class FakeTemplate:
         self._dead = True
         self._tier.forget(self)
 
+    def rest(self) -> None:
+        """Count it, in the tier."""
+        self._tier.rested += 1
+
     def health(self) -> TemplateHealth:
         """Report a made-up size."""
         return TemplateHealth(self._key, not self._dead, 1 << 20, 0, self._generation, "dead" if self._dead else "")
@@ -89,6 +93,7 @@ class FakeTier:
         self.broken: dict[str, str] = {}
         self.alive: set[FakeGuest] = set()
         self.forked = 0
+        self.rested = 0
         self.closed = False
         self._isolation = isolation
         self._templates: dict[str, FakeTemplate] = {}

@@ -55,6 +55,8 @@ def run_frame(step: Step, limits: Limits, base_env: bytes, means: Means, work_di
         parts += [m.text(b"i", f"{work_dir}/{STDIN_FILE}")] if step.stdin else []
     else:
         parts.append(m.number(b"p", cpu_seconds(limits, means)))
+    if step.warm:
+        parts.append(m.number(b"w", 1))
     if step.rich:
         parts.append(m.number(b"r", 1))
     parts.append(m.number(b"n", limits.open_files))

@@ -22,14 +22,16 @@ from sandfork.tiers.process.slots import Slots, slot_limits
 from sandfork.tiers.process.warden import Warden
 
 _LOG = logging.getLogger("sandfork.tier")
-# Symbols are resolved once, in the zygote, which takes the variable away again; lazily, every child would do it.
-_INTERPRETER_ENV = (("LD_BIND_NOW", "1"),)
 _LOG_TAIL = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class TemplateSpec:
-    """What a zygote is started with; `files` are opened for it and keep their order."""
+    """What a zygote is started with; `files` are opened for it and keep their order.
+
+    `variables` are its own, beside the `environment` of every program. `execs` says that a process of it may have
+    another take its place, which is told all that it needs.
+    """
 
     key: str
     kind: m.Kind
@@ -42,6 +44,8 @@ class TemplateSpec:
     shared_netns: bool
     recycle_forks: int
     recycle_s: float
+    variables: tuple[tuple[str, str], ...] = ()
+    execs: bool = False
 
 
 class Zygote:
@@ -139,7 +143,7 @@ class ProcessTemplate:
         fds = [log_out]
         try:
             fds += [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in spec.files]
-            environment = (*spec.environment, *(_INTERPRETER_ENV if spec.kind is m.Kind.FORK else ()))
+            environment = (*spec.environment, *spec.variables)
             payload = m.program_fields(spec.argv, (f"{k}={v}" for k, v in environment))
             data = m.request(
                 m.Request.ZYGOTE, number, root=spec.root, profile=spec.profile, kind=spec.kind, payload=payload
@@ -239,11 +243,11 @@ class ProcessTemplate:
 
     @property
     def _execs(self) -> bool:
-        return self._spec.kind is m.Kind.NONE
+        return self._spec.execs
 
     def _base_env(self) -> bytes:
         """What RUN must carry for a program that no interpreter of ours gives its environment."""
-        if self._spec.kind is not m.Kind.NONE:
+        if not self._spec.execs:
             return b""
         return m.program_fields((), (f"{k}={v}" for k, v in self._spec.environment))
 
@@ -256,6 +260,14 @@ class ProcessTemplate:
             raise
         finally:
             zygote.under_way -= 1
+            self._let_go(zygote)
+
+    def rest(self) -> None:
+        """End the zygote, once all its forks are there; the next fork starts another."""
+        zygote, self._zygote = self._zygote, None
+        self._reason = "resting: nothing has used it for a while"
+        if zygote is not None and zygote.alive:
+            self._retired[zygote.number] = zygote
             self._let_go(zygote)
 
     def health(self) -> TemplateHealth:

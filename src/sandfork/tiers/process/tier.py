@@ -24,6 +24,7 @@ from sandfork.model import Limits
 from sandfork.tiers.process import messages as m
 from sandfork.tiers.process.launch import Launched
 from sandfork.tiers.process.plan import RootPolicy, host_root, shared_root
+from sandfork.tiers.process.preloaded import BIND_NOW, preloaded
 from sandfork.tiers.process.reduced import BY_RLIMITS, WITHOUT_NAMESPACES, readable_paths
 from sandfork.tiers.process.run import Means
 from sandfork.tiers.process.selftest import broken, self_test
@@ -218,7 +219,14 @@ class ProcessTier:
         assert self._root is not None
         argv: tuple[str, ...] = ()
         files: tuple[Path, ...] = ()
-        if kind is m.Kind.FORK:
+        variables: tuple[tuple[str, str], ...] = ()
+        if language.fork_at and self._launched.reduced:
+            kind = m.Kind.NONE  # every program works somewhere else, which an interpreter has to know at its start
+        elif language.fork_at:
+            argv, variables = preloaded(language)
+            files = (settings.native / "preload.so", *((settings.guest / language.driver,) if language.driver else ()))
+        elif kind is m.Kind.FORK:
+            variables = BIND_NOW
             argv = (language.interpreter, "/proc/self/fd/6", *language.preload)
             inside = (settings.guest / name for name in ("plain.py", "session.py", "displays.py"))
             files = (settings.guest / "zygote.py", settings.native / "zygote.so", *inside)
@@ -237,6 +245,8 @@ class ProcessTier:
             shared_netns=settings.shared_netns,
             recycle_forks=settings.recycle_forks,
             recycle_s=settings.recycle_s,
+            variables=variables,
+            execs=not language.driven,
         )
 
     def _slot_event(self, event: m.WardenEvent) -> None:
