@@ -19,6 +19,12 @@
     │   ├── Overloaded
     │   ├── DeadlinePassed
     │   └── Draining
+    ├── ImageError           an image cannot be had, made or kept; the message says why
+    │   ├── ImageNotFound
+    │   ├── ImageCorrupt
+    │   ├── ArchiveRefused
+    │   ├── BuildFailed
+    │   └── StoreUnusable
     └── TierError            the machinery failed
         ├── TemplateFailed
         ├── ForkFailed
@@ -168,6 +174,46 @@ class Draining(CapacityError):
     """The server is shutting down and takes nothing new."""
 
     code = "draining"
+
+
+class ImageError(SandforkError):
+    """An image cannot be had, made or kept."""
+
+    code = "image_error"
+
+
+class ImageNotFound(ImageError):
+    """The store has no image of that name."""
+
+    code = "image_not_found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no image {name!r}")
+        self.name = name
+
+
+class ImageCorrupt(ImageError):
+    """Content is not what its digest or its format says."""
+
+    code = "image_corrupt"
+
+
+class ArchiveRefused(ImageError):
+    """An archive is hostile, damaged, too large or of a form that is not taken."""
+
+    code = "archive_refused"
+
+
+class BuildFailed(ImageError):
+    """An image could not be built; the message has the builder's last words."""
+
+    code = "build_failed"
+
+
+class StoreUnusable(ImageError):
+    """The store of images cannot be read or written; the message says what to do."""
+
+    code = "store_unusable"
 
 
 class TierError(SandforkError):

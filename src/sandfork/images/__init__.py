@@ -1,0 +1,1 @@
+"""Images: root file systems for sandboxes, made or imported, kept by their content."""

@@ -1,0 +1,91 @@
+"""What is known of an image: its manifest, a JSON document of its own beside the content that it names by digest."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import msgspec
+
+from sandfork.errors import ImageCorrupt, InvalidRequest
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*([.+][a-z0-9_-]+)*")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_MAX_NAME = 64
+
+
+class Package(msgspec.Struct, frozen=True):
+    """A package of the distribution that is in an image, pinned."""
+
+    name: str
+    version: str
+    architecture: str
+
+
+class Source(msgspec.Struct, frozen=True):
+    """How an image was made.
+
+    `origin` is where from: the archives of a build, one line each; the name of what was imported. `packages` are those
+    that were asked for, which the image's own list has with all that they need.
+    """
+
+    kind: Literal["build", "oci", "directory"]
+    suite: str = ""
+    packages: tuple[str, ...] = ()
+    origin: tuple[str, ...] = ()
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """One image.
+
+    `digest` ("sha256:" and 64 hexadecimal digits) and `size` (bytes) are of the blob, a tar compressed with zstd;
+    `tree_bytes` is what its files hold. `created` is RFC 3339 in UTC. `sbom` is the digest of the bill of materials, an
+    SPDX 2.3 document in JSON, or empty. `languages` are the names of those that can run on it.
+    """
+
+    name: str
+    languages: tuple[str, ...]
+    digest: str
+    size: int
+    tree_bytes: int
+    created: str
+    source: Source
+    packages: tuple[Package, ...] = ()
+    sbom: str = ""
+
+
+def check_name(name: str) -> str:
+    """Return `name` when an image may be called that: no path, no option, no surprise. *Raises* InvalidRequest."""
+    if len(name) > _MAX_NAME or not _NAME.fullmatch(name):
+        raise InvalidRequest(
+            "name",
+            f"an image's name has at most {_MAX_NAME} lower-case letters, digits and . _ + - inside, not {name!r}",
+        )
+    return name
+
+
+def hex_of(digest: str) -> str:
+    """Return the hexadecimal digits of a digest. *Raises* ImageCorrupt when it is none."""
+    if not _DIGEST.fullmatch(digest):
+        raise ImageCorrupt(f"{digest[:80]!r} is no sha256 digest")
+    return digest.removeprefix("sha256:")
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Return the JSON document."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+
+
+def decode_manifest(raw: bytes) -> Manifest:
+    """Return the manifest of a JSON document. *Raises* ImageCorrupt for anything else."""
+    try:
+        manifest = msgspec.json.decode(raw, type=Manifest)
+        check_name(manifest.name)
+    except (msgspec.DecodeError, UnicodeDecodeError, InvalidRequest) as error:
+        raise ImageCorrupt(f"this is no manifest of an image: {error}") from None
+    hex_of(manifest.digest)
+    if manifest.sbom:
+        hex_of(manifest.sbom)
+    if min(manifest.size, manifest.tree_bytes) < 0:
+        raise ImageCorrupt("this is no manifest of an image: a size is negative")
+    return manifest
