@@ -116,6 +116,15 @@ class FileNotInSandbox(CallerError):
     code = "file_not_in_sandbox"
 
 
+class FileTooLarge(CallerError):
+    """A file is larger than what this server moves out of a sandbox."""
+
+    code = "file_too_large"
+
+    def __init__(self, path: str, max_bytes: int) -> None:
+        super().__init__(f"{path}: is larger than {max_bytes} bytes, the most this server moves")
+
+
 class DiskFull(CallerError):
     """The sandbox's disk has no room for what is written; the message says what to do."""
 

@@ -202,15 +202,6 @@ async def test_an_urlencoded_form_that_cannot_be_meant_is_refused(body: bytes) -
     assert (await client.send("POST", "/forms/download", [body], headers)).status == 400
 
 
-@in_virtual_time
-async def test_a_file_for_a_reply_has_a_largest_size() -> None:
-    engine, client = await with_session()
-    files = engine.sessions.find(KEY).files
-    files["/sandbox/a"], files["/sandbox/b"] = b"x" * 1000, b"x" * 1001
-    for path, status in (("a", 200), ("b", 404)):
-        assert (await client.post("/forms/download", {"session": "s", "path": path})).status == status
-
-
 BODY = b'{"api_key": "k"}'
 
 

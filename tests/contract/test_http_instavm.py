@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -307,6 +308,34 @@ async def test_a_binary_file_goes_up_and_comes_down_unchanged(base: str, dialect
     down = await download(client, base, f"filename=d%2Fa.bin&session_id={name}")
     assert base64.b64decode(down.json["content"]) == content
     assert (down.json["filename"], down.json["size"]) == ("d/a.bin", 768)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 199_999, 200_000, 200_001])
+@in_virtual_time
+async def test_a_download_is_told_with_its_length_and_sent_as_it_is_read(size: int) -> None:
+    engine = StubEngine()
+    client = Client(stub_app(engine))
+    name, content = await started(client), random.Random(size).randbytes(size)
+    await upload(client, "", multipart({"remote_path": 'a"b', "session_id": name}, content))
+    answer = await download(client, "", f"filename=a%22b&session_id={name}")
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["content-length"] == str(len(answer.body))
+    reply = answer.json
+    assert base64.b64decode(reply.pop("content")) == content
+    assert reply == {"filename": 'a"b', "size": size}
+    assert engine.sessions.reading == 0
+
+
+@exactly
+@in_virtual_time
+async def test_a_file_above_what_is_moved_out_is_413(base: str, dialect: str | None) -> None:
+    engine = StubEngine()
+    engine.sessions.most_bytes = 3
+    client = Client(stub_app(engine, dialect=dialect))
+    name = await started(client, base)
+    await upload(client, base, multipart({"remote_path": "a", "session_id": name}, b"four"))
+    refused = await download(client, base, f"filename=a&session_id={name}")
+    assert (refused.status, refused.json) == (413, {"detail": "a: is larger than 3 bytes, the most this server moves"})
 
 
 @exactly

@@ -9,7 +9,7 @@ from signal import SIGINT, SIGTERM
 
 import pytest
 
-from sandfork.errors import DiskFull, FileNotInSandbox, ForkFailed, GuestLost
+from sandfork.errors import DiskFull, FileNotInSandbox, FileTooLarge, ForkFailed, GuestLost
 from sandfork.model import InputFile, Outcome, Stream
 from sandfork.tiers.base import BEFORE_START, Process, Sandbox
 from tests.contract.ground import LIMITS, Ground, Recorder, on_every_tier
@@ -334,7 +334,7 @@ async def test_what_is_no_file_or_elsewhere_is_neither_read_written_nor_deleted(
             await files.list(path)
     assert {entry.name: entry.kind for entry in await files.list("")}["way"] == "link"
     await files.delete("way")
-    with pytest.raises(FileNotInSandbox, match="larger"):
+    with pytest.raises(FileTooLarge, match="larger"):
         await files.read("made.txt", 2)
     assert await content_of(sandbox, "made.txt") == b"one"
     await sandbox.close()

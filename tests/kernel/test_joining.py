@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 import uvloop
 
-from sandfork.errors import DiskFull, FileNotInSandbox, ForkFailed, GuestLost
+from sandfork.errors import DiskFull, FileNotInSandbox, FileTooLarge, ForkFailed, GuestLost
 from sandfork.model import InputFile, Limits, Outcome
 from sandfork.tiers.process import ProcessTier
 from sandfork.tiers.process.sandbox import JoinedGuest, ProcessSandbox
@@ -222,7 +222,7 @@ def test_files_are_moved_whole_and_never_elsewhere() -> None:
         size, chunks = await files.read("/sandbox/deep/er/file.bin", 1 << 30)
         assert size == len(content)
         assert b"".join([chunk async for chunk in chunks]) == content
-        with pytest.raises(FileNotInSandbox, match="larger"):
+        with pytest.raises(FileTooLarge, match="larger"):
             await files.read("deep/er/file.bin", len(content) - 1)
         await sandbox.put([InputFile("plain", b"p")])
         assert [(e.name, e.kind, e.size_bytes) for e in await files.list("/sandbox")] == [

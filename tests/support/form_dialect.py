@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from sandfork.dialects.actions import Action, ListSessions, ReadFile, Told, WriteFile
+from sandfork.dialects.actions import Action, FileReply, ListSessions, ReadFile, Told, WriteFile
 from sandfork.dialects.base import (
     ActionRoute,
     Ask,
@@ -42,11 +42,13 @@ def parse_upload(raw: RawRequest, bounds: Bounds) -> Action:
 def parse_form(raw: RawRequest, bounds: Bounds) -> Action:
     """Read what file to give."""
     form = raw.form if raw.form is not None else json.loads(raw.body)
-    return ReadFile(form["session"], form["path"], max_bytes=1000)
+    return ReadFile(form["session"], form["path"])
 
 
-def render(action: Action, value: Any, request_id: str) -> Reply:
+def render(action: Action, value: Any, request_id: str) -> Reply | FileReply:
     """Give back what was found out."""
+    if isinstance(action, ReadFile):
+        return FileReply()
     return Reply(value if isinstance(value, bytes) else msgspec.json.encode(value))
 
 

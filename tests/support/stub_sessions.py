@@ -9,7 +9,14 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, S
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sandfork.errors import FileNotInSandbox, InvalidRequest, SandforkError, SessionNotFound, WrongLanguage
+from sandfork.errors import (
+    FileNotInSandbox,
+    FileTooLarge,
+    InvalidRequest,
+    SandforkError,
+    SessionNotFound,
+    WrongLanguage,
+)
 from sandfork.http.ports import TaskState
 from sandfork.model import (
     Caller,
@@ -126,7 +133,8 @@ class StubSession:
 class StubSessions:
     """The sessions of all callers.
 
-    `reading` counts the files that are being read; they seem `lie_bytes` longer than they are.
+    `reading` counts the files that are being read; they seem `lie_bytes` longer than they are. None is moved
+    out that is larger than `most_bytes`.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -135,6 +143,7 @@ class StubSessions:
         self._terminals = 0
         self.reading = 0
         self.lie_bytes = 0
+        self.most_bytes = 1 << 30
 
     def find(self, key: SessionKey) -> StubSession:
         """Return a session for a test to look into. *Raises* SessionNotFound, also for one past its time."""
@@ -240,6 +249,8 @@ class StubSessions:
         content = self.find(key).files.get(resolve(path))
         if content is None:
             raise FileNotInSandbox(f"{path}: no such file")
+        if len(content) > self.most_bytes:
+            raise FileTooLarge(path, self.most_bytes)
         return len(content) + self.lie_bytes, self._chunks(content)
 
     async def _chunks(self, content: bytes) -> AsyncIterator[bytes]:

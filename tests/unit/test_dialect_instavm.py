@@ -52,6 +52,7 @@ from sandfork.model import (
     ExecRequest,
     ExecResult,
     Limits,
+    LimitsOverride,
     Outcome,
     SessionSpec,
     SessionState,
@@ -63,6 +64,7 @@ from sandfork.model import (
 from tests.support.stub_engine import ended
 
 ID = "019cf684-1fd5-73c0-9299-52253f9aa79c"
+DISK = LimitsOverride(disk_bytes=256 << 20)
 BOUNDS = Bounds(max_wall_s=300.0, max_code_bytes=100)
 STATE = SessionState(
     name=ID,
@@ -113,7 +115,7 @@ def test_a_command_alone_is_python_in_a_new_session_within_a_minute() -> None:
     assert request.limits.wall_s == 57.0
     assert request.session is not None
     assert (request.session.space, request.session.name, request.session.fresh) == ("instavm", "fresh", False)
-    assert request.session.make == SessionSpec(language="python", lifetime_s=300.0, idle_s=300.0)
+    assert request.session.make == SessionSpec(language="python", limits=DISK, lifetime_s=300.0, idle_s=300.0)
     assert request.rich
 
 
@@ -327,7 +329,7 @@ def test_a_session_is_made_as_asked() -> None:
     }
     assert sessions.parse_create(raw(body), BOUNDS) == CreateSession(
         SessionSpec(
-            limits=SessionSpec().limits.__class__(memory_bytes=128 << 20),
+            limits=LimitsOverride(memory_bytes=128 << 20, disk_bytes=256 << 20),
             env=(("A", "x"), ("N", "1"), ("F", "1.5"), ("B", "true")),
             lifetime_s=20.0,
             idle_s=20.0,
@@ -336,8 +338,13 @@ def test_a_session_is_made_as_asked() -> None:
     )
 
 
+def test_a_session_has_room_for_files_but_not_more_than_its_caller_may_have() -> None:
+    bounds = Bounds(ceilings=Limits(disk_bytes=1 << 20))
+    assert sessions.parse_create(raw({}), bounds).spec.limits == LimitsOverride(disk_bytes=1 << 20)
+
+
 def test_a_session_lives_five_minutes_unless_it_is_told_otherwise() -> None:
-    assert sessions.parse_create(raw({}), BOUNDS).spec == SessionSpec(lifetime_s=300.0, idle_s=300.0)
+    assert sessions.parse_create(raw({}), BOUNDS).spec == SessionSpec(limits=DISK, lifetime_s=300.0, idle_s=300.0)
 
 
 @pytest.mark.parametrize(
@@ -507,7 +514,7 @@ def test_a_file_goes_up_by_its_form_and_comes_down_as_base64() -> None:
     }
     down = files.parse_download(raw(form={"session_id": ID, "filename": "a"}), BOUNDS)
     assert down == ReadFile(ID, "a")
-    assert told(files.render_download(down, b"\x00\xff", "")) == {"filename": "a", "content": "AP8=", "size": 2}
+    assert files.render_download(down, 2, "").around == (b'{"filename":"a","content":"', b'","size":2}')
 
 
 @pytest.mark.parametrize(("name", "path"), [("b.txt", "d/b.txt"), ("/home/me/b.txt", "d/b.txt"), ("", "d/")])
@@ -517,7 +524,9 @@ def test_a_file_that_goes_into_a_directory_keeps_its_name(name: str, path: str) 
 
 
 def test_an_empty_file_has_content_that_is_no_empty_text_and_decodes_to_nothing() -> None:
-    content = told(files.render_download(ReadFile(ID, "a"), b"", ""))["content"]
+    around = files.render_download(ReadFile(ID, "a"), 0, "").around
+    assert around is not None
+    content = json.loads(b"".join(around))["content"]
     assert content
     assert base64.b64decode(content) == b""
 

@@ -10,7 +10,7 @@ import pytest
 
 from sandfork.engine.sessions import SessionSettings
 from sandfork.engine.terminals import SHOWN_BYTES, UNREAD_BYTES, Connection
-from sandfork.errors import FileNotInSandbox, ForkFailed, InvalidRequest, Overloaded, SessionNotFound
+from sandfork.errors import FileNotInSandbox, FileTooLarge, ForkFailed, InvalidRequest, Overloaded, SessionNotFound
 from sandfork.model import SessionSpec, TerminalSpec, TerminalState
 from tests.support.clock import in_virtual_time, pass_time, settle
 from tests.support.engine import CALLER, KEY, SETTINGS, USE, Rig, rig
@@ -65,7 +65,7 @@ async def test_a_file_larger_than_the_bound_is_not_read() -> None:
     async with rig(TWO) as it:
         await it.step("write small 12345678\nwrite large 123456789")
         assert (await it.engine.sessions.read_file(KEY, "small"))[0] == 8
-        with pytest.raises(FileNotInSandbox, match="larger"):
+        with pytest.raises(FileTooLarge, match="larger"):
             await it.engine.sessions.read_file(KEY, "large")
 
 

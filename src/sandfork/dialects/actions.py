@@ -50,12 +50,16 @@ class ListFiles(msgspec.Struct, frozen=True):
 
 
 class ReadFile(msgspec.Struct, frozen=True):
-    """Comes to the file's content: as bytes for `render`, at most `max_bytes`, or `raw` to the client as it is read."""
+    """Give a file, as it is read. Comes to its size in bytes, for which `render` gives a FileReply."""
 
     session: str
     path: str
-    raw: bool = False
-    max_bytes: int = 64 << 20
+
+
+class FileReply(msgspec.Struct, frozen=True):
+    """An answer in which a file is sent: as it is, or, between two texts of JSON `around` it, as base64."""
+
+    around: tuple[bytes, bytes] | None = None
 
 
 class WriteFile(msgspec.Struct, frozen=True):

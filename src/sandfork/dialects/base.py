@@ -36,7 +36,7 @@ from sandfork.model import (
 )
 
 if TYPE_CHECKING:
-    from sandfork.dialects.actions import Action, Told
+    from sandfork.dialects.actions import Action, FileReply, Told
 
 JSON = b"application/json"
 
@@ -272,7 +272,7 @@ class ActionRoute(Route):
     """
 
     parse: Callable[[RawRequest, Bounds], Action]
-    render: Callable[[Action, Any, str], Reply]
+    render: Callable[[Action, Any, str], Reply | FileReply]
     body_type: type[Any] | None = None
     upload: bool = False
     form: bool = False

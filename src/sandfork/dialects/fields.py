@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from sandfork.errors import InvalidRequest
 from sandfork.model import Limits
@@ -206,6 +207,13 @@ def from_base64(value: str, field: str) -> bytes:
 def to_base64(content: bytes) -> str:
     """Return bytes as base64 text on one line."""
     return base64.b64encode(content).decode("ascii")
+
+
+def around_content(reply: msgspec.Struct, content: str = "") -> tuple[bytes, bytes]:
+    """Return the JSON of a reply whose text `content` begins as given, up to there, and from there on."""
+    this, longer = (msgspec.json.encode(replace(reply, content=text)) for text in (content, f"{content}x"))
+    end = next(at for at, pair in enumerate(zip(this, longer, strict=False)) if pair[0] != pair[1])
+    return this[:end], this[end:]
 
 
 def shown(name: str) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from sandfork.dialects.actions import ReadFile, WriteFile
+from sandfork.dialects.actions import FileReply, ReadFile, WriteFile
 from sandfork.dialects.base import Bounds, RawRequest, Reply
-from sandfork.dialects.fields import to_base64
+from sandfork.dialects.fields import around_content
 from sandfork.dialects.instavm_sessions import check_session
 from sandfork.dialects.instavm_wire import DownloadReply, UploadReply
 from sandfork.errors import InvalidRequest
@@ -44,6 +44,6 @@ def render_uploaded(action: WriteFile, size_bytes: int, request_id: str) -> Repl
     return Reply(_encode(UploadReply(action.session, action.path, size_bytes)))
 
 
-def render_download(action: ReadFile, content: bytes, request_id: str) -> Reply:
+def render_download(action: ReadFile, size_bytes: int, request_id: str) -> FileReply:
     """Give a file."""
-    return Reply(_encode(DownloadReply(action.path, to_base64(content) or EMPTY, len(content))))
+    return FileReply(around_content(DownloadReply(action.path, "", size_bytes), "" if size_bytes else EMPTY))

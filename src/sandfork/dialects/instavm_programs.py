@@ -77,7 +77,7 @@ def _request(raw: RawRequest, body: ExecBody, wall_s: float, bounds: Bounds) -> 
     return ExecRequest(
         program=Snippet(language, code),
         limits=LimitsOverride(wall_s=min(wall_s, bounds.max_wall_s)),
-        session=SessionUse(SPACE, name, make=default_spec(language)),
+        session=SessionUse(SPACE, name, make=default_spec(language, bounds)),
         rich=language in SHOWS_VALUES,
     )
 

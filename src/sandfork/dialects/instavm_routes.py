@@ -10,6 +10,7 @@ from sandfork.dialects import instavm_programs as programs
 from sandfork.dialects import instavm_sessions as sessions
 from sandfork.dialects import instavm_terminals as terminals
 from sandfork.dialects import instavm_wire as wire
+from sandfork.dialects.actions import FileReply
 from sandfork.dialects.base import (
     ActionRoute,
     BodyMark,
@@ -41,7 +42,7 @@ def _action(
     path: str,
     summary: str,
     parse: Callable[..., Any],
-    render: Callable[..., Reply],
+    render: Callable[..., Reply | FileReply],
     reply_type: Any,
     **more: Any,
 ) -> ActionRoute:

@@ -32,6 +32,8 @@ from sandfork.model import LimitsOverride, SessionSpec, SessionState
 
 ACTIVE = "active"
 DEFAULT_LIFETIME_S = 300.0
+DISK_BYTES = 256 << 20
+"""Of a session, where its caller may have as much: no call of this API can ask for it, and its machines have disks."""
 MAX_LABELS_BYTES = 16 << 10
 MAX_LISTED = 1000
 NO_NETWORK = "no sandbox of this server can reach a network; only a policy that allows nothing can be set"
@@ -64,9 +66,14 @@ def check_session(name: str) -> str:
     return name
 
 
-def default_spec(language: str | None) -> SessionSpec:
+def default_spec(language: str | None, bounds: Bounds) -> SessionSpec:
     """Return what a session is that a first execution makes."""
-    return SessionSpec(language=language, lifetime_s=DEFAULT_LIFETIME_S, idle_s=DEFAULT_LIFETIME_S)
+    limits = LimitsOverride(disk_bytes=_disk_bytes(bounds))
+    return SessionSpec(language=language, limits=limits, lifetime_s=DEFAULT_LIFETIME_S, idle_s=DEFAULT_LIFETIME_S)
+
+
+def _disk_bytes(bounds: Bounds) -> int:
+    return min(DISK_BYTES, bounds.ceilings.disk_bytes)
 
 
 def parse_create(raw: RawRequest, bounds: Bounds) -> CreateSession:
@@ -97,7 +104,7 @@ def _spec(body: SessionBody, bounds: Bounds) -> SessionSpec:
     env = ((name, value if isinstance(value, str) else _encode(value).decode()) for name, value in _pairs(body.env))
     # A session of this API ends by its lifetime alone.
     lifetime_s = float(body.vm_lifetime_seconds)
-    limits = LimitsOverride(memory_bytes=memory_bytes)
+    limits = LimitsOverride(memory_bytes=memory_bytes, disk_bytes=_disk_bytes(bounds))
     return SessionSpec(limits=limits, env=tuple(env), lifetime_s=lifetime_s, idle_s=lifetime_s, metadata=labels)
 
 

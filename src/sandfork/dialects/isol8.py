@@ -29,6 +29,7 @@ from sandfork.dialects.actions import (
     Action,
     Begin,
     DeleteSession,
+    FileReply,
     Input,
     ListSessions,
     ReadFile,
@@ -52,7 +53,7 @@ from sandfork.dialects.base import (
     ServiceHealth,
     SocketRoute,
 )
-from sandfork.dialects.fields import decode_body, from_base64, text, to_base64, with_last_line
+from sandfork.dialects.fields import around_content, decode_body, from_base64, text, to_base64, with_last_line
 from sandfork.dialects.isol8_events import Events, exit_code, message_of, timed_out
 from sandfork.dialects.isol8_request import read_run, runtime_of, whole_path
 from sandfork.dialects.isol8_wire import (
@@ -61,13 +62,13 @@ from sandfork.dialects.isol8_wire import (
     ONE_PROGRAM,
     STREAM_EXAMPLES,
     UPLOAD_EXAMPLES,
+    ContentReply,
     DoneReply,
     ErrorReply,
     Event,
     ExecBody,
     ExecReply,
     ExecuteMessage,
-    FileReply,
     HealthReply,
     Message,
     ResourceUsage,
@@ -219,9 +220,9 @@ def render_done(action: Action, came: object, request_id: str) -> Reply:
     return Reply(_encode(DoneReply()))
 
 
-def render_file(action: Action, content: bytes, request_id: str) -> Reply:
+def render_file(action: Action, size_bytes: int, request_id: str) -> FileReply:
     """Give a file."""
-    return Reply(_encode(FileReply(to_base64(content))))
+    return FileReply(around_content(ContentReply("")))
 
 
 def render_sessions(action: Action, states: Sequence[SessionState], request_id: str) -> Reply:
@@ -296,7 +297,7 @@ _SESSIONS: tuple[Route, ...] = (
         parse=parse_download,
         render=render_file,
         query=("sessionId", "path"),
-        reply_type=FileReply,
+        reply_type=ContentReply,
         examples=DOWNLOAD_EXAMPLES,
         at_root=True,
     ),

@@ -136,7 +136,7 @@ class DoneReply(msgspec.Struct, frozen=True):
     ok: bool = True
 
 
-class FileReply(msgspec.Struct, frozen=True):
+class ContentReply(msgspec.Struct, frozen=True):
     """A file of a session."""
 
     content: Annotated[str, Meta(description="Base64.")]

@@ -37,7 +37,7 @@ from sandfork.dialects.native_wire import ErrorReply, RunBody
 from sandfork.errors import InvalidRequest, SandforkError
 from sandfork.model import ExecResult, FileEntry, SessionSpec, SessionState, TerminalSpec, TerminalState
 
-OCTETS = b"application/octet-stream"
+OCTETS = "application/octet-stream"
 SESSION = "/v1/sessions/{session}"
 FILE = f"{SESSION}/files/{{path:path}}"
 TERMINALS = f"{SESSION}/terminals"
@@ -155,9 +155,9 @@ def render_written(action: actions.Action, size_bytes: int, request_id: str) -> 
     return Reply(_encode(WrittenReply(action.path, size_bytes)))
 
 
-def render_content(action: actions.Action, content: bytes, request_id: str) -> Reply:
+def render_content(action: actions.Action, size_bytes: int, request_id: str) -> actions.FileReply:
     """Give a file as it is."""
-    return Reply(content, content_type=OCTETS)
+    return actions.FileReply()
 
 
 def render_terminal(action: actions.Action, state: TerminalState, request_id: str) -> Reply:
@@ -261,9 +261,9 @@ _FILES: tuple[Route, ...] = (
         method="GET",
         path=FILE,
         summary="Read a file of a session",
-        parse=lambda raw, bounds: actions.ReadFile(in_session(raw), raw.params["path"], raw=True),
+        parse=lambda raw, bounds: actions.ReadFile(in_session(raw), raw.params["path"]),
         render=render_content,
-        reply_content=OCTETS.decode(),
+        reply_content=OCTETS,
     ),
     ActionRoute(
         method="PUT",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 import contextlib
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
@@ -14,6 +15,7 @@ from sandfork.dialects.actions import (
     CreateSession,
     DeleteFile,
     DeleteSession,
+    FileReply,
     InterruptSession,
     ListFiles,
     ListSessions,
@@ -27,7 +29,7 @@ from sandfork.dialects.actions import (
     StartTask,
     WriteFile,
 )
-from sandfork.dialects.base import ActionRoute, Dialect, Reply
+from sandfork.dialects.base import JSON, ActionRoute, Dialect, Reply
 from sandfork.errors import FileNotInSandbox, SessionNotFound
 from sandfork.http.endpoints import DialectEndpoint, Service
 from sandfork.http.exchange import Exchange
@@ -52,7 +54,7 @@ class Doing:
 
     async def perform(self, action: Action) -> Any:
         """Return what `action` comes to. *Raises* SandforkError."""
-        if isinstance(action, ListFiles | ReadFile | WriteFile | DeleteFile):
+        if isinstance(action, ListFiles | WriteFile | DeleteFile):
             return await self._perform_on_files(action)
         if isinstance(action, OpenTerminal | ReadTerminal | ListTerminals | ResizeTerminal | CloseTerminal):
             return await self._perform_on_terminals(action)
@@ -83,25 +85,16 @@ class Doing:
         """Return a file's size and its content in chunks."""
         return await self._sessions.read_file(self.key(action.session), action.path)
 
-    async def _perform_on_files(self, action: ListFiles | ReadFile | WriteFile | DeleteFile) -> Any:
+    async def _perform_on_files(self, action: ListFiles | WriteFile | DeleteFile) -> Any:
         key = self.key(action.session)
         match action:
             case ListFiles():
                 return await self._sessions.list_files(key, action.path)
-            case ReadFile():
-                return await self._read(action)
             case WriteFile():
                 content = self._content if action.content is None else _once(action.content)
                 return await self._sessions.write_file(key, action.path, content)
             case DeleteFile():
                 return await self._sessions.delete_file(key, action.path)
-
-    async def _read(self, action: ReadFile) -> bytes:
-        size_bytes, chunks = await self.open_file(action)
-        async with contextlib.aclosing(_generator(chunks)) as content:
-            if size_bytes > action.max_bytes:
-                raise FileNotInSandbox(f"{action.path}: is larger than {action.max_bytes} bytes")
-            return b"".join([chunk async for chunk in content])
 
     async def _perform_on_terminals(
         self, action: OpenTerminal | ReadTerminal | ListTerminals | ResizeTerminal | CloseTerminal
@@ -172,10 +165,12 @@ class ActionEndpoint(DialectEndpoint):
             action = route.parse(exchange.raw, bounds_for(caller, settings.bounds))
             charge(service, caller, route.cost, self._quotas)
             doing = Doing(service.engine, self.dialect, caller, content)
-            if isinstance(action, ReadFile) and action.raw:
+            if isinstance(action, ReadFile):
                 await exchange.while_connected(self._send_file(exchange, doing, action), settings.watch_after_s)
                 return None
-            return route.render(action, await doing.perform(action), exchange.request_id)
+            reply = route.render(action, await doing.perform(action), exchange.request_id)
+            assert isinstance(reply, Reply)
+            return reply
         finally:
             await chunks.aclose()
             if form is not None:
@@ -186,18 +181,44 @@ class ActionEndpoint(DialectEndpoint):
         patience = Patience(self._settings.stall_s, lambda: True)
         size_bytes, chunks = await doing.open_file(action)
         async with contextlib.aclosing(_generator(chunks)) as content:
-            name = quote(action.path.rpartition("/")[2].encode("utf-8", "replace"), safe="")
-            disposition = b"attachment; filename*=UTF-8''" + name.encode()
-            await patience.send(
-                exchange.begin(OCTETS, ((b"content-length", b"%d" % size_bytes), (b"content-disposition", disposition)))
-            )
-            left_bytes = size_bytes
+            reply = self._route.render(action, size_bytes, exchange.request_id)
+            assert isinstance(reply, FileReply)
+            if reply.around is None:
+                name = quote(action.path.rpartition("/")[2].encode("utf-8", "replace"), safe="")
+                further = (b"content-disposition", b"attachment; filename*=UTF-8''" + name.encode())
+                await patience.send(exchange.begin(OCTETS, ((b"content-length", b"%d" % size_bytes), further)))
+            else:
+                length = sum(map(len, reply.around)) + (size_bytes + 2) // 3 * 4
+                await patience.send(exchange.begin(JSON, ((b"content-length", b"%d" % length),)))
             if exchange.scope["method"] != "HEAD":
-                async for chunk in content:
-                    if len(chunk) > left_bytes:
-                        raise FileNotInSandbox(f"{action.path}: grew while it was read")
-                    left_bytes -= len(chunk)
-                    await patience.send(exchange.push(chunk))
-                if left_bytes:
-                    raise FileNotInSandbox(f"{action.path}: shrank while it was read")
+                async for piece in _enclosed(_exactly(content, size_bytes, action.path), reply.around):
+                    await patience.send(exchange.push(piece))
             await patience.send(exchange.push(b"", more=False))
+
+
+async def _exactly(content: AsyncIterator[bytes], size_bytes: int, path: str) -> AsyncIterator[bytes]:
+    """Yield the content of a file of that size. *Raises* FileNotInSandbox when it is of another."""
+    left_bytes = size_bytes
+    async for chunk in content:
+        if len(chunk) > left_bytes:
+            raise FileNotInSandbox(f"{path}: grew while it was read")
+        left_bytes -= len(chunk)
+        yield chunk
+    if left_bytes:
+        raise FileNotInSandbox(f"{path}: shrank while it was read")
+
+
+async def _enclosed(content: AsyncIterator[bytes], around: tuple[bytes, bytes] | None) -> AsyncIterator[bytes]:
+    """Yield content as it is, or as base64 between two texts."""
+    if around is None:
+        async for chunk in content:
+            yield chunk
+        return
+    yield around[0]
+    rest = b""  # of a group of three bytes, which are four characters
+    async for chunk in content:
+        chunk = rest + chunk
+        whole = len(chunk) - len(chunk) % 3
+        rest = chunk[whole:]
+        yield binascii.b2a_base64(memoryview(chunk)[:whole], newline=False)
+    yield binascii.b2a_base64(rest, newline=False) + around[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from fnmatch import fnmatchcase
 
-from sandfork.errors import DiskFull, FileNotInSandbox, GuestLost
+from sandfork.errors import DiskFull, FileNotInSandbox, FileTooLarge, GuestLost
 from sandfork.model import FileEntry, InputFile, OutputFile
 from sandfork.tiers.base import Collected
 
@@ -85,7 +85,7 @@ class FakeFiles:
         if content is None:
             raise FileNotInSandbox(f"{path}: not a regular file")
         if len(content) > max_bytes:
-            raise FileNotInSandbox(f"{path}: larger than {max_bytes} bytes")
+            raise FileTooLarge(path, max_bytes)
         return len(content), self._pieces(path, content)
 
     async def _pieces(self, path: str, content: bytes) -> AsyncIterator[bytes]:

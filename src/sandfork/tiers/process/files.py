@@ -11,7 +11,7 @@ import errno
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sandfork.errors import DiskFull, FileNotInSandbox
+from sandfork.errors import DiskFull, FileNotInSandbox, FileTooLarge
 from sandfork.model import FileEntry
 from sandfork.tiers.process.agent import AgentClient, inside_directory, inside_path, reason_of
 
@@ -60,7 +60,7 @@ class SandboxFiles:
         inside = inside_path(path)
         size, inode = await self._whole(self._agent.size(inside), path)
         if size > max_bytes:
-            raise FileNotInSandbox(f"{path}: larger than {max_bytes} bytes")
+            raise FileTooLarge(path, max_bytes)
         return size, self._pieces(path, inside, size, inode)
 
     async def _pieces(self, path: str, inside: str, size: int, first: int) -> AsyncIterator[bytes]:
