@@ -65,9 +65,9 @@ class LimitsOverride:
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
-    """Source text in a language of the catalogue."""
+    """Source text in a language of the catalogue; None is the session's language, or Python where there is none."""
 
-    language: str
+    language: str | None
     code: str
 
 

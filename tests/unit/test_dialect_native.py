@@ -113,7 +113,7 @@ def test_every_field_finds_its_place() -> None:
 
 
 def test_what_is_not_named_stays_the_servers() -> None:
-    assert asked({"code": "x"}) == ExecRequest(program=Snippet("python", "x"), limits=LimitsOverride(wall_s=30.0))
+    assert asked({"code": "x"}) == ExecRequest(program=Snippet(None, "x"), limits=LimitsOverride(wall_s=30.0))
 
 
 def test_a_command_takes_the_place_of_code() -> None:
@@ -265,7 +265,7 @@ def test_a_start_is_a_run_whose_standard_input_stays_open() -> None:
     begin = receive('{"type": "start", "code": "x", "stdin": "first"}', BOUNDS)
     assert isinstance(begin, Begin)
     (request,) = begin.ask.requests
-    assert (request.program, request.stdin, request.keep_stdin) == (Snippet("python", "x"), b"first", True)
+    assert (request.program, request.stdin, request.keep_stdin) == (Snippet(None, "x"), b"first", True)
 
 
 @pytest.mark.parametrize(

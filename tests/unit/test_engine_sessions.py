@@ -77,6 +77,20 @@ async def test_each_language_of_a_session_has_an_interpreter_and_all_share_the_f
         assert said(await it.step("get x\ncat f")) == (0, b"one\nshared")
 
 
+@pytest.mark.parametrize(("language", "spoken"), [("node", "node"), ("python", "python"), (None, "python")])
+@in_virtual_time
+async def test_what_names_no_language_is_in_that_of_its_session(language: str | None, spoken: str) -> None:
+    async with rig() as it:
+        use = replace(USE, make=SessionSpec(language=language))
+        first = ExecRequest(Snippet(None, "set x one"), session=use)
+        await it.engine.execute(first, CALLER)
+        second = ExecRequest(Snippet(spoken, "get x"), session=ONLY_USE)
+        assert said(await it.engine.execute(second, CALLER)) == (0, b"one\n")
+        unnamed = replace(second, program=Snippet(None, "get x"))
+        assert said(await it.engine.execute(unnamed, CALLER)) == (0, b"one\n")
+        assert it.engine.sessions.state(KEY).language == spoken
+
+
 @in_virtual_time
 async def test_a_fresh_process_sees_the_files_and_no_state_and_leaves_the_interpreter_alone() -> None:
     async with rig() as it:

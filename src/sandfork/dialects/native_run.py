@@ -84,7 +84,8 @@ def _program(body: ProgramBody, bounds: Bounds, within: str) -> Snippet | Comman
         return Command(tuple(body.argv))
     if body.argv is not UNSET:
         raise InvalidRequest(f"{within}argv", "cannot be given together with code")
-    return Snippet(body.language, fields.check_code(body.code, f"{within}code", bounds.max_code_bytes))
+    language = None if body.language is UNSET else body.language
+    return Snippet(language, fields.check_code(body.code, f"{within}code", bounds.max_code_bytes))
 
 
 def _limits(body: ProgramBody, bounds: Bounds) -> LimitsOverride:

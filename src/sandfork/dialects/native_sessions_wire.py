@@ -35,7 +35,10 @@ class SessionBody(msgspec.Struct, frozen=True):
 
     id: Annotated[Session | None, Meta(description="Its id; one that cannot be guessed if none is given.")] = None
     language: (
-        Annotated[str, Meta(description="What its first interpreter is for.", extra_json_schema=LANGUAGE)] | UnsetType
+        Annotated[
+            str, Meta(description="That of runs that name none; `python` if not told.", extra_json_schema=LANGUAGE)
+        ]
+        | UnsetType
     ) = UNSET
     limits: Annotated[
         LimitsBody, Meta(description="Of the whole session; wall time, cpu time and output are each run's own.")

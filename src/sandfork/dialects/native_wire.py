@@ -54,7 +54,10 @@ class ProgramBody(msgspec.Struct, frozen=True):
     argv: Annotated[list[Word], Meta(min_length=1, description="A command.", extra_json_schema=NAMED)] | UnsetType = (
         UNSET
     )
-    language: Annotated[str, Meta(description="What the code is in.")] = "python"
+    language: (
+        Annotated[str, Meta(description="What the code is in; if not told, the session's language, else `python`.")]
+        | UnsetType
+    ) = UNSET
     timeout_seconds: Annotated[int, Meta(ge=1, description="Lowered to the server's maximum.")] = 30
     args: Annotated[list[Word], Meta(description="Arguments of the code, after its own name.")] = []
     stdin: Annotated[Content, Meta(description="All of standard input.")] = ""

@@ -148,7 +148,8 @@ class Engine:
         return result
 
     def _plan(self, request: ExecRequest, caller: Caller) -> ExecPlan:
-        return self._planner.plan(mint_exec_id(), request, caller, self._pool.unavailable)
+        spoken = None if request.session is None else self.sessions.language(request.session, caller)
+        return self._planner.plan(mint_exec_id(), request, caller, self._pool.unavailable, spoken)
 
     async def batch(self, requests: Sequence[ExecRequest], caller: Caller) -> list[ExecResult | SandforkError]:
         """Execute all, each waiting for a slot of its own; return results or errors in the order of `requests`."""

@@ -34,6 +34,8 @@ from sandfork.model import (
 ISOLATIONS = ("reduced", "process", "gvisor", "microvm")
 """What can be asked for, weakest first; a request names the least it takes."""
 
+DEFAULT_LANGUAGE = "python"
+
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 _START_IN = ("/bin/sh", "-c", 'mkdir -p -- "$0" && cd -- "$0" && exec "$@"')
@@ -56,19 +58,25 @@ class Planner:
         self._policies = {language.name: raise_defaults(policy, language.limits) for language in languages}
 
     def plan(
-        self, exec_id: str, request: ExecRequest, caller: Caller, unavailable: Mapping[str, str] = NOTHING
+        self,
+        exec_id: str,
+        request: ExecRequest,
+        caller: Caller,
+        unavailable: Mapping[str, str] = NOTHING,
+        spoken: str | None = None,
     ) -> ExecPlan:
         """Return the plan of `request`. `unavailable` holds the keys of templates that cannot be made just now.
+
+        `spoken` is the language of what names none.
 
         *Raises* InvalidRequest, UnknownLanguage, Forbidden (naming the ceiling), NotSupported.
         """
         self._refuse_unsupported(request)
         program = request.program
-        language = None if isinstance(program, Command) else self._find(program.language)
+        language = None if isinstance(program, Command) else self._spoken(program.language, spoken)
         policy = self._policy if language is None else self._policies[language.name]
         limits = resolve_limits(request.limits, policy, caller)
-        if len(request.stdin) > self._policy.max_stdin_bytes:
-            raise InvalidRequest("stdin", f"is larger than {self._policy.max_stdin_bytes} bytes")
+        self._check_stdin(request.stdin)
         if isinstance(program, Command):
             template, step = COMMAND, self._plan_command(request, program)
         else:
@@ -76,8 +84,7 @@ class Planner:
             template, step = self._plan_snippet(request, program, language, limits, unavailable)
         if request.work_dir:
             template, step = COMMAND, self._start_elsewhere(request, language, template, step)
-        if request.files or step.code is not None:
-            self._check_space(step, limits)
+        self._check_space(step, limits)
         compilation = None
         if language is not None and language.compile is not None:
             compilation = plan_compilation(language, step.code or b"", step.files, limits, self._policy, caller)
@@ -106,6 +113,9 @@ class Planner:
             return COMMAND.key, COMMAND.key
         language = self._find(name)
         return language.name, language.templates[0].key
+
+    def _spoken(self, named: str | None, of_session: str | None) -> Language:
+        return self._find(named if named is not None else of_session or DEFAULT_LANGUAGE)
 
     def _find(self, name: str) -> Language:
         language = self._catalogue.find(name)
@@ -270,6 +280,10 @@ class Planner:
             if file.mode & ~0o777:
                 raise InvalidRequest("files", f"{file.path!r}: a mode is at most 0o777")
         return checked
+
+    def _check_stdin(self, stdin: bytes) -> None:
+        if len(stdin) > self._policy.max_stdin_bytes:
+            raise InvalidRequest("stdin", f"is larger than {self._policy.max_stdin_bytes} bytes")
 
     def _check_space(self, step: Step, limits: Limits) -> None:
         size = len(step.code or b"") + sum(len(file.content) for file in step.files)

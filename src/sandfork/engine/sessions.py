@@ -29,7 +29,8 @@ from sandfork.errors import (
     SessionNotFound,
     TierError,
 )
-from sandfork.model import Caller, ExecPlan, SessionKey, SessionSpec, SessionState
+from sandfork.languages.catalogue import COMMAND
+from sandfork.model import Caller, ExecPlan, SessionKey, SessionSpec, SessionState, SessionUse
 from sandfork.tiers.base import Process
 
 log = logging.getLogger(__name__)
@@ -214,6 +215,13 @@ class Sessions:
                 finally:
                     self._rest(session)
                 return
+
+    def language(self, use: SessionUse, caller: Caller) -> str | None:
+        """Return the language a session was made, or would be made, for; None if for no language."""
+        session = self._sessions.get(SessionKey(use.space, caller.key_id, use.name))
+        if session is None:
+            return None if use.make is None else use.make.language
+        return None if session.language == COMMAND.key else session.language
 
     def find(self, key: SessionKey) -> Session:
         """Return a session and note that it is used. *Raises* SessionNotFound."""
