@@ -19,6 +19,7 @@
 #define STRING_OF(word) #word
 #define CLOCKS_MAX 16
 #define DIRECTORIES_MAX 4
+#define PREPARED_BYTES (1u << 20)
 
 extern char **environ __attribute__((weak));
 extern unsigned long getauxval(unsigned long type) __attribute__((weak));
@@ -184,6 +185,35 @@ static void be_program(void)
     SYS(close, CTL_FD);
 }
 
+/*
+ * Have a parked child take its page faults before there is a program: its copies of what the interpreter writes to, within
+ * PREPARED_BYTES, and the page tables of what it reads.
+ */
+static void prepare_memory(void)
+{
+    static char maps[MAPS_BYTES];
+    size_t len = 0, left = PREPARED_BYTES;
+    long fd = SYS(openat, AT_FDCWD, "/proc/self/maps", O_RDONLY | O_CLOEXEC, 0);
+    for (long n; fd >= 0 && (n = SYS(read, fd, maps + len, sizeof maps - 1 - len)) > 0;)
+        len += (size_t)n;
+    SYS(close, fd);
+    for (const char *line = maps; *line;) {
+        const char *at = line;
+        uint64_t start = read_digits(&at, 16);
+        at++;
+        uint64_t end = read_digits(&at, 16);
+        bool writable = at[1] == 'r' && at[2] == 'w' && at[4] == 'p', text = at[1] == 'r' && at[3] == 'x';
+        while (*line && *line != '\n')
+            line++;
+        line += *line == '\n';
+        if (writable && end - start <= left) {
+            SYS(madvise, start, end - start, 23 /* MADV_POPULATE_WRITE, Linux 5.14 */);
+            left -= end - start;
+        } else if (text)
+            SYS(madvise, start, end - start, 22 /* MADV_POPULATE_READ */);
+    }
+}
+
 /* Returns in each child, as the program. `caller` is a function of the interpreter's. */
 static void become_zygote(const void *caller)
 {
@@ -206,8 +236,10 @@ static void become_zygote(const void *caller)
     if ((r = load_filter(confinement.bpf, confinement.profile.bpf_len)) < 0)
         give_up("loading the seccomp policy", r);
     report_ready(REPORTS_FD);
-    if (zygote_fork(&confinement, ORDERS_FD, REPORTS_FD, tid_address) < 0)
+    if ((r = zygote_fork(&confinement, ORDERS_FD, REPORTS_FD, tid_address)) < 0)
         SYS(exit_group, 0);
+    if (!(r & ORDER_URGENT))
+        prepare_memory();
     be_program();
 }
 
