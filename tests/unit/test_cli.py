@@ -108,7 +108,7 @@ def test_run_refuses_what_it_cannot_use_with_status_2(words: tuple[str, ...], to
 
 
 def test_run_refuses_an_unknown_language_with_the_known_ones(tmp_path: Path) -> None:
-    assert "unknown language: cobol" in refused(*RUN, "--language", "cobol", "-e", "", cwd=tmp_path)
+    assert "unknown language: klingon" in refused(*RUN, "--language", "klingon", "-e", "", cwd=tmp_path)
 
 
 def test_run_says_when_no_service_answers_at_the_url(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ async def test_every_execution_is_observed_once_with_what_came_of_it() -> None:
     async with rig(replace(SETTINGS, admission=AdmissionSettings(max_running=1, max_queued=0))) as it:
         result = await it.run("out hello")
         with pytest.raises(UnknownLanguage):
-            await it.engine.execute(ExecRequest(Snippet("cobol", "")), CALLER)
+            await it.engine.execute(ExecRequest(Snippet("klingon", "")), CALLER)
         running = asyncio.ensure_future(it.run("sleep 1"))
         await settle()
         with pytest.raises(Overloaded):
@@ -88,7 +88,7 @@ async def test_callers_without_a_key_are_told_apart_by_address() -> None:
 @in_virtual_time
 async def test_the_items_of_a_batch_run_side_by_side_and_fail_one_by_one() -> None:
     async with rig() as it:
-        requests = [script("sleep 2\nout a"), ExecRequest(Snippet("cobol", "")), script("lost"), script("out d")]
+        requests = [script("sleep 2\nout a"), ExecRequest(Snippet("klingon", "")), script("lost"), script("out d")]
         began = virtual_loop().time()
         first, second, third, fourth = await it.engine.batch(requests, CALLER)
         assert virtual_loop().time() - began == pytest.approx(2)

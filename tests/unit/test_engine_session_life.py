@@ -82,7 +82,7 @@ async def test_what_a_session_cannot_be_is_refused_and_leaves_nothing() -> None:
         with pytest.raises(InvalidRequest):
             await create(KEY, CALLER, SessionSpec(env=(("1", ""),)))
         with pytest.raises(UnknownLanguage):
-            await create(KEY, CALLER, SessionSpec("cobol"))
+            await create(KEY, CALLER, SessionSpec("klingon"))
         with pytest.raises(Forbidden):
             await create(KEY, CALLER, SessionSpec(limits=LimitsOverride(memory_bytes=1 << 50)))
         assert len(it.engine.sessions) == 0

@@ -59,7 +59,7 @@ async def test_what_fails_is_kept_as_its_error() -> None:
 async def test_what_can_never_run_is_refused_at_once_and_what_can_is_begun() -> None:
     async with rig() as it:
         with pytest.raises(UnknownLanguage):
-            it.engine.tasks.start(ExecRequest(Snippet("cobol", "")), CALLER)
+            it.engine.tasks.start(ExecRequest(Snippet("klingon", "")), CALLER)
         assert it.observed == []
         task = start(it, "out a")
         await settle()

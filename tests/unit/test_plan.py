@@ -83,8 +83,8 @@ def test_a_command_keeps_its_argv_and_runs_in_a_ready_cell() -> None:
 
 def test_an_unknown_language_is_refused_with_those_there_are() -> None:
     with pytest.raises(UnknownLanguage) as caught:
-        plan(ExecRequest(Snippet("cobol", "")))
-    assert (caught.value.name, caught.value.available) == ("cobol", CATALOGUE.names())
+        plan(ExecRequest(Snippet("klingon", "")))
+    assert (caught.value.name, caught.value.available) == ("klingon", CATALOGUE.names())
 
 
 def plan_in_session(language: str, code: str = "", use: SessionUse = LASTING, **change: Any) -> ExecPlan:
@@ -139,7 +139,7 @@ def test_a_session_is_made_for_a_language_by_any_of_its_names_or_for_commands() 
     assert planner.language_of("bash") == ("bash", "command")
     assert planner.language_of(None) == ("command", "command")
     with pytest.raises(UnknownLanguage):
-        planner.language_of("cobol")
+        planner.language_of("klingon")
 
 
 def test_the_limits_of_a_session_have_the_defaults_and_ceilings_of_executions() -> None:
