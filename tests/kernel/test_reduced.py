@@ -144,6 +144,7 @@ def test_health_and_every_reply_say_reduced_and_what_is_not_enforced(reduced: Se
         ("node", "console.log(1+1)"),
         ("node", "f = require('fs'); f.writeFileSync('x', '2'); console.log('' + f.readFileSync(__dirname + '/x'))"),
         ("node", "process.stdout.write(require('child_process').execSync('echo 2'))"),
+        ("perl", "open my $f, '<', $0; print 1 + 1, \"\\n\" if <$f> =~ /open/"),
         ("bash", "echo $((1+1))"),
         ("bash", "cat <(echo 2)"),
         ("bash", "cat > x <<< 2; cat $HOME/x"),
