@@ -11,6 +11,7 @@ RANDOM = {
     "lua": "print(math.random(), math.random(1 << 40))",
     "perl": "print rand(), ' ', int(rand(1 << 40)), \"\\n\"",
     "php": "<?php echo mt_rand(), ' ', rand(), ' ', lcg_value(), ' ', random_int(0, 1 << 40), ' ', uniqid('', true), ' ', str_shuffle('abcdefghijklmnopqrstuvwxyz'), array_rand(range(0, 9999));",
+    "prolog": ":- X is random_float, Y is random(1 << 40), writeln(X), writeln(Y).",
     "r": "cat(runif(1), sample.int(1e9, 1), basename(tempfile()))",
     "ruby": "require 'securerandom'; puts rand, Random.new.rand, Random.rand(1 << 40), Random.new_seed, SecureRandom.hex, [*1..99].shuffle.join",
     "tcl": "puts [expr {rand()}]; puts [expr {int(rand() * 1e9)}]",
@@ -129,6 +130,32 @@ PROGRAMS: dict[str, dict[str, str]] = {
         "generators and closures": "<?php function g() { yield 1; yield 2; } foreach (g() as $v) echo $v; echo (fn ($x) => $x * 2)(3);",
         "nothing": "",
     },
+    "prolog": {
+        "output": ":- writeln(out), format(user_error, 'err~n', []).",
+        "a main goal": ":- initialization(main).\nmain :- writeln(main), halt(3).",
+        "a goal that fails": ":- fail.",
+        "a goal that throws": ":- initialization(main).\nmain :- atom_length(_, _).",
+        "a syntax error": "a :- b\nc :- d.",
+        "a singleton": "a(X) :- true.\n:- a(1), writeln(done).",
+        "a procedure that is missing": ":- no_such_thing(1).",
+        "exit codes": ":- halt(7).",
+        "the end of it": ":- at_halt(writeln(last)).\n:- writeln(first).",
+        "arguments": ":- current_prolog_flag(argv, A), writeln(A), current_prolog_flag(os_argv, O), writeln(O).",
+        "where it is": ":- prolog_load_context(source, S), writeln(S), working_directory(D, D), writeln(D), source_location(F, L), writeln(F:L).",
+        "stdin": ":- repeat, read_line_to_string(user_input, S), ( S == end_of_file -> ! ; writeln(S), fail ).",
+        "lists": ":- numlist(1, 9, L), sum_list(L, S), findall(X-Y, (member(X, [1, 2]), member(Y, [a, b])), P), writeln(S-P).",
+        "constraints": ":- use_module(library(clpfd)).\n:- X #> 3, X #< 6, findall(X, label([X]), L), writeln(L).",
+        "a sub-process": ":- shell('echo sub; exit 4', S), writeln(S).",
+        "the environment": ":- environ(E), msort(E, S), writeln(S).",
+        "descriptors": ":- directory_files('/proc/self/fd', F), msort(F, S), writeln(S).",
+        "threads": ":- thread_create(writeln(in_a_thread), T), thread_join(T, S), writeln(S).",
+        "seeded": ":- set_random(seed(3)), X is random(1000), writeln(X).",
+        "temporary files": ":- tmp_file_stream(text, F, S), close(S), exists_file(F), writeln(yes).",
+        "unicode": ":- atom_length('żółć', N), writeln(N), writeln('☃').",
+        "death by a signal": ":- writeln(kept), flush_output, shell('kill -KILL $PPID').",
+        "who it is": ":- current_prolog_flag(pid, P), writeln(P).",
+        "nothing": "",
+    },
     "r": {
         "output": "cat('out\\n'); message('err'); print(1:3)",
         "an error": "f <- function(x) stop('bad')\nf(1)",
@@ -240,5 +267,6 @@ PROGRAMS: dict[str, dict[str, str]] = {
 
 #: What differs, and why it stays so.
 DIFFERENCES = {
+    ("prolog", "who it is"): "it asks for its number once, as it starts, and keeps that in a flag",
     ("ruby", "features"): "what has it fork is a file that it has loaded",
 }
