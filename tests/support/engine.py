@@ -72,7 +72,7 @@ class Rig:
         self.engine = Engine(
             self.tier,
             CATALOGUE,
-            {"python": pool, "python-numpy": 0, "node": 0, "command": 0},
+            {"python": pool, "python-numpy": 0, "node": 0, "perl": 0, "command": 0},
             settings,
             observe=lambda *told: self.observed.append(Observed(*told)),
             clock_ns=clock_ns,

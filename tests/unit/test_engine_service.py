@@ -184,6 +184,19 @@ async def test_health_tells_of_every_template_and_resizing_shows_there() -> None
 
 
 @in_virtual_time
+async def test_an_interpreter_that_cannot_be_forked_is_executed() -> None:
+    def break_perl(made: Rig) -> None:
+        made.tier.broken["perl"] = "it has started a thread"
+
+    async with rig(prepare=break_perl) as it:
+        for _ in range(2):
+            result = await it.engine.execute(ExecRequest(Snippet("perl", "out a")), CALLER)
+            assert (result.status, result.stdout) == (0, b"a\n")
+        (health,) = [item for item in it.engine.health() if item.key == "perl"]
+        assert (health.ready, health.reason) == (False, "template perl: it has started a thread")
+
+
+@in_virtual_time
 async def test_an_invalid_request_takes_no_slot_and_no_sandbox() -> None:
     async with rig() as it:
         with pytest.raises(InvalidRequest):

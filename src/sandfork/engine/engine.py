@@ -27,8 +27,8 @@ from sandfork.engine.pool import Pool, PoolSettings, PoolStatistics
 from sandfork.engine.session import Session
 from sandfork.engine.sessions import SessionSettings
 from sandfork.engine.tasks import Tasks, TaskSettings
-from sandfork.errors import Draining, FileNotInSandbox, SandforkError, TierError
-from sandfork.languages.catalogue import Catalogue
+from sandfork.errors import Draining, FileNotInSandbox, SandforkError, TemplateFailed, TierError
+from sandfork.languages.catalogue import COMMAND, Catalogue
 from sandfork.model import Caller, ExecPlan, ExecRequest, ExecResult, TemplateHealth
 from sandfork.tiers.base import Collected, OutputSink, Sandbox, Tier
 
@@ -102,6 +102,7 @@ class Engine:
         self._observe = observe
         self._clock_ns = clock_ns
         self._now = now
+        self._executable = frozenset(spec.key for spec in catalogue.templates() if spec.fork_at)
         self._planner = Planner(catalogue, self._settings.policy, tier.isolation)
         self._admission = Admission(self._settings.admission)
         self._disposal = Disposal(
@@ -287,7 +288,7 @@ class Engine:
         plan = execution.plan
         sandbox = self._pool.take(plan.template_key)
         if sandbox is None:
-            sandbox = await self._pool.fork(plan.template_key)
+            sandbox = await self._fork(plan)
         try:
             end = await execution.run(sandbox)
             collected = await self._collect(plan, sandbox) if plan.collect else NOTHING_COLLECTED
@@ -299,6 +300,16 @@ class Engine:
             return None
         self._disposal.add(sandbox)
         return execution.result(end, collected)
+
+    async def _fork(self, plan: ExecPlan) -> Sandbox:
+        """Fork a sandbox; where the template of what can be executed as well cannot be made, that is done."""
+        try:
+            return await self._pool.fork(plan.template_key)
+        except TemplateFailed as error:
+            if plan.template_key not in self._executable:
+                raise
+            log.warning("execution %s: executed, for it cannot be forked: %s", plan.exec_id, error)
+        return await self._pool.fork(COMMAND.key)
 
     async def _collect(self, plan: ExecPlan, sandbox: Sandbox) -> Collected:
         """Collect files; what cannot be had, for whatever the sandbox did, is named as skipped."""
