@@ -8,7 +8,8 @@ Order of a start, and why:
     4. event loop    engine (templates warm, pools fill), HTTP application, server
 
 The socket takes connections from step 2 on; they are answered from step 4 on. SIGTERM or SIGINT drains: the socket
-closes, what runs has `server.drain_s` to end, everything is destroyed. A second signal does not wait.
+closes, and so does every WebSocket on which nothing runs; what runs has `server.drain_s` to end, and then everything is
+destroyed. A second signal does not wait.
 """
 
 from __future__ import annotations
@@ -265,6 +266,7 @@ async def _serve(service: Service, app: App, engine: Engine, announce: Announce)
         watching = group.create_task(_watch(service.tier, end))
         await end.asked.wait()
         log.info("draining for at most %g s", drain_s)
+        app.drain()
         server.should_exit = True
         draining = group.create_task(engine.drain(drain_s))
         await _first(draining, group.create_task(end.hurried.wait()))

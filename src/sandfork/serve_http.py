@@ -24,6 +24,8 @@ MAX_HEAD_BYTES = 64 << 10
 HEAD_S = 30.0
 KEEP_ALIVE_S = 75
 CLOSING_S = 10.0
+GOODBYE_S = 1.0
+"""How long the client of a WebSocket may take to answer that it is closed, once the server is about to end."""
 PING_S = 20.0
 """How often the client of a WebSocket is asked whether it is there, and how long it may take to answer."""
 LOOKED_AT = 64
@@ -148,6 +150,13 @@ class BoundedProtocol(Closing, HttpToolsProtocol):
 
 class BoundedSocket(Closing, WebSocketsSansIOProtocol):
     """uvicorn's protocol for WebSockets, which gives up on clients that do not read, not on those that it does not."""
+
+    def shutdown(self) -> None:
+        """Leave it to the application to close what is open: something may run that is to end first."""
+        if self.handshake_complete and not self.close_sent:
+            self.close_timeout = GOODBYE_S
+        else:
+            super().shutdown()
 
     def close_if_slow(self, now: float) -> None:
         """Close the connection when it should be closed and its client does not take the rest."""

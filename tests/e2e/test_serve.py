@@ -15,6 +15,8 @@ from typing import Any
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
 
 from tests.support.service import STUCK_S, Service, free_port, run_command, running_service
 
@@ -117,7 +119,7 @@ DIALECTS = "faber, instavm, isol8, native, runner, zeroboot"
         (("--host", "192.0.2.1", "--open"), "", "'192.0.2.1' is no address of this machine"),
         (("--host", "no.such.host.invalid", "--open"), "", "'no.such.host.invalid' is no address of this machine"),
         ((), "[languages]\nenable = ['pyhton']", "languages.enable: no language 'pyhton': did you mean python?"),
-        ((), "[pool]\nsizes = {perl = 1}", "pool.sizes: no template 'perl' on this host"),
+        ((), "[pool]\nsizes = {awk = 1}", "pool.sizes: no template 'awk' on this host"),
         ((), "[server]\ntrusted_proxies = ['example.org']", "server.trusted_proxies: "),
         ((), "[access]\nkeys_file = 'none.json'", "none.json (access.keys_file, sandfork.toml) does not exist"),
         ((), "[access]\nper_minute = {perl = 1}", f"access.per_minute: there is no dialect 'perl', only {DIALECTS}"),
@@ -164,6 +166,56 @@ def test_a_signal_lets_a_running_program_end_and_then_ends_the_service(
     thread.join(STUCK_S)
     assert answers[0].json()["stdout"] == "done\n"
     assert "Traceback" not in fake_service.log.read_text()
+
+
+def socket_to(service: Service, path: str = "/v1/exec/ws") -> Any:
+    return connect(service.url.replace("http", "ws", 1) + path, open_timeout=STUCK_S, proxy=None)
+
+
+def events_of(client: ClientConnection) -> tuple[list[dict[str, Any]], int | None]:
+    """Return what a WebSocket still tells, and the code it is closed with."""
+    events = []
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            events.append(json.loads(client.recv(STUCK_S)))
+    return events, client.close_code
+
+
+def test_a_signal_lets_what_runs_on_a_websocket_end_and_closes_every_other(as_root: None, tmp_path: Path) -> None:
+    with running_service(tmp_path) as service, service.client as client:
+        session = client.post("/v1/sessions", json={}).json()["id"]
+        terminals = f"/v1/sessions/{session}/terminals"
+        terminal = client.post(terminals, json={"argv": ["cat"]}).json()["id"]
+        with (
+            socket_to(service) as running,
+            socket_to(service) as idle,
+            socket_to(service, f"{terminals}/{terminal}/ws") as typing,
+        ):
+            running.send(json.dumps({"type": "start", "code": "print(input(), 'done')"}))
+            assert json.loads(running.recv(STUCK_S))["type"] == "started"
+            wait_running(service)
+            service.process.send_signal(signal.SIGTERM)
+            assert events_of(idle) == ([], 1012)
+            assert events_of(typing) == ([], 1012)
+            # What runs goes on: it is still fed, and ends when it has what it waits for.
+            running.send(json.dumps({"type": "stdin", "data": "all\n"}))
+            events, code = events_of(running)
+            assert [event["text"] for event in events if event["type"] == "stdout"] == ["all done\n"]
+            assert (events[-1]["type"], events[-1]["exit_code"], code) == ("result", 0, 1012)
+        assert service.process.wait(STUCK_S) == 0
+        assert "Traceback" not in service.log.read_text()
+
+
+def test_what_runs_on_a_websocket_after_the_drain_time_is_ended_and_told_so(tmp_path: Path) -> None:
+    with running_service(tmp_path, tier="fake", config="[server]\ndrain_s = 0.2\n") as service:
+        with socket_to(service) as running:
+            running.send(json.dumps({"type": "start", "code": "sleep 600"}))
+            wait_running(service)
+            service.process.send_signal(signal.SIGTERM)
+            events, code = events_of(running)
+            assert (events[-1]["type"], events[-1]["code"], code) == ("error", "draining", 1012)
+        assert service.process.wait(STUCK_S) == 0
+        assert "Traceback" not in service.log.read_text()
 
 
 def test_a_second_signal_does_not_wait_and_the_client_is_told(fake_service: Service) -> None:

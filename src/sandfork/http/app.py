@@ -91,6 +91,10 @@ class App:
         elif scope["type"] == "lifespan":
             await _live(receive, send)
 
+    def drain(self) -> None:
+        """Close every WebSocket, as soon as nothing runs on it: HTTP answers under way are the server's to wait for."""
+        self._service.drain.begin()
+
     async def _answer(self, exchange: Exchange) -> None:
         current.set(exchange)
         if isinstance(exchange, SocketExchange):

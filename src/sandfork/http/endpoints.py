@@ -26,6 +26,7 @@ from sandfork.dialects.base import (
 )
 from sandfork.dialects.refusals import MethodNotAllowed, NoSuchPath, NotRun, UpgradeRequired, render_undecided
 from sandfork.errors import SandforkError, SessionNotFound
+from sandfork.http.draining import Drain
 from sandfork.http.exchange import Exchange
 from sandfork.http.intake import bounds_for, charge, identify
 from sandfork.http.ports import ExecutionEngine, RequestMetrics
@@ -86,6 +87,7 @@ class Service:
     metrics: RequestMetrics
     now: Callable[[], float] = time.time
     versions: dict[str, str | None] = field(default_factory=dict)
+    drain: Drain = field(default_factory=Drain)
 
 
 class Endpoint(Protocol):

@@ -17,6 +17,7 @@ from typing import Any
 from sandfork.dialects.actions import Begin, Input, Signal, Told
 from sandfork.dialects.base import Ask, Dialect, Reply, SocketRoute
 from sandfork.errors import InvalidRequest, SandforkError
+from sandfork.http.draining import REASON, RESTARTING
 from sandfork.http.endpoints import DialectEndpoint, Service
 from sandfork.http.exchange import ClientGone, Exchange
 from sandfork.http.intake import bounds_for, charge, identify
@@ -89,13 +90,17 @@ class Conversation:
         self._await_message()
         try:
             async with self._group:
-                self._spawn(self._pump())
-                while True:
-                    await self._take(await self._exchange.hear())
+                with self._service.drain.telling(self._leave):
+                    await self._listen()
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
             self._stop_waiting()
+
+    async def _listen(self) -> None:
+        self._spawn(self._pump())
+        while True:
+            await self._take(await self._exchange.hear())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return self._group.create_task(work)
@@ -159,6 +164,8 @@ class Conversation:
             self._inputs.clear()
         if self._route.single:
             self._close(1000)
+        elif self._service.drain.begun:
+            self._leave()
         else:
             self._await_message()
 
@@ -183,6 +190,11 @@ class Conversation:
         if not self._outbox.closed:
             self._end = code, reason
             self._outbox.close()
+
+    def _leave(self) -> None:
+        """End the connection with the server, once nothing runs."""
+        if not self._under_way:
+            self._close(RESTARTING, REASON)
 
     def _await_message(self) -> None:
         """Give the client its time for the next message."""

@@ -8,6 +8,7 @@ from sandfork.dialects.actions import Input, Resize
 from sandfork.dialects.base import Dialect, Reply, TerminalRoute
 from sandfork.dialects.refusals import public_message
 from sandfork.errors import SandforkError, SessionNotFound
+from sandfork.http.draining import REASON, RESTARTING, Drain
 from sandfork.http.endpoints import DialectEndpoint, Service
 from sandfork.http.exchange import ClientGone, Exchange
 from sandfork.http.intake import identify
@@ -51,6 +52,7 @@ class _Link:
         self._route = route
         self._exchange = exchange
         self._key, self._name = key, name
+        self._drain: Drain = service.drain
         self._stall_s = service.settings.stall_s
         self._patience = Patience(self._stall_s, lambda: True)
 
@@ -60,8 +62,9 @@ class _Link:
             await self._exchange.accept()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._show(connection))
-                while True:
-                    await self._take(connection, await self._exchange.hear())
+                with self._drain.telling(lambda: group.create_task(self._leave())):
+                    while True:
+                        await self._take(connection, await self._exchange.hear())
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
@@ -107,6 +110,11 @@ class _Link:
                     await connection.write(data[start : start + PIECE_BYTES])
         except TimeoutError:
             await self._close(BY_POLICY, f"the terminal took nothing of what was typed for {self._stall_s:g} s")
+
+    async def _leave(self) -> None:
+        """End the connection with the server, whatever is on its way."""
+        await Patience(self._stall_s, lambda: True).send(self._exchange.close(RESTARTING, REASON))
+        raise ClientGone
 
     async def _close(self, code: int, reason: str) -> None:
         """End the connection. *Raises* ClientGone."""
