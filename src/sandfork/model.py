@@ -285,7 +285,7 @@ class ExecPlan:
 
     `wall_s` of the limits counts from the moment the sandbox is given the program. `queue_deadline_s` is an
     instant of the engine's monotonic clock until which the execution may wait for its turn. `named_limits` are those
-    that the request named itself.
+    that the request named itself. `command_key` is of the template that a compiler runs in.
     """
 
     exec_id: str
@@ -300,6 +300,7 @@ class ExecPlan:
     secrets: tuple[str, ...] = ()
     named_limits: frozenset[str] = frozenset()
     compilation: Compilation | None = None
+    command_key: str = "command"
 
 
 @dataclass(frozen=True, slots=True)

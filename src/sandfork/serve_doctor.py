@@ -22,6 +22,7 @@ from sandfork.languages.catalogue import Catalogue
 from sandfork.linux.cgroup import host_cgroups
 from sandfork.linux.landlock import landlock_abi
 from sandfork.serve_engine import choose_languages, load_catalogue
+from sandfork.serve_images import chosen_images, exists_for
 from sandfork.serve_tier import guest_packages, open_tier, unenforced
 from sandfork.tiers.base import Tier
 from sandfork.tiers.process import ProcessTier
@@ -81,9 +82,13 @@ def host_facts() -> Iterator[Check]:
 
 def language_checks(config: Config) -> Iterator[Check]:
     """Yield which languages of the catalogue this host can run."""
+    images = chosen_images(config)
     for language in load_catalogue(config).languages():
-        missing = language.missing(os.path.exists)
+        missing = language.missing(exists_for(config, language.name))
+        image = images.get(language.name)
         told = f"{missing[0]} is not installed" if missing else language.programs[0]
+        if image is not None:
+            told += f" of image {image.name} ({image.digest[:19]})"
         yield Check("language", language.name, State.MISSING if missing else State.HELD, told)
     packages = guest_packages(config)
     told = str(packages) if packages else "none: programs have the standard library and what the system has"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from sandfork.engine.sessions import SessionSettings
 from sandfork.engine.tasks import TaskSettings
 from sandfork.languages.catalogue import BUILT_IN, Catalogue, CatalogueError, Language
 from sandfork.model import Limits
+from sandfork.serve_images import chosen_images, exists_for
 from sandfork.serve_refusal import Refused
 from sandfork.tiers.base import Tier
 
@@ -27,11 +27,12 @@ PACKAGE_LISTS = ("/var/lib/dpkg/status",)
 
 
 def choose_languages(config: Config) -> Catalogue:
-    """Return the catalogue of what is enabled and installed on this host. *Raises* Refused."""
-    every = load_catalogue(config)
+    """Return the catalogue of what is enabled and there, on an image or on this host. *Raises* Refused."""
+    chosen = {name: manifest.name for name, manifest in chosen_images(config).items()}
+    every = load_catalogue(config).on_images(chosen)
     enabled = config.languages.enable
-    wanted = {_enabled(every, name).name for name in enabled}
-    return every.only(lambda each: each.name in wanted if enabled else each.installed(os.path.exists))
+    wanted = {_enabled(config, every, name).name for name in enabled}
+    return every.only(lambda each: each.name in wanted if enabled else each.installed(exists_for(config, each.name)))
 
 
 def load_catalogue(config: Config) -> Catalogue:
@@ -53,7 +54,7 @@ def language_states(offered: Catalogue, every: Catalogue | None = None) -> tuple
             language.aliases,
             language.extension,
             language.argv,
-            language.templates[0].key,
+            (offered.find(language.name) or language).templates[0].key,
             offered.find(language.name) is not None,
             compile=language.compile.argv if language.compile else (),
             version_argv=language.version_argv,
@@ -72,12 +73,12 @@ def find_language(every: Catalogue, name: str) -> Language:
     return language
 
 
-def _enabled(every: Catalogue, name: str) -> Language:
+def _enabled(config: Config, every: Catalogue, name: str) -> Language:
     try:
         language = find_language(every, name)
     except Refused as error:
         raise Refused(f"languages.enable: {error}") from None
-    if missing := language.missing(os.path.exists):
+    if missing := language.missing(exists_for(config, language.name)):
         raise Refused(
             f"languages.enable: {language.name} needs {missing[0]}, which is not installed: "
             f"`sandfork lang install {language.name}`"

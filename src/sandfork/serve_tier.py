@@ -12,6 +12,7 @@ from sandfork.languages.catalogue import Catalogue
 from sandfork.linux.privileges import drop_privileges
 from sandfork.model import Limits
 from sandfork.serve_engine import default_limits, pool_targets
+from sandfork.serve_images import hold_images
 from sandfork.serve_refusal import Refused
 from sandfork.tiers.base import Tier
 from sandfork.tiers.fake import FakeTier
@@ -41,13 +42,14 @@ def open_tier(config: Config, catalogue: Catalogue, name: str) -> Tier:
     )
     if not settings.warden.exists():
         raise Refused(f"{settings.warden} was not built: start through ./dev, or install the package")
+    process_tier = process_settings(config, catalogue)
     try:
         launched = launch(settings)
         if os.geteuid() == 0:
             drop_privileges(launched.server_uid, launched.server_uid)
     except OSError as error:
         raise Refused(f"the process tier cannot start: {error}") from error
-    return ProcessTier(process_settings(config, catalogue), launched, catalogue)
+    return ProcessTier(process_tier, launched, catalogue)
 
 
 def process_settings(config: Config, catalogue: Catalogue) -> ProcessSettings:
@@ -57,6 +59,7 @@ def process_settings(config: Config, catalogue: Catalogue) -> ProcessSettings:
         native=PACKAGE / "native/bin",
         guest=PACKAGE / "guest",
         guest_packages=guest_packages(config),
+        images=hold_images(config, catalogue),
         limits=default_limits(config),
         most=Limits(**asdict(config.limits.maximum)),
         most_sandboxes=most_sandboxes(config, catalogue),

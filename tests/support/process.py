@@ -65,10 +65,9 @@ def start_native(**change: Any) -> Launched:
 
 def process_tier(launched: Launched, **change: Any) -> ProcessTier:
     """Return a tier over what `start_native` started, which it owns from then on."""
+    catalogue = change.pop("catalogue", None) or Catalogue.load()
     settings: dict[str, Any] = {"guest_packages": guest_packages(), "cores": 2, **change}
-    return ProcessTier(
-        ProcessSettings(native=native_dir(), guest=PACKAGE / "guest", **settings), launched, Catalogue.load()
-    )
+    return ProcessTier(ProcessSettings(native=native_dir(), guest=PACKAGE / "guest", **settings), launched, catalogue)
 
 
 @asynccontextmanager
@@ -131,6 +130,7 @@ class Ran:
 
 def make_step(code: str | bytes, template: str = "python", args: Sequence[str] = (), **change: Any) -> Step:
     """Return the step of a program of that template's language."""
+    template = template.partition("@")[0]  # on an image it is the same
     text = code.encode() if isinstance(code, str) else code
     return Step((*ARGV[template], *args), FILE_NAMES[template], text, **change)
 

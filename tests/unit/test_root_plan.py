@@ -11,8 +11,8 @@ from sandfork.tiers.process import plan
 
 def planned(monkeypatch: pytest.MonkeyPatch, *paths: Path) -> dict[str, bytes]:
     """Return the entries that copying these makes, by path: the tag and the content of each."""
-    monkeypatch.setattr(plan, "glob", lambda pattern: [str(path) for path in paths])
-    made = plan.host_root(None, {})
+    monkeypatch.setattr(plan.Rooted, "matching", lambda source, pattern: [str(path) for path in paths])
+    made = plan.plan_root(None, {})
     entries: dict[str, bytes] = {}
     rest = made.plan
     for path in made.entries:

@@ -265,6 +265,23 @@ class Languages:
 
 
 @dataclass(frozen=True, slots=True)
+class Images:
+    """Root file systems of our own making, in place of the host's files."""
+
+    directory: str = setting(
+        "",
+        "Directory of the store of images; empty is /var/lib/sandfork/images as root, else images in the user's "
+        "~/.local/share/sandfork. The service must be able to enter it.",
+    )
+    use: bool = setting(
+        True,
+        "Run a language on an image where there is one for it; else all run on the host's files. A running service "
+        "goes on with the images that it started with.",
+    )
+    host: tuple[str, ...] = setting((), "Languages that run on the host's files although there is an image for them.")
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All settings. Section `[limits.default]` is `config.limits.default`, and so on."""
 
@@ -277,6 +294,7 @@ class Config:
     templates: Templates = field(default_factory=Templates)
     process: Process = field(default_factory=Process)
     languages: Languages = field(default_factory=Languages)
+    images: Images = field(default_factory=Images)
 
     @property
     def port(self) -> int:

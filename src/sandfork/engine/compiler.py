@@ -10,7 +10,6 @@ from sandfork.engine.disposal import Disposal
 from sandfork.engine.execution import Execution, never_began
 from sandfork.engine.pool import Pool
 from sandfork.errors import FileNotInSandbox, TierError
-from sandfork.languages.catalogue import COMMAND
 from sandfork.languages.language import BUILD_DIR
 from sandfork.model import Compilation, InputFile, Outcome
 from sandfork.tiers.base import Collected, Sandbox, StepEnd
@@ -62,14 +61,14 @@ class Compiler:
     async def _compile(self, execution: Execution) -> tuple[StepEnd, tuple[InputFile, ...]]:
         """Compile; a sandbox that was dead before it began is replaced once."""
         try:
-            return await self._compile_in(await self._fork(), execution)
+            return await self._compile_in(await self._fork(execution.plan.command_key), execution)
         except TierError as error:
             if not never_began(error):
                 raise
-        return await self._compile_in(await self._fork(), execution)
+        return await self._compile_in(await self._fork(execution.plan.command_key), execution)
 
-    async def _fork(self) -> Sandbox:
-        return self._pool.take(COMMAND.key) or await self._pool.fork(COMMAND.key)
+    async def _fork(self, key: str) -> Sandbox:
+        return self._pool.take(key) or await self._pool.fork(key)
 
     async def _compile_in(self, sandbox: Sandbox, execution: Execution) -> tuple[StepEnd, tuple[InputFile, ...]]:
         compilation = execution.plan.compilation

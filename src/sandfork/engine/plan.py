@@ -77,32 +77,29 @@ class Planner:
         policy = self._policy if language is None else self._policies[language.name]
         limits = resolve_limits(request.limits, policy, caller)
         self._check_stdin(request.stdin)
+        commands = COMMAND if language is None else language.commands
         if isinstance(program, Command):
             template, step = COMMAND, self._plan_command(request, program)
         else:
             assert language is not None
             template, step = self._plan_snippet(request, program, language, limits, unavailable)
         if request.work_dir:
-            template, step = COMMAND, self._start_elsewhere(request, language, template, step)
+            template, step = commands, self._start_elsewhere(request, language, template, step)
         self._check_space(step, limits)
         compilation = None
         if language is not None and language.compile is not None:
             compilation = plan_compilation(language, step.code or b"", step.files, limits, self._policy, caller)
             step = replace(step, file_name=None, code=None)
         return ExecPlan(
-            exec_id,
-            caller,
-            COMMAND.key if language is None else language.name,
-            template.key,
-            step,
-            limits,
+            exec_id, caller, COMMAND.key if language is None else language.name, template.key, step, limits,
             self._check_collect(request.collect) if request.collect else (),
             self._isolation,
             request.session,
             request.secrets,
             _named(request.limits) if request.session is not None else frozenset(),
             compilation,
-        )
+            commands.key,
+        )  # fmt: skip
 
     def language_of(self, name: str | None) -> tuple[str, str]:
         """Return a language's name and its default template, for a session; without one a command's.

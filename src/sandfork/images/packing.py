@@ -52,12 +52,17 @@ class _Hashed:
         return f"sha256:{self._sha256.hexdigest()}"
 
 
-def pack(tree: Path, blob: Path, bounds: Bounds, tell: Tell) -> Packed:
-    """Write the blob of a directory. *Raises* ArchiveRefused, OSError."""
+def pack(
+    tree: Path, blob: Path, bounds: Bounds, tell: Tell, *, written_since: float | None = None, epoch: int = 0
+) -> Packed:
+    """Write the blob of a directory. *Raises* ArchiveRefused, OSError.
+
+    Files written at `written_since` (seconds since 1970) or later are said to be of `epoch`.
+    """
     with blob.open("xb") as file:
         hashed = _Hashed(file)
         compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
-        packer = _Packer(bounds, tell)
+        packer = _Packer(bounds, tell, written_since, epoch)
         with (
             compressor.stream_writer(hashed, closefd=False) as compressed,  # type: ignore[arg-type]
             tarfile.open(fileobj=compressed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
@@ -73,7 +78,8 @@ def pack(tree: Path, blob: Path, bounds: Bounds, tell: Tell) -> Packed:
 
 
 class _Packer:
-    def __init__(self, bounds: Bounds, tell: Tell) -> None:
+    def __init__(self, bounds: Bounds, tell: Tell, since: float | None, epoch: int) -> None:
+        self._since, self._epoch = since, epoch
         self._bounds = bounds
         self._tell = tell
         self._links: dict[tuple[int, int], bytes] = {}
@@ -108,6 +114,8 @@ class _Packer:
             tar.addfile(info)
             return
         self._links[place] = os.fsencode(info.name)
+        if self._since is not None and status.st_mtime >= self._since:
+            info.mtime = self._epoch
         name = os.fsencode(info.name).rpartition(b"/")[2]
         with _opened(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, directory) as fd:
             info.size = os.fstat(fd).st_size

@@ -6,10 +6,11 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from sandfork.languages.language import COMMAND, FILE_MARK, Language, TemplateKind, TemplateSpec
+from sandfork.languages.language import COMMAND, FILE_MARK, Language, TemplateKind, TemplateSpec, command_on
 from sandfork.languages.parsing import parse_language, read_language
 from sandfork.languages.tables import CatalogueError
 
@@ -41,7 +42,7 @@ class Catalogue:
                 if name in self._by_name:
                     raise CatalogueError(f"{language.name}: the name {name!r} already means {self._by_name[name].name}")
                 self._by_name[name] = language
-            for spec in language.templates:
+            for spec in (*language.templates, language.commands):
                 if self._templates.setdefault(spec.key, spec) != spec:
                     raise CatalogueError(f"{language.name}: template {spec.key!r} is described differently elsewhere")
 
@@ -67,6 +68,38 @@ class Catalogue:
         """Return every template once, the command template first."""
         return tuple(self._templates.values())
 
+    def on_images(self, images: Mapping[str, str]) -> Catalogue:
+        """Return the catalogue with those languages on images: `images` has names of images by names of languages.
+
+        A template that only languages of one image use keeps its key; of others "@" and the image's name is added.
+        """
+        users: dict[str, set[str]] = {COMMAND.key: {""}}
+        for language in self._languages:
+            for spec in language.templates:
+                users.setdefault(spec.key, set()).add(images.get(language.name, ""))
+        return Catalogue(
+            replace(each, templates=moved, scans=_scans(each, moved))
+            for each in self._languages
+            for moved in [tuple(_moved(spec, images.get(each.name, ""), users) for spec in each.templates)]
+        )
+
     def only(self, keep: Callable[[Language], bool]) -> Catalogue:
         """Return the catalogue of those languages for which `keep` is true."""
         return Catalogue(language for language in self._languages if keep(language))
+
+
+def _moved(spec: TemplateSpec, image: str, users: Mapping[str, set[str]]) -> TemplateSpec:
+    """Return a template as it is on an image; `users` has the images of all that use its key."""
+    if not image:
+        return spec
+    if spec == COMMAND:
+        return command_on(image)
+    key = spec.key if users[spec.key] == {image} else f"{spec.key}@{image}"
+    return replace(spec, key=key, image=image)
+
+
+def _scans(
+    language: Language, moved: tuple[TemplateSpec, ...]
+) -> tuple[tuple[TemplateSpec, Callable[[str], bool]], ...]:
+    there = dict(zip(language.templates, moved, strict=True))
+    return tuple((there[spec], names) for spec, names in language.scans)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -44,6 +44,7 @@ class TemplateSpec:
     driver: str = ""
     file_name: str = ""
     env: tuple[tuple[str, str], ...] = ()
+    image: str = ""
 
     @property
     def driven(self) -> bool:
@@ -63,6 +64,15 @@ class TemplateSpec:
 
 
 COMMAND = TemplateSpec(key="command", kind=TemplateKind.NONE, pool_weight=0.25)
+
+
+#: Cells parked for the commands of one image, as a multiple of the configured pool size.
+_ON_IMAGE_WEIGHT = 0.0625
+
+
+def command_on(image: str) -> TemplateSpec:
+    """Return the template of commands on an image."""
+    return replace(COMMAND, key=f"{COMMAND.key}@{image}", pool_weight=_ON_IMAGE_WEIGHT, image=image)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +124,16 @@ class Language:
     checks: tuple[Check, ...] = ()
     without: tuple[tuple[str, str], ...] = ()
     scans: tuple[tuple[TemplateSpec, Callable[[str], bool]], ...] = field(compare=False, repr=False, default=())
+
+    @property
+    def image(self) -> str:
+        """The image that its programs run on; empty for the host's own files."""
+        return self.templates[0].image
+
+    @property
+    def commands(self) -> TemplateSpec:
+        """The template for its compiler, and for its programs where a template of its own does not do."""
+        return command_on(self.image) if self.image else COMMAND
 
     @property
     def lasts(self) -> bool:

@@ -7,11 +7,11 @@ import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from glob import glob
 from importlib.resources import files as resource_files
 from pathlib import Path
 from typing import Any
 
+from sandfork.images.rooted import Rooted
 from sandfork.tiers.process.messages import field as packed_field
 
 _COPIED_MAX_BYTES = 512 << 10  # a larger file in /etc is no setting of a program
@@ -29,6 +29,7 @@ class RootPolicy:
 
 @dataclass(slots=True)
 class _Plan:
+    source: Rooted
     fields: list[bytes] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
 
@@ -38,15 +39,23 @@ class _Plan:
         self.fields.append(packed_field(tag, raw))
 
 
-def host_root(guest_packages: Path | None, extra: Mapping[str, bytes]) -> RootPolicy:
-    """Plan a root over the host's own /usr.
+def python_of(source: Rooted) -> str:
+    """Return what the distribution's interpreter is called, such as python3.11; "" where there is none."""
+    return os.path.basename(source.real("/usr/bin/python3")) if source.exists("/usr/bin/python3") else ""
 
-    `guest_packages` is a directory of Python packages that appears where the distribution's interpreter looks for local
-    packages; `extra` are further files, path to content.
+
+def plan_root(guest_packages: Path | None, extra: Mapping[str, bytes], source: Rooted | None = None) -> RootPolicy:
+    """Plan a root over the host's own files, or over those of an image.
+
+    `guest_packages` is a directory of Python packages for the host's interpreter that appears where the distribution's
+    interpreter looks for local packages, if that is of the same version; `extra` are further files, path to content.
     """
-    python_tag = os.path.basename(os.path.realpath("/usr/bin/python3"))  # such as python3.11
+    source = source or Rooted()
+    python_tag = python_of(source)
+    if not python_tag or python_tag != python_of(Rooted()) or not source.isdir("/usr/local"):
+        guest_packages = None
     policy = tomllib.loads(resource_files("sandfork.policy").joinpath("root.toml").read_text())
-    plan = _Plan()
+    plan = _Plan(source)
     for directory in policy["directories"]:
         plan.add(b"D", directory)
     if guest_packages is not None:
@@ -63,11 +72,11 @@ def host_root(guest_packages: Path | None, extra: Mapping[str, bytes]) -> RootPo
     for path in policy["copy"]:
         _copy(plan, path)
     for pattern in policy["copy_trees"]:
-        for path in sorted(glob(pattern)):
+        for path in source.matching(pattern):
             _copy_tree(plan, path)
     for bind in policy["bind"]:
         _bind(plan, bind)
-    if guest_packages is not None and Path("/usr/local").is_dir():
+    if guest_packages is not None:
         plan.add(b"B", f"/usr/local/lib/{python_tag}/dist-packages", str(guest_packages))
     for device in policy["devices"]["names"]:
         plan.add(b"V", f"/dev/{device}", f"/dev/{device}")
@@ -85,33 +94,37 @@ def shared_root(guest_packages: Path | None) -> RootPolicy:
 
 
 def _follow(plan: _Plan, name: str) -> None:
-    if os.path.islink(name):
-        plan.add(b"L", name, os.readlink(name))
-    elif os.path.isdir(name):
-        plan.add(b"B", name, name)
+    target = plan.source.link(name)
+    if target is not None:
+        plan.add(b"L", name, target)
+    elif plan.source.isdir(name):
+        plan.add(b"B", name, plan.source.real(name))
 
 
 def _copy(plan: _Plan, path: str) -> None:
     """Copy a file, or the links of a directory."""
-    if os.path.isdir(path):
-        for entry in sorted(os.scandir(path), key=lambda e: e.name):
-            if entry.is_symlink():
-                plan.add(b"L", entry.path, os.readlink(entry.path))
-    elif os.path.isfile(path):
-        plan.add(b"F", path, Path(path).read_bytes())
+    source = plan.source
+    if source.isdir(path):
+        for name in source.names(path):
+            target = source.link(f"{path}/{name}")
+            if target is not None:
+                plan.add(b"L", f"{path}/{name}", target)
+    elif source.isfile(path):
+        plan.add(b"F", path, source.read(path))
 
 
 def _copy_tree(plan: _Plan, path: str) -> None:
     """Copy a file, a link, or a directory with all below it; what not everybody may read is left out."""
-    status = os.lstat(path)
+    source = plan.source
+    status = source.status(path)
     if stat.S_ISLNK(status.st_mode):
         _make_parents(plan, path)
-        plan.add(b"L", path, os.readlink(path))
+        plan.add(b"L", path, source.link(path) or "")
     elif stat.S_ISREG(status.st_mode) and status.st_mode & stat.S_IROTH and status.st_size <= _COPIED_MAX_BYTES:
         _make_parents(plan, path)
-        plan.add(b"F", path, Path(path).read_bytes())
+        plan.add(b"F", path, source.read(path))
     elif stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_IXOTH and status.st_mode & stat.S_IROTH:
-        for name in sorted(os.listdir(path)):
+        for name in source.names(path):
             _copy_tree(plan, os.path.join(path, name))
 
 
@@ -124,7 +137,7 @@ def _make_parents(plan: _Plan, path: str) -> None:
 
 def _bind(plan: _Plan, bind: Mapping[str, Any]) -> None:
     path: str = bind["path"]
-    if bind.get("optional") and not os.path.exists(path):
+    if bind.get("optional") and not plan.source.exists(path):
         return
-    source = _SCRATCH + bind["inside"] if "inside" in bind else os.path.realpath(path)
+    source = _SCRATCH + bind["inside"] if "inside" in bind else plan.source.real(path)
     plan.add(b"B", path, source)

@@ -39,6 +39,7 @@ class ProcessSandbox(Guest):
         super().__init__(slot, ctl, streams, base_env, execs=execs)
         self.agent = agent
         self.kept = False
+        self.root = 0
         self._guests: set[Guest] = set()
         self._clearing: asyncio.Task[None] | None = None
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandfork.errors import ForkFailed, TemplateFailed
+from sandfork.errors import ForkFailed, NotSupported, TemplateFailed
 from sandfork.model import Limits, TemplateHealth
 from sandfork.tiers.base import Sandbox
 from sandfork.tiers.process import messages as m
@@ -186,6 +186,7 @@ class ProcessTemplate:
                 f"no descriptors for a sandbox: {error.strerror}", step="fds", errno=error.errno or 0
             ) from error
         sandbox = ProcessSandbox(slot, ctl, streams, AgentClient(agent), self._base_env(), execs=self._execs)
+        sandbox.root = self._spec.root
         slot.guest = sandbox
         zygote.forks += 1
 
@@ -210,6 +211,8 @@ class ProcessTemplate:
     async def join(self, sandbox: Sandbox, *, terminal: tuple[int, int] | None = None) -> Guest:
         """Fork a further process into a kept sandbox; see the port."""
         assert isinstance(sandbox, ProcessSandbox)
+        if self._spec.root != sandbox.root and self._spec.kind is m.Kind.FORK:
+            raise NotSupported("this language runs on other files than the session does: give it a session of its own")
         if not self._warden.alive:
             raise ForkFailed("the process that makes sandboxes is gone", step="warden")
         zygote = await self._current()

@@ -12,10 +12,13 @@ import itertools
 import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sandfork.errors import TemplateFailed, TierError, TierUnavailable
+from sandfork.images.rooted import Rooted
+from sandfork.images.store import Lease
 from sandfork.languages.catalogue import COMMAND, Catalogue, TemplateKind
 from sandfork.languages.catalogue import TemplateSpec as LanguageTemplate
 from sandfork.linux.landlock import landlock_abi
@@ -23,7 +26,7 @@ from sandfork.linux.seccomp import compile_policy
 from sandfork.model import Limits
 from sandfork.tiers.process import messages as m
 from sandfork.tiers.process.launch import Launched
-from sandfork.tiers.process.plan import RootPolicy, host_root, shared_root
+from sandfork.tiers.process.plan import RootPolicy, plan_root, shared_root
 from sandfork.tiers.process.preloaded import BIND_NOW, preloaded
 from sandfork.tiers.process.reduced import BY_RLIMITS, WITHOUT_NAMESPACES, readable_paths
 from sandfork.tiers.process.run import Means
@@ -47,11 +50,12 @@ class ProcessSettings:
     `guest_packages` is a directory of Python packages for the sandboxes, `native` holds zygote.so and `guest` the
     files that run inside. `limits` are those a parked sandbox is forked with; `most` is what any program may ask for,
     which matters where there is no cgroup, for a process' own limits can only be lowered. `allow_missing` names
-    primitives whose absence is accepted.
+    primitives whose absence is accepted. `images` are those that templates name; the tier lets go of them.
     """
 
     native: Path
     guest: Path
+    images: Mapping[str, Lease] = field(default_factory=dict)
     guest_packages: Path | None = None
     limits: Limits = field(default_factory=Limits)
     most: Limits = field(default_factory=Limits)
@@ -75,6 +79,8 @@ class ProcessTier:
         self._warden: Warden | None = None
         self._slots: Slots | None = None
         self._root: RootPolicy | None = None
+        self._roots: dict[str, int] = {}
+        self._rooting = asyncio.Lock()
         self._lost = asyncio.Event()
         self.unenforced: tuple[str, ...] = ()
         self.primitives: dict[str, str] = {}
@@ -177,24 +183,45 @@ class ProcessTier:
         return [*scripts, *([packages] if packages is not None else [])]
 
     async def _build_root(self) -> None:
-        assert self._warden is not None
         if self._launched.reduced:
             self._root = shared_root(self._settings.guest_packages)
             return
+        self._root = await self._make_root(0, Rooted())
+
+    async def _root_of(self, image: str) -> int:
+        """Return the number of an image's root, made when first asked for. *Raises* TemplateFailed, TierError."""
+        if not image:
+            return 0
+        async with self._rooting:
+            if image not in self._roots:
+                lease = self._settings.images.get(image)
+                if lease is None or self._launched.reduced:
+                    raise TemplateFailed(f"there is no image {image!r} here")
+                number = 1 + len(self._roots)
+                try:
+                    await self._make_root(number, Rooted(str(lease.tree)))
+                except (TierError, OSError) as error:
+                    raise TemplateFailed(f"image {image!r} cannot be used: {error}") from error
+                self._roots[image] = number
+            return self._roots[image]
+
+    async def _make_root(self, number: int, source: Rooted) -> RootPolicy:
+        assert self._warden is not None
         scripts = {f"{_INSIDE}/{name}": (self._settings.guest / name).read_bytes() for name in _SCRIPTS}
-        self._root = host_root(self._settings.guest_packages, scripts)
+        root = plan_root(self._settings.guest_packages, scripts, source)
         with tempfile.TemporaryFile() as plan:
-            plan.write(self._root.plan)
+            plan.write(root.plan)
             plan.flush()
-            event = await self._warden.ask(m.request(m.Request.ROOT, 0), m.Event.ROOT, 0, (plan.fileno(),))
+            event = await self._warden.ask(m.request(m.Request.ROOT, number), m.Event.ROOT, number, (plan.fileno(),))
         if event.err:
             step = m.step_name(event.step)
-            where = f" of {self._root.entries[event.flags]}" if step == "plan" else ""
+            where = f" of {root.entries[event.flags]}" if step == "plan" else ""
             raise TierError(
                 f"building the sandbox root failed at {step}{where}: {os.strerror(event.err)}",
                 step=step,
                 errno=event.err,
             )
+        return root
 
     async def template(self, key: str) -> ProcessTemplate:
         """Return the warm template of that key. *Raises* TemplateFailed."""
@@ -205,7 +232,8 @@ class ProcessTier:
             spec = next((t for t in self._catalogue.templates() if t.key == key), None)
             if spec is None:
                 raise TemplateFailed(f"no language has a template {key!r}")
-            template = ProcessTemplate(self._spec(spec), self._warden, self._slots, self._next_number)
+            root = await self._root_of(spec.image)
+            template = ProcessTemplate(self._spec(spec, root), self._warden, self._slots, self._next_number)
             self._templates[key] = template
         await template.warm()
         return template
@@ -214,7 +242,7 @@ class ProcessTier:
         """Number zygotes within the warden's table; those of ended zygotes come round again."""
         return next(self._numbers) % 256
 
-    def _spec(self, language: LanguageTemplate) -> TemplateSpec:
+    def _spec(self, language: LanguageTemplate, root: int) -> TemplateSpec:
         settings, kind = self._settings, _KINDS[language.kind]
         assert self._root is not None
         argv: tuple[str, ...] = ()
@@ -239,7 +267,7 @@ class ProcessTier:
             argv=argv,
             environment=self._root.environment,
             files=files,
-            root=0,
+            root=root,
             profile=0,
             limits=_at_birth(settings, rlimits_only=not self._launched.cgroups),
             shared_netns=settings.shared_netns,
@@ -276,6 +304,8 @@ class ProcessTier:
         if self._slots is not None:
             await self._slots.close()
         self._launched.warden.close()
+        for lease in self._settings.images.values():
+            lease.close()
         await asyncio.to_thread(self._launched.wait)
 
 

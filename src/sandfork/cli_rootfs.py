@@ -1,0 +1,184 @@
+"""`sandfork rootfs`: the images that sandboxes run on: building, importing, listing, removing them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sandfork.cli_terms import ConfigFile, err, out, print_plain, settings
+from sandfork.languages.catalogue import Catalogue, Language
+from sandfork.serve_refusal import Refused
+
+if TYPE_CHECKING:
+    from sandfork.images.manifest import Manifest
+    from sandfork.images.store import Store
+
+app = typer.Typer(no_args_is_help=True, help="Build, import, list and remove the images that sandboxes run on.")
+
+Name = Annotated[str, typer.Argument(help="What the image is called.")]
+Languages = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--language", "-l", help="A language to run on it; may be repeated. Else the one of the image's name."
+    ),
+]
+SizeMb = Annotated[int, typer.Option("--size-mb", min=1, max=1 << 20, help="The most that its files may hold.")]
+DEFAULT_MB = 4096
+
+
+@app.command()
+def build(name: Name, language: Languages = None, size_mb: SizeMb = DEFAULT_MB, config: ConfigFile = None) -> None:
+    """Build an image of Debian's kind, with what languages need, from this machine's apt sources. Needs root."""
+    from sandfork.images.archive import Bounds
+    from sandfork.images.building import Wanted
+    from sandfork.images.making import build_image
+
+    chosen = _languages(config, name, language, required=True)
+    wanted = Wanted(
+        tuple(sorted({package for each in chosen for package in each.packages.debian})),
+        tuple((each.name, each.packages.npm) for each in chosen if each.packages.npm),
+        tuple((each.name, each.packages.pypi) for each in chosen if each.packages.pypi),
+    )
+    with _bar(f"building {name}") as tell:
+        made = build_image(
+            _store(config), name, [each.name for each in chosen], wanted, Bounds(max_bytes=size_mb << 20), tell
+        )
+    _report(config, made, chosen)
+
+
+@app.command("from-oci")
+def from_oci(
+    path: Annotated[Path, typer.Argument(help="An OCI layout or what docker save made: a directory or a tar.")],
+    name: Annotated[str, typer.Option(help="What the image is called.")],
+    language: Languages = None,
+    size_mb: SizeMb = DEFAULT_MB,
+    config: ConfigFile = None,
+) -> None:
+    """Import an image from other tools. Its layers are made one tree, without set-uid bits and owners."""
+    from sandfork.images.archive import Bounds
+    from sandfork.images.making import import_image
+
+    chosen = _languages(config, name, language, required=False)
+    with _bar(f"importing {name}") as tell:
+        names = [each.name for each in chosen]
+        made = import_image(_store(config), name, names, path, Bounds(max_bytes=size_mb << 20), tell)
+    _report(config, made, chosen)
+
+
+@app.command("from-dir")
+def from_dir(
+    path: Annotated[Path, typer.Argument(help="A directory that is a root file system.")],
+    name: Annotated[str, typer.Option(help="What the image is called.")],
+    language: Languages = None,
+    size_mb: SizeMb = DEFAULT_MB,
+    config: ConfigFile = None,
+) -> None:
+    """Import a directory."""
+    from sandfork.images.archive import Bounds
+    from sandfork.images.making import import_directory
+
+    chosen = _languages(config, name, language, required=False)
+    with _bar(f"importing {name}") as tell:
+        names = [each.name for each in chosen]
+        made = import_directory(_store(config), name, names, path, Bounds(max_bytes=size_mb << 20), tell)
+    _report(config, made, chosen)
+
+
+@app.command("list")
+def list_(config: ConfigFile = None) -> None:
+    """List the images of the store and which languages run on them."""
+    table = Table(
+        "name", "languages", "files", "stored", "created", "digest", box=None, pad_edge=False, header_style="bold"
+    )
+    for each in _store(config).list():
+        sizes = f"{each.tree_bytes / 1e6:.1f} MB", f"{each.size / 1e6:.1f} MB"
+        table.add_row(each.name, " ".join(each.languages), *sizes, each.created, each.digest[:19])
+    out.print(table)
+
+
+@app.command()
+def show(
+    name: Name,
+    sbom: Annotated[bool, typer.Option("--sbom", help="Print the bill of materials, SPDX 2.3, instead.")] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Print the manifest of an image: its digest, where it is from, every package with its version."""
+    from sandfork.images.manifest import encode_manifest
+
+    store = _store(config)
+    manifest = store.get(name)
+    if not sbom:
+        print_plain(encode_manifest(manifest).decode().rstrip())
+    elif manifest.sbom:
+        print_plain(store.blob(manifest.sbom).read_text())
+    else:
+        raise Refused(f"{name} was imported: there is no bill of materials of it")
+
+
+@app.command()
+def remove(names: Annotated[list[str], typer.Argument(metavar="NAME...")], config: ConfigFile = None) -> None:
+    """Remove images, and their content once no service holds it."""
+    store = _store(config)
+    for name in names:
+        store.remove(name)
+    _collect(store)
+
+
+@app.command()
+def gc(config: ConfigFile = None) -> None:
+    """Remove content that no image names and no service holds."""
+    _collect(_store(config))
+
+
+def _collect(store: Store) -> None:
+    garbage = store.collect()
+    err.print(f"Removed {len(garbage.digests)} unused, {garbage.bytes / 1e6:.1f} MB.")
+
+
+def _store(config: Path | None) -> Store:
+    from sandfork.serve_images import open_store
+
+    return open_store(settings(config).config)
+
+
+def _languages(config: Path | None, name: str, named: list[str] | None, *, required: bool) -> list[Language]:
+    from sandfork.serve_engine import find_language, load_catalogue
+
+    catalogue: Catalogue = load_catalogue(settings(config).config)
+    if named:
+        return [find_language(catalogue, each) for each in named]
+    own = catalogue.find(name)
+    if own is None and required:
+        raise Refused(f"name the languages that {name!r} is for, such as --language python", status=2)
+    return [own] if own else []
+
+
+def _report(config: Path | None, made: Manifest, chosen: list[Language]) -> None:
+    """Say what was made, and which of its languages it cannot run after all."""
+    from sandfork.images.rooted import Rooted
+
+    tree = Rooted(str(_store(config).tree(made)))
+    for each in chosen:
+        if missing := each.missing(tree.exists):
+            err.print(f"{each.name} cannot run on it: there is no {', '.join(missing)}", style="yellow", markup=False)
+    files, stored = made.tree_bytes / 1e6, made.size / 1e6
+    err.print(
+        f"{made.name}: {files:.1f} MB of files, {stored:.1f} MB stored, {len(made.packages)} packages", markup=False
+    )
+    print_plain(made.digest)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[float, str], None]]:
+    """Show a bar on a terminal; elsewhere nothing moves."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[now]}"))
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(escape(what), total=100.0, now="")
+        yield lambda percent, now: bar.update(task, completed=percent, now=escape(now))

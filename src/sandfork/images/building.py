@@ -1,0 +1,211 @@
+"""Build an image with mmdebstrap from the machine's own apt sources: the essential packages and those asked for.
+
+The archives are those of the machine's distribution that apt has lists of; keys and proxies are apt's own. The same
+packages give the same bytes: what a build itself writes gets one time for all, caches, logs and the machine's id are
+removed, and Python's compiled modules are made not to depend on times.
+
+Everything the build starts lives in a pid namespace that dies with it, and everything it writes is in the store's work
+directory: an interrupt, a kill or a full disk leaves nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Timer
+
+from sandfork.errors import BuildFailed
+from sandfork.images.archive import Tell
+from sandfork.images.installed import compiled_without_times, npm_packages, pypi_packages
+from sandfork.images.rooted import Rooted
+
+EPOCH = 946_684_800  # the first second of 2000: when everything happened that happened during a build
+_LEFT_OUT = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/info/*")
+_OF_THE_BUILD = (
+    "etc/.pwd.lock", "etc/hostname", "etc/machine-id", "etc/resolv.conf", "etc/apt", "var/cache", "var/lib/apt",
+    "var/log", "var/lib/systemd", "var/tmp", "etc/passwd-", "etc/group-", "etc/shadow-", "etc/gshadow-",
+)  # fmt: skip
+#: What mmdebstrap says as it gets on, and how far a build usually is then, in percent.
+_MILESTONES = (
+    ("running apt-get update", 2.0), ("downloading packages", 10.0), ("extracting archives", 35.0),
+    ("installing essential", 45.0), ("installing remaining", 60.0), ("cleaning package lists", 88.0),
+    ("success in", 90.0),
+)  # fmt: skip
+_BUILD_S = 3600.0
+_LAST_WORDS = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a build installs: packages of Debian's kind, and by language those of npm and PyPI."""
+
+    debian: tuple[str, ...] = ()
+    npm: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    pypi: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AptSources:
+    """The machine's archives: its release's name, and a line of sources.list for each part."""
+
+    suite: str
+    lines: tuple[str, ...]
+
+
+def refuse_impossible() -> None:
+    """Say what this machine lacks for a build. *Raises* BuildFailed."""
+    if os.geteuid() != 0:
+        raise BuildFailed("building an image needs root; `sandfork rootfs from-oci` and `from-dir` do not")
+    for program, package in (("mmdebstrap", "mmdebstrap"), ("setpriv", "util-linux"), ("unshare", "util-linux")):
+        if shutil.which(program) is None:
+            raise BuildFailed(f"there is no {program}, which builds images: apt-get install -y {package}")
+
+
+def apt_sources() -> AptSources:
+    """Return the archives of the machine's own distribution that apt knows. *Raises* BuildFailed."""
+    release = _release(Path("/"))
+    distribution, suite = release.get("ID", ""), release.get("VERSION_CODENAME", "")
+    asked = ("apt-get", "indextargets", "--format", "$(ORIGIN)|$(ARCHITECTURE)|$(REPO_URI)|$(CODENAME)|$(COMPONENT)")
+    try:
+        told = subprocess.run([*asked, "Identifier: Packages"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BuildFailed(f"apt does not tell its sources: {error}") from None
+    keyrings = (f"/usr/share/keyrings/{distribution}-archive-keyring.{kind}" for kind in ("pgp", "gpg"))
+    keyring = next((path for path in keyrings if os.path.exists(path)), "")
+    lines = []
+    for row in sorted(set(told.splitlines())):
+        origin, architecture, uri, codename, component = row.split("|")
+        if origin.lower() == distribution and (codename == suite or codename.startswith(f"{suite}-")):
+            options = f"arch={architecture}" + (f" signed-by={keyring}" if keyring else "")
+            lines.append(f"deb [{options}] {uri} {codename} {component}")
+    if not lines:
+        raise BuildFailed(f"apt has no lists of packages of {distribution} {suite}: run apt-get update first")
+    return AptSources(suite, tuple(lines))
+
+
+def distribution_of(tree: Path) -> str:
+    """Return what a tree's os-release says it is, such as debian."""
+    return _release(tree).get("ID", "linux")
+
+
+def _release(tree: Path) -> dict[str, str]:
+    lines = Rooted(str(tree)).read("/etc/os-release").decode(errors="replace").splitlines()
+    return dict(line.replace('"', "").split("=", 1) for line in lines if "=" in line)
+
+
+def build_tree(wanted: Wanted, sources: AptSources, tree: Path, tell: Tell) -> None:
+    """Make the root file system at `tree`, which must not be there. *Raises* BuildFailed, what `tell` raises."""
+    _bootstrap(wanted, sources, tree, tell)
+    for name in _OF_THE_BUILD:
+        _empty(tree / name)
+    for language, names in wanted.npm:
+        tell(91.0, f"npm install {' '.join(names)}")
+        where = tree / f"usr/lib/sandfork/npm/{language}"
+        where.mkdir(parents=True)
+        npm: tuple[str | Path, ...] = (
+            "npm",
+            "install",
+            "--prefix",
+            where,
+            "--ignore-scripts",
+            "--no-audit",
+            "--no-fund",
+            "--",
+            *names,
+        )
+        _run(npm, tell, 91.0)
+    for language, names in wanted.pypi:
+        tell(94.0, f"pip install {' '.join(names)}")
+        target = tree / f"usr/lib/sandfork/pypi/{language}"
+        pip: tuple[str | Path, ...] = (
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            "--no-compile",
+            "--only-binary",
+            ":all:",
+        )
+        _run((*pip, "--python-version", _python_of(tree), "--target", target, *names), tell, 94.0)
+    compiled_without_times(tree)
+
+
+def installed_packages(tree: Path, wanted: Wanted) -> Sequence[tuple[str, str, str]]:
+    """Return (name, version, architecture) of all that is installed; npm and PyPI stand for an architecture."""
+    query = ("dpkg-query", f"--admindir={tree}/var/lib/dpkg", "-W", "-f", "${Package}|${Version}|${Architecture}\n")
+    told = subprocess.run(query, capture_output=True, text=True, check=False)
+    if told.returncode:
+        raise BuildFailed(f"the image's list of packages cannot be read: {told.stderr.strip()}")
+    debian = [tuple(line.split("|")) for line in sorted(told.stdout.splitlines())]
+    npm = [found for language, _ in wanted.npm for found in npm_packages(tree / f"usr/lib/sandfork/npm/{language}")]
+    pypi = [found for language, _ in wanted.pypi for found in pypi_packages(tree / f"usr/lib/sandfork/pypi/{language}")]
+    return [(name, version, arch) for name, version, arch in (*debian, *npm, *pypi)]
+
+
+def _bootstrap(wanted: Wanted, sources: AptSources, tree: Path, tell: Tell) -> None:
+    options = [f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT]
+    # What Java's packages link to must be there, empty or not.
+    options += ["--dpkgopt=path-include=/usr/share/man/man1", '--essential-hook=mkdir -p "$1/usr/share/man/man1"']
+    if wanted.debian:
+        options.append(f"--include={','.join(wanted.debian)}")
+    mmdebstrap = (
+        "mmdebstrap", "--mode=root", "--variant=essential", '--aptopt=Apt::Install-Recommends "false"', *options,
+        "", str(tree), "-",
+    )  # fmt: skip
+    _run(mmdebstrap, tell, 0.0, "\n".join(sources.lines) + "\n")
+
+
+def _run(argv: Sequence[str | Path], tell: Tell, percent: float, fed: str = "") -> None:
+    """Run a command in a pid namespace of its own to its end. *Raises* BuildFailed with its last words."""
+    confined = ("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc")
+    environment = {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8",
+        "SOURCE_DATE_EPOCH": str(EPOCH), "DEBIAN_FRONTEND": "noninteractive",
+    }  # fmt: skip
+    said = ""
+    process = subprocess.Popen(
+        (*confined, *argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        errors="replace", env=environment, umask=0o022, start_new_session=True,
+    )  # fmt: skip
+    too_long = Timer(_BUILD_S, process.send_signal, (signal.SIGKILL,))
+    too_long.start()
+    try:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(fed)
+        process.stdin.close()
+        for line in process.stdout:
+            said = (said + line)[-_LAST_WORDS:]
+            percent = max([percent, *(at for words, at in _MILESTONES if words in line)])
+            tell(percent, line.strip().removeprefix("I: ")[:60])
+        status = process.wait()
+    finally:
+        too_long.cancel()
+        process.kill()
+        process.wait()
+    if status:
+        raise BuildFailed(f"{argv[0]} failed with status {status}:\n{said.strip()}")
+
+
+def _python_of(tree: Path) -> str:
+    """Return the version of the tree's interpreter, such as 3.11. *Raises* BuildFailed."""
+    names = sorted(path.name for path in (tree / "usr/lib").glob("python3.*"))
+    if not names:
+        raise BuildFailed("packages of PyPI are asked for, and the image has no Python")
+    return names[-1].removeprefix("python")
+
+
+def _empty(path: Path) -> None:
+    """Remove a file, or what is in a directory."""
+    if path.is_dir() and not path.is_symlink():
+        for each in path.iterdir():
+            shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()
+    else:
+        path.unlink(missing_ok=True)

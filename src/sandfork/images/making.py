@@ -1,0 +1,111 @@
+"""Make an image and publish it: build or import, pack, describe, adopt. What fails leaves the store as it was."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sandfork.errors import ArchiveRefused
+from sandfork.images.archive import Bounds, Tell
+from sandfork.images.building import (
+    EPOCH,
+    Wanted,
+    apt_sources,
+    build_tree,
+    distribution_of,
+    installed_packages,
+    refuse_impossible,
+)
+from sandfork.images.manifest import Manifest, Package, Source, check_name
+from sandfork.images.oci import import_oci
+from sandfork.images.packing import pack
+from sandfork.images.sbom import digest_of, spdx
+from sandfork.images.store import Store
+
+
+def build_image(
+    store: Store, name: str, languages: Sequence[str], wanted: Wanted, bounds: Bounds, tell: Tell
+) -> Manifest:
+    """Build an image of packages. *Raises* BuildFailed, ArchiveRefused when it is too large, StoreUnusable."""
+    check_name(name)
+    refuse_impossible()
+    sources = apt_sources()
+    with store.work() as work:
+        since = _now().timestamp()
+        build_tree(wanted, sources, work / "tree", tell)
+        found = tuple(Package(*each) for each in installed_packages(work / "tree", wanted))
+        source = Source("build", sources.suite, _asked(wanted), sources.lines)
+        return _publish(store, work, name, languages, source, found, bounds, tell, since)
+
+
+def import_image(
+    store: Store, name: str, languages: Sequence[str], export: Path, bounds: Bounds, tell: Tell
+) -> Manifest:
+    """Make an image of an OCI layout or a docker-save archive. *Raises* ArchiveRefused, StoreUnusable."""
+    check_name(name)
+    with store.work() as work, _told(export):
+        (work / "tree").mkdir()
+        import_oci(export, work, work / "tree", bounds, tell)
+        return _publish(store, work, name, languages, Source("oci", origin=(export.name,)), (), bounds, tell)
+
+
+def import_directory(
+    store: Store, name: str, languages: Sequence[str], tree: Path, bounds: Bounds, tell: Tell
+) -> Manifest:
+    """Make an image of a directory that is a root file system. *Raises* ArchiveRefused, StoreUnusable."""
+    check_name(name)
+    with store.work() as work, _told(tree):
+        (work / "tree").symlink_to(tree.resolve())
+        return _publish(store, work, name, languages, Source("directory", origin=(tree.name,)), (), bounds, tell)
+
+
+class _told:  # noqa: N801
+    """Say of what is imported, in one line, why it cannot be read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        if not os.access(self._path, os.R_OK):
+            raise ArchiveRefused(f"{self._path} is not there, or cannot be read")
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise ArchiveRefused(f"{self._path}: {error.strerror}") from None
+
+
+def _publish(
+    store: Store,
+    work: Path,
+    name: str,
+    languages: Sequence[str],
+    source: Source,
+    packages: tuple[Package, ...],
+    bounds: Bounds,
+    tell: Tell,
+    since: float | None = None,
+) -> Manifest:
+    tree = (work / "tree").resolve()
+    packed = pack(tree, work / "made", bounds, _share(tell, 70.0, 85.0), written_since=since, epoch=EPOCH)
+    created = _now().strftime("%Y-%m-%dT%H:%M:%SZ")
+    bill = spdx(name, packed.digest, distribution_of(tree), "2000-01-01T00:00:00Z", packages) if packages else b""
+    manifest = Manifest(
+        name, tuple(languages), packed.digest, packed.size, packed.tree_bytes, created, source, packages,
+        digest_of(bill) if bill else "",
+    )  # fmt: skip
+    return store.adopt(manifest, work / "made", bill, bounds=bounds, tell=_share(tell, 85.0, 100.0))
+
+
+def _share(tell: Tell, low: float, high: float) -> Callable[[float, str], None]:
+    return lambda percent, now: tell(low + (high - low) * percent / 100, now)
+
+
+def _asked(wanted: Wanted) -> tuple[str, ...]:
+    beside = (f"{kind}:{name}" for kind in ("npm", "pypi") for _, names in getattr(wanted, kind) for name in names)
+    return (*wanted.debian, *beside)
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)

@@ -1,0 +1,45 @@
+"""Which language runs on which image: those of the store that are for it, by the configuration's leave."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from sandfork.config import Config
+from sandfork.images.manifest import Manifest
+from sandfork.images.rooted import Rooted
+from sandfork.images.store import Lease, Store
+from sandfork.languages.catalogue import Catalogue
+
+
+def open_store(config: Config) -> Store:
+    """Return the store of images, which may not be made yet."""
+    if config.images.directory:
+        return Store(Path(config.images.directory).resolve())
+    home = Path("/var/lib/sandfork") if os.geteuid() == 0 else Path("~/.local/share/sandfork").expanduser()
+    return Store(home / "images")
+
+
+def chosen_images(config: Config) -> Mapping[str, Manifest]:
+    """Return the image of each language that runs on one: that of its own name, else the first. *Raises* ImageError."""
+    if not config.images.use or config.process.reduced:
+        return {}
+    chosen: dict[str, Manifest] = {}
+    for manifest in open_store(config).list():
+        for language in manifest.languages:
+            if language not in config.images.host and (language not in chosen or manifest.name == language):
+                chosen[language] = manifest
+    return chosen
+
+
+def exists_for(config: Config, language: str) -> Callable[[str], bool]:
+    """Return what tells whether a path is there for a language: on its image, or on the host. *Raises* ImageError."""
+    manifest = chosen_images(config).get(language)
+    return os.path.exists if manifest is None else Rooted(str(open_store(config).tree(manifest))).exists
+
+
+def hold_images(config: Config, catalogue: Catalogue) -> Mapping[str, Lease]:
+    """Hold the images that the templates of a catalogue name, so that none is collected. *Raises* ImageError."""
+    store = open_store(config)
+    return {name: store.lease(name) for name in sorted({spec.image for spec in catalogue.templates()} - {""})}

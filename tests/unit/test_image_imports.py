@@ -1,0 +1,134 @@
+"""Imports of what other tools export: layers over each other, compressed or not, and nothing of it trusted."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from sandfork.errors import ArchiveRefused
+from sandfork.images.archive import Bounds
+from sandfork.images.making import import_directory, import_image
+from sandfork.images.store import Store
+from tests.support.images import ignore_progress, member, small_tree, tar_of
+
+LOWER = tar_of([member("etc", type=tarfile.DIRTYPE), member("etc/gone", b"1"), member("etc/kept", b"1")])
+UPPER = tar_of([member("etc/.wh.gone"), member("usr/bin/tool", b"2", mode=0o4755)])
+BOUNDS = Bounds(1 << 20, 1000)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def add_blob(layout: Path, raw: bytes) -> dict[str, object]:
+    digest = hashlib.sha256(raw).hexdigest()
+    (layout / "blobs/sha256").mkdir(parents=True, exist_ok=True)
+    (layout / "blobs/sha256" / digest).write_bytes(raw)
+    return {"digest": f"sha256:{digest}", "size": len(raw)}
+
+
+def oci_layout(path: Path, *layers: bytes) -> Path:
+    path.mkdir()
+    manifest = add_blob(path, json.dumps({"layers": [add_blob(path, raw) for raw in layers]}).encode())
+    (path / "index.json").write_text(json.dumps({"manifests": [manifest]}))
+    return path
+
+
+def docker_save(path: Path, layers: list[bytes], names: list[str] | None = None) -> Path:
+    named = names or [f"{number}/layer.tar" for number in range(len(layers))]
+    manifest = json.dumps([{"Layers": named}]).encode()
+    files = [member(name, raw) for name, raw in zip(named, layers, strict=False)]
+    path.write_bytes(tar_of([*files, member("manifest.json", manifest)]))
+    return path
+
+
+def imported(store: Store, export: Path) -> dict[str, str]:
+    """Import and return the files of the image by path."""
+    manifest = import_image(store, "image", (), export, BOUNDS, ignore_progress)
+    tree = store.tree(manifest)
+    return {str(path.relative_to(tree)): path.read_text() for path in tree.rglob("*") if path.is_file()}
+
+
+def nothing_of_it(store: Store) -> bool:
+    parts = ("manifests", "blobs", "trees", "work")
+    return store.list() == () and not any(list((store.root / part).iterdir()) for part in parts)
+
+
+@pytest.mark.parametrize(
+    "packed", [bytes, gzip.compress, zstandard.ZstdCompressor().compress], ids=["tar", "gz", "zstd"]
+)
+def test_an_oci_layout_is_one_tree_of_its_layers(packed: object, store: Store, tmp_path: Path) -> None:
+    assert callable(packed)
+    layout = oci_layout(tmp_path / "layout", packed(LOWER), packed(UPPER))
+    wanted = {"etc/kept": "1", "usr/bin/tool": "2"}
+    assert imported(store, layout) == wanted
+    with tarfile.open(tmp_path / "layout.tar", "w") as tar:
+        tar.add(layout, ".")
+    assert imported(store, tmp_path / "layout.tar") == wanted
+
+
+def test_what_docker_saves_is_one_tree_of_its_layers(store: Store, tmp_path: Path) -> None:
+    assert imported(store, docker_save(tmp_path / "saved.tar", [LOWER, UPPER])) == {
+        "etc/kept": "1",
+        "usr/bin/tool": "2",
+    }
+
+
+def test_a_hostile_export_is_refused_and_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    canary.write_bytes(LOWER)
+    through = tar_of([member("a", type=tarfile.SYMTYPE, linkname=str(tmp_path)), member("a/canary", b"x")])
+    bomb = gzip.compress(tar_of([member("zeros", bytes(2 << 20))]))
+    damaged = bytearray(gzip.compress(LOWER))
+    damaged[-6] ^= 1
+    wrong = oci_layout(tmp_path / "wrong", LOWER)
+    for path in (wrong / "blobs/sha256").iterdir():
+        if path.read_bytes() == LOWER:
+            path.write_bytes(UPPER)
+    linked = oci_layout(tmp_path / "linked", LOWER)
+    for path in (linked / "blobs/sha256").iterdir():
+        if path.read_bytes() == LOWER:
+            path.unlink()
+            path.symlink_to(canary)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/index.json").write_text("[" * 100_000)
+    (tmp_path / "named").mkdir()
+    (tmp_path / "named/index.json").write_text(json.dumps({"manifests": [{"digest": "sha256:../../canary"}]}))
+    exports = {
+        "through a link": docker_save(tmp_path / "1", [through]),
+        "bomb": docker_save(tmp_path / "2", [bomb]),
+        "damaged": docker_save(tmp_path / "3", [bytes(damaged)]),
+        "cut": docker_save(tmp_path / "4", [gzip.compress(LOWER)[:-9]]),
+        "layer out": docker_save(tmp_path / "5", [], ["../canary"]),
+        "absolute layer": docker_save(tmp_path / "6", [], [str(canary)]),
+        "device": docker_save(tmp_path / "7", [tar_of([member("null", type=tarfile.CHRTYPE)])]),
+        "wrong digest": wrong, "linked blob": linked, "empty": tmp_path / "empty", "deep": tmp_path / "deep",
+        "digest with a path": tmp_path / "named", "missing": tmp_path / "missing",
+    }  # fmt: skip
+    for name, export in exports.items():
+        with pytest.raises(ArchiveRefused):
+            import_image(store, "image", (), export, BOUNDS, ignore_progress)
+        assert name == "missing" or nothing_of_it(store), name
+    assert canary.read_bytes() == LOWER
+
+
+def test_a_directory_is_imported_without_what_each_sandbox_has_of_its_own(store: Store, tmp_path: Path) -> None:
+    tree = small_tree(tmp_path / "tree")
+    manifest = import_directory(store, "dir", ("bash",), tree, BOUNDS, ignore_progress)
+    assert sorted(os.listdir(store.tree(manifest) / "dev")) == []
+    os.mkfifo(tree / "usr/pipe")
+    with pytest.raises(ArchiveRefused, match="usr/pipe"):
+        import_directory(store, "other", (), tree, BOUNDS, ignore_progress)
+    (tree / "usr/pipe").unlink()
+    with pytest.raises(ArchiveRefused, match="most that was allowed"):
+        import_directory(store, "other", (), tree, Bounds(3, 100), ignore_progress)
+    assert [each.name for each in store.list()] == ["dir"]
