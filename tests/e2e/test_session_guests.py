@@ -233,6 +233,23 @@ def test_an_interrupt_during_an_await_is_told_where_it_waited(python: Guest) -> 
     assert ran.stderr.startswith(b'Traceback (most recent call last):\n  File "<step-1>"')
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import asyncio\nawait asyncio.sleep(0.01)\nprint('go', flush=True)\nwhile True: pass",
+        "import asyncio\nprint('go', flush=True)\nwhile True: await asyncio.sleep(0)",
+        "print('go', flush=True)\nimport re; re.match('(a+)+$', 'a' * 60 + 'b')",
+        "import threading\nprint('go', flush=True)\nthreading.Event().wait()",
+    ],
+    ids=["after an await", "a loop of awaits", "a pattern", "a lock"],
+)
+def test_python_heeds_an_interrupt_in_awaits_patterns_and_locks(python: Guest, code: str) -> None:
+    python.run("x = 41; file = open('/dev/null')")
+    for _ in range(2):
+        assert python.run(code, interrupt_at=GO).status == STOPPED
+    assert python.run("print(x + 1, repr(file.read()))").stdout == b"42 ''\n"
+
+
 def test_a_program_may_catch_the_interrupt(python: Guest) -> None:
     code = "try:\n    print('go', flush=True)\n    while True: pass\nexcept KeyboardInterrupt:\n    print('caught')"
     ran = python.run(code, interrupt_at=GO)
@@ -457,6 +474,56 @@ def test_a_listener_of_its_own_decides_what_an_interrupt_does(node: Guest) -> No
     code += "const long = setTimeout(() => {}, 1e6); setTimeout(() => console.log('go'), 20)"
     ran = node.run(code, interrupt_at=GO)
     assert (ran.status, ran.stdout) == (0, b"go\nown\n")
+
+
+GO_THEN = "console.log('go'); for (;;) {}"
+#: Loops that no listener of a signal gets a turn in, by where they were entered from.
+LOOPS = {
+    "after an await": f"await new Promise((r) => setTimeout(r, 5)); {GO_THEN}",
+    "a timer": f"setTimeout(() => {{ {GO_THEN} }}, 1)",
+    "one timer after another": f"for (const n of [1, 2, 3]) setTimeout(() => {{ {GO_THEN} }}, 1)",
+    "immediates": f"for (const n of [1, 2, 3]) setImmediate(() => {{ {GO_THEN} }})",
+    "a tick": f"process.nextTick(() => {{ {GO_THEN} }})",
+    "microtasks": "console.log('go'); (async () => { for (;;) await 0; })()",
+    "a file's callback": f"require('fs').readFile('/dev/null', () => {{ {GO_THEN} }})",
+    "a child's output": f"require('child_process').exec('echo').stdout.on('data', () => {{ {GO_THEN} }})",
+    "a local of its own": (
+        "new (require('async_hooks').AsyncLocalStorage)()"
+        f".run(1, () => setTimeout(async () => {{ await 0; {GO_THEN} }}))"
+    ),
+    "a handler of everything": (
+        "setTimeout(() => { console.log('go'); for (;;) try { for (;;); } catch {} finally { for (;;); } })"
+    ),
+    "a pattern": "setTimeout(() => { console.log('go'); /^(a+)+$/.test('a'.repeat(60) + 'b') })",
+    "a wait": ("setTimeout(() => { console.log('go'); Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0) })"),
+    "a promise that never settles": "console.log('go'); await new Promise(() => {})",
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_node_breaks_a_loop_wherever_it_was_entered_from(node: Guest, loop: str) -> None:
+    node.run("globalThis.x = 41; const file = require('fs').openSync('/dev/null'); let ticks = 0")
+    node.run("setInterval(() => { ticks += 1 }, 1).unref()")
+    for _ in range(2):
+        stopped = node.run(LOOPS[loop], interrupt_at=GO)
+        assert (stopped.status, stopped.stderr) == (STOPPED, b"")
+        assert set(stopped.stdout.splitlines()) == {b"go"}
+    # What was there is there, and node's own machinery goes on: timers old and new, promises, files, immediates.
+    ran = node.run(
+        "const since = ticks; await new Promise((done) => {\n"
+        "  const again = setInterval(() => ticks > since && done(clearInterval(again)), 1)\n"
+        "})\n"
+        "await new Promise(setImmediate); const text = await require('fs/promises').readFile('/dev/null', 'utf8')\n"
+        "require('fs').fstatSync(file)\n"
+        "console.log(x + 1, text.length, process.getActiveResourcesInfo().includes('Immediate'))"
+    )
+    assert (ran.status, ran.stdout, ran.stderr) == (0, b"42 0 false\n", b"")
+
+
+def test_a_loop_left_behind_by_a_step_costs_the_next_one_no_state(node: Guest) -> None:
+    node.run("globalThis.x = 41; setTimeout(() => { console.log('go'); for (;;); }, 1).unref()")
+    node.run("1", interrupt_at=GO)
+    assert node.run("console.log(x + 1)").stdout.endswith(b"42\n")
 
 
 # --- bash

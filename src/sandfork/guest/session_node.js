@@ -3,20 +3,20 @@
 // process is to last; from then on the event loop runs, also between steps.
 //
 // Code is evaluated in V8's REPL mode, which only the inspector offers: `let`, `const` and `class` stay and may be declared
-// again, and `await` works at top level. It runs inside of a script that SIGINT breaks. A step is over when its own
-// promise has settled and nothing that it began keeps node running but servers (see `isQuiet`).
+// again, and `await` works at top level. A step is over when its own promise has settled and nothing that it began keeps
+// node running but servers (see `isQuiet`).
+//
+// An interrupt is told to the event loop by native/breaker.c, which terminates what keeps the loop from turning.
 process.on('SIGINT', interrupt); // the first act: until then an interrupt ends the process
 const fs = require('fs');
 const inspector = require('inspector');
 const net = require('net');
 const path = require('path');
 const util = require('util');
-const vm = require('vm');
 const { Module } = require('module');
 const { Writable } = require('stream');
 
 const INTERRUPTED = 130;
-const BROKEN = 'ERR_SCRIPT_EXECUTION_INTERRUPTED';
 const IMPORT = '__sandfork_import';
 const MOST_RICH_BYTES = (8 << 20) - 1024;
 const POLL_MOST_MS = 50;
@@ -24,8 +24,14 @@ const FULL_PIPE_MS = 2;
 
 const hrtime = process.hrtime.bigint;
 const sources = new Map(); // the lines of every step, by its name
-const entry = new vm.Script('globalThis[Symbol.for("sandfork.enter")]()');
+const hooks = nodesHooks();
+// Shared with the breaker: whether code runs here that an interrupt must not break; the number of the step that runs; 1 more
+// than that of the step in which something was broken, until `heard` is called.
+const flags = new Uint32Array(3);
+const [OURS, STEP, BROKEN] = [0, 1, 2];
+const breaker = { exports: {} };
 let ctl;
+let next = null; // the RUN that is to begin
 let step = null; // the one that runs
 let count = 0;
 
@@ -61,7 +67,7 @@ function evaluate(code, name, settled) {
     return taken;
   };
   session.connect();
-  const expression = `${withImports(code)}\n//# sourceURL=${name}`;
+  const expression = `${code}\n//# sourceURL=${name}`;
   session.post('Runtime.evaluate', { expression, replMode: true }, (failure, answer) => {
     if (failure) return; // nobody waits any more
     const { exceptionDetails: thrown, result } = answer;
@@ -69,34 +75,6 @@ function evaluate(code, name, settled) {
     settled(take(result), Boolean(thrown), compiled ? null : [name, thrown.lineNumber + 1, thrown.columnNumber + 1]);
   });
   return () => session.disconnect();
-}
-
-// Evaluate, with all that follows at once, so that SIGINT breaks a loop in there. What is thrown in here, by a callback
-// that came at once or by the break, goes on to node as uncaught: only then it puts its own state in order.
-function evaluateBreakably(current, code, name) {
-  const key = Symbol.for('sandfork.enter');
-  hidden(globalThis, key, () => {
-    delete globalThis[key];
-    delete process.listenerCount;
-    current.forget = evaluate(code, name, (...came) => settle(current, ...came));
-    process._tickCallback();
-  });
-  // Where it sees listeners vm takes them away and puts them back after, whatever the program did with them meanwhile.
-  hidden(process, 'listenerCount', () => 0);
-  try {
-    entry.runInThisContext({ breakOnSigint: true, displayErrors: false });
-  } catch (error) {
-    if (error?.code === BROKEN) {
-      renewOutput();
-      current.broken = error;
-    }
-    throw error;
-  } finally {
-    // Listeners are not called any more: vm leaves the signal with its first action. And ours may have been removed.
-    const listeners = process.rawListeners('SIGINT').filter((listener) => listener !== interrupt);
-    process.removeAllListeners('SIGINT');
-    for (const listener of [interrupt, ...listeners]) process.on('SIGINT', listener);
-  }
 }
 
 const TOKEN = new RegExp(
@@ -185,7 +163,6 @@ function tell(error, place) {
 }
 
 function uncaught(error) {
-  if (step?.broken === error) return finish(step, INTERRUPTED);
   if (process.listenerCount('uncaughtException') > 1) return; // the program has its own
   tell(error);
   if (step) finish(step, 1);
@@ -234,7 +211,22 @@ function writeAll(fd, chunk) {
   }
 }
 
-function begin(run) {
+function begin() {
+  if (!next) return;
+  flags[OURS] = 1;
+  const run = next;
+  next = null;
+  try {
+    prepare(run);
+  } finally {
+    flags[OURS] = 0;
+  }
+  const current = step;
+  current.forget = evaluate(withImports(run.code.toString()), `<step-${count}>`, (...came) => settle(current, ...came));
+}
+
+function prepare(run) {
+  listenAgain();
   for (const pair of run.env) {
     const cut = pair.indexOf('=');
     process.env[pair.slice(0, cut)] = pair.slice(cut + 1);
@@ -244,16 +236,14 @@ function begin(run) {
   renewStdin(run.stdin);
   process.exitCode = undefined;
   if (!process.listeners('uncaughtException').includes(uncaught)) process.on('uncaughtException', uncaught);
-  step = { rich: run.rich, ready: hrtime(), before: active(), shown: Promise.resolve(), forget: () => {}, over: false, broken: null };
-  const name = `<step-${(count += 1)}>`;
-  const code = run.code.toString();
-  sources.set(name, code.split(/\r\n|[\n\r\u2028\u2029]/));
-  evaluateBreakably(step, code, name);
+  step = { rich: run.rich, ready: hrtime(), before: active(), shown: Promise.resolve(), forget: () => {}, status: null };
+  flags[STEP] = count += 1;
+  sources.set(`<step-${count}>`, run.code.toString().split(/\r\n|[\n\r\u2028\u2029]/));
 }
 
 // Take what came of the code.
 function settle(current, value, thrown, place) {
-  if (current !== step || current.over) return;
+  if (current !== step || current.status !== null) return;
   if (!thrown) return show(current, value);
   tell(value, place);
   finish(current, 1);
@@ -274,7 +264,7 @@ function show(current, value) {
   }
   let wait = 1;
   const look = () => {
-    if (current !== step || current.over) return;
+    if (current !== step || current.status !== null) return;
     if (isQuiet(current.before)) return finish(current, Number(process.exitCode ?? 0) & 0xff);
     setTimeout(look, wait).unref();
     wait = Math.min(wait * 2, POLL_MOST_MS);
@@ -310,23 +300,80 @@ function drained() {
   return Promise.all([flushed(process.stdout), flushed(process.stderr)]);
 }
 
-// Where the program listens itself, it is its word what an interrupt does.
-function interrupt() {
-  if (step && process.listenerCount('SIGINT') === 1) finish(step, INTERRUPTED);
+function finish(current, status) {
+  if (current !== step || current.status !== null || flags[BROKEN] === flags[STEP] + 1) return;
+  current.status = status;
+  current.forget();
+  drained().then(() => end(current));
 }
 
-function finish(current, status) {
-  if (current !== step || current.over) return;
-  current.over = true;
-  current.forget();
+function end(current) {
+  if (current !== step) return;
   const body = Buffer.alloc(24);
-  body.writeInt32LE(status, 0);
+  body.writeInt32LE(current.status, 0);
   body.writeBigUInt64LE(current.ready, 8);
   body.writeBigUInt64LE(hrtime(), 16);
-  drained().then(() => {
-    step = null;
-    send('E', body);
-  });
+  step = null;
+  flags[STEP] = 0;
+  send('E', body);
+}
+
+// --- interrupts
+
+// Where the program listens itself, it is its word what an interrupt does.
+function interrupt() {
+  if (step && process.listeners('SIGINT').every((listener) => listener === interrupt)) finish(step, INTERRUPTED);
+}
+
+function listenAgain() {
+  if (!process.listeners('SIGINT').includes(interrupt)) process.prependListener('SIGINT', interrupt);
+  breaker.exports.arm();
+}
+
+// Called from the event loop for an interrupt, too; `broke` tells whether something had to be terminated for it.
+function heard(broke) {
+  if (!broke) return;
+  const number = flags[BROKEN] - 1;
+  flags[BROKEN] = 0;
+  repair();
+  if (!step || number !== flags[STEP]) return;
+  step.forget();
+  step.status ??= INTERRUPTED;
+  end(step); // at once: what would tell of flushed output may have been terminated
+}
+
+// What is terminated does not clean up, node's own code around it included.
+function repair() {
+  hooks.clearAsyncIdStack();
+  renewOutput();
+  forgetLostImmediates();
+  if (next) setImmediate(begin); // it may have been among them
+}
+
+// Of a batch of immediates those after a terminated one are never run, and yet are waited for.
+function forgetLostImmediates() {
+  const last = setImmediate(() => {});
+  let lost = active().immediates;
+  for (let each = last; each; each = each._idlePrev) lost -= each.hasRef() ? 1 : 0;
+  for (; lost > 0; lost -= 1) clearImmediate(Object.create(last, { _idlePrev: { value: null, writable: true } }));
+  clearImmediate(last);
+}
+
+// Node's counts for async_hooks, without the warning that it is no public interface.
+function nodesHooks() {
+  const { noDeprecation } = process;
+  process.noDeprecation = true;
+  const found = process.binding('async_wrap');
+  if (noDeprecation === undefined) delete process.noDeprecation;
+  else process.noDeprecation = noDeprecation;
+  return found;
+}
+
+function watchForInterrupts() {
+  const beside = path.join(__dirname, 'breaker.so'); // in a sandbox; else as it is installed
+  process.dlopen(breaker, fs.existsSync(beside) ? beside : path.join(__dirname, '../native/bin/breaker.so'));
+  const field = (at) => hooks.async_hook_fields.subarray(at, at + 1);
+  breaker.exports.start(heard, flags, field(hooks.constants.kCheck), field(hooks.constants.kTotals));
 }
 
 // --- the session
@@ -351,17 +398,21 @@ exports.start = function (fd, first, parse) {
   let received = Buffer.alloc(0);
   hidden(Error, 'prepareStackTrace', withoutOurs);
   defineMain();
+  watchForInterrupts();
   ctl = new net.Socket({ fd, readable: true, writable: true });
   ctl.on('end', () => process.reallyExit(125));
   ctl.on('error', () => process.reallyExit(125));
   ctl.on('data', (data) => {
+    flags[OURS] = 1;
     received = Buffer.concat([received, data]);
     while (received.length >= 8 && received.length >= 8 + received.readUInt32LE(4)) {
       const end = 8 + received.readUInt32LE(4);
-      const run = parse(received.subarray(8, end));
+      next = parse(received.subarray(8, end));
       received = received.subarray(end);
-      setImmediate(begin, run); // after what a signal that is already here does, for it was not for this step
+      setImmediate(begin); // after what a signal that is already here does, for it was not for this step
     }
+    flags[OURS] = 0;
   });
-  begin(first);
+  next = first;
+  setImmediate(begin);
 };

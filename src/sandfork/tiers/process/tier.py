@@ -40,6 +40,7 @@ _KINDS = {TemplateKind.FORK: m.Kind.FORK, TemplateKind.PARK: m.Kind.PARK, Templa
 _INSIDE = "/run/sandfork"
 _PARK_SCRIPT = f"{_INSIDE}/park_node.js"
 _SCRIPTS = ("park_node.js", "session_node.js", "session.bash")  # seen in there as they are here
+_BREAKER = "breaker.so"  # which session_node.js loads
 _PARK_MAIN = "main.js"  # in the work directory; written when the program is known
 
 
@@ -180,7 +181,7 @@ class ProcessTier:
         """Return what of ours a reduced sandbox must be able to read."""
         packages = self._settings.guest_packages
         scripts = [self._settings.guest / name for name in _SCRIPTS]
-        return [*scripts, *([packages] if packages is not None else [])]
+        return [*scripts, self._settings.native / _BREAKER, *([packages] if packages is not None else [])]
 
     async def _build_root(self) -> None:
         if self._launched.reduced:
@@ -207,8 +208,9 @@ class ProcessTier:
 
     async def _make_root(self, number: int, source: Rooted) -> RootPolicy:
         assert self._warden is not None
-        scripts = {f"{_INSIDE}/{name}": (self._settings.guest / name).read_bytes() for name in _SCRIPTS}
-        root = plan_root(self._settings.guest_packages, scripts, source)
+        paths = (*(self._settings.guest / name for name in _SCRIPTS), self._settings.native / _BREAKER)
+        inside = {f"{_INSIDE}/{path.name}": path.read_bytes() for path in paths}
+        root = plan_root(self._settings.guest_packages, inside, source)
         with tempfile.TemporaryFile() as plan:
             plan.write(root.plan)
             plan.flush()
