@@ -11,7 +11,18 @@ from typing import Annotated
 
 import typer
 
-from sandfork import __version__, cli_bench, cli_config, cli_doctor, cli_keys, cli_lang, cli_rootfs, cli_run, cli_serve
+from sandfork import (
+    __version__,
+    cli_bench,
+    cli_config,
+    cli_doctor,
+    cli_keys,
+    cli_lang,
+    cli_rootfs,
+    cli_run,
+    cli_serve,
+    cli_snapshot,
+)
 from sandfork.cli_terms import err
 from sandfork.config import ConfigError
 from sandfork.errors import SandforkError
@@ -38,6 +49,7 @@ app.command(
 app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_lang.app, name="lang")
 app.add_typer(cli_rootfs.app, name="rootfs")
+app.add_typer(cli_snapshot.app, name="snapshot")
 app.command()(cli_config.config)
 
 

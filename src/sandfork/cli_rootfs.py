@@ -92,8 +92,14 @@ def from_dir(
 
 
 @app.command("list")
-def list_(config: ConfigFile = None) -> None:
+def list_(
+    config: ConfigFile = None,
+    remote: Annotated[bool, typer.Option("--remote", help="Those of the bucket.")] = False,
+) -> None:
     """List the images of the store and which languages run on them."""
+    if remote:
+        _list_remote(config)
+        return
     table = Table(
         "name", "languages", "files", "stored", "created", "digest", box=None, pad_edge=False, header_style="bold"
     )
@@ -182,3 +188,42 @@ def _bar(what: str) -> Iterator[Callable[[float, str], None]]:
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task(escape(what), total=100.0, now="")
         yield lambda percent, now: bar.update(task, completed=percent, now=escape(now))
+
+
+def _list_remote(config: Path | None) -> None:
+    from sandfork.images.state import Kind, RootfsState
+    from sandfork.serve_remote import open_remote, remote_states
+
+    table = Table("name", "languages", "stored", "created", "digest", "", box=None, pad_edge=False)
+    for each in remote_states(open_remote(settings(config).config), Kind.ROOTFS):
+        assert isinstance(each, RootfsState)
+        size = f"{each.size_bytes / 1e6:.1f} MB"
+        cells = (each.name, " ".join(each.languages), size, each.created, each.digest[:19])
+        table.add_row(*(escape(cell) for cell in cells), f"[red]{escape(each.making.error)}[/]")
+    out.print(table)
+
+
+@app.command()
+def push(name: Name, config: ConfigFile = None) -> None:
+    """Put an image into the bucket; a push that broke off goes on where it was."""
+    from sandfork.images.remote import Watch
+    from sandfork.serve_remote import open_remote, push_image
+
+    remote = open_remote(settings(config).config)
+    with _bar(f"pushing {name}") as tell:
+        push_image(_store(config), remote, name, Watch(lambda done, total: tell(100 * done / max(1, total), "")))
+    err.print(f"Pushed {name} to {remote.place}.", markup=False)
+
+
+@app.command()
+def pull(name: Name, config: ConfigFile = None) -> None:
+    """Fetch an image from the bucket; a pull that broke off goes on where it was."""
+    from sandfork.images.remote import Watch
+    from sandfork.serve_remote import open_remote, pull_image
+
+    loaded = settings(config).config
+    remote = open_remote(loaded)
+    with _bar(f"pulling {name}") as tell:
+        watch = Watch(lambda done, total: tell(100 * done / max(1, total), ""))
+        pull_image(_store(config), remote, name, watch, loaded.images.max_size_mb << 20)
+    err.print(f"Pulled {name} from {remote.place}.", markup=False)

@@ -10,6 +10,8 @@
     │   │   └── WrongLanguage
     │   ├── FileNotInSandbox
     │   ├── DiskFull
+    │   ├── SnapshotNotFound
+    │   ├── SnapshotConflict
     │   ├── Forbidden        a ceiling of the server or of the key
     │   └── NotSupported     a documented feature that this server does not have
     ├── AccessError
@@ -24,7 +26,9 @@
     │   ├── ImageCorrupt
     │   ├── ArchiveRefused
     │   ├── BuildFailed
-    │   └── StoreUnusable
+    │   ├── StoreUnusable
+    │   ├── RemoteFailed
+    │   └── NotInBucket
     └── TierError            the machinery failed
         ├── TemplateFailed
         ├── ForkFailed
@@ -131,6 +135,18 @@ class DiskFull(CallerError):
     code = "disk_full"
 
 
+class SnapshotNotFound(CallerError):
+    """No snapshot of that name is there."""
+
+    code = "snapshot_not_found"
+
+
+class SnapshotConflict(CallerError):
+    """The snapshot cannot be used as it is; the message says what changed and what to do."""
+
+    code = "snapshot_conflict"
+
+
 class Forbidden(CallerError):
     """The request asks for more than a ceiling of the server or the key allows; the message names it."""
 
@@ -223,6 +239,18 @@ class StoreUnusable(ImageError):
     """The store of images cannot be read or written; the message says what to do."""
 
     code = "store_unusable"
+
+
+class RemoteFailed(ImageError):
+    """A bucket cannot be used, or what it holds is not what it should be; the message says what to do."""
+
+    code = "remote_failed"
+
+
+class NotInBucket(ImageError):
+    """The bucket does not hold that."""
+
+    code = "not_in_bucket"
 
 
 class TierError(SandforkError):

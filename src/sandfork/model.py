@@ -224,6 +224,7 @@ class ExecRequest:
     network: str = "none"
     isolation: str | None = None
     template: str | None = None
+    snapshot: str | None = None
     session: SessionUse | None = None
     collect: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()

@@ -42,11 +42,13 @@ from sandfork.http.log import ExecutionLog
 from sandfork.languages.catalogue import Catalogue
 from sandfork.metrics import Metrics
 from sandfork.model import Caller, ExecPlan, ExecResult, Limits
+from sandfork.serve_builder import Builder, start_builder
 from sandfork.serve_engine import build_engine, choose_languages, language_states, load_catalogue, pool_targets
 from sandfork.serve_http import build_server, stop_on_signals
 from sandfork.serve_listen import is_loopback, listen
 from sandfork.serve_log import LineWriter, set_up_logging
 from sandfork.serve_refusal import Refused
+from sandfork.serve_shelf import images_directory, keep_images
 from sandfork.serve_tier import open_tier, unenforced
 from sandfork.tiers.base import Tier
 from sandfork.tiers.process import ProcessTier
@@ -70,6 +72,8 @@ class Service:
     dialects: tuple[Dialect, ...]
     socket: socket.socket
     lines: LineWriter
+    builder: Builder
+    images: Path
 
     @property
     def address(self) -> tuple[str, int]:
@@ -98,7 +102,12 @@ def serve(loaded: Loaded, *, tier: str, announce: Announce) -> None:
     lines = set_up_logging(config.server.log_level)
     raise_open_files()
     sock = listen(config.server.host, config.port)
-    service = Service(config, keys, catalogue, open_tier(config, catalogue, tier), dialects, sock, lines)
+    # Both are root's to start, if this is root; after the tier it is not any more.
+    images = images_directory(config)
+    builder = start_builder(config, images)
+    service = Service(
+        config, keys, catalogue, open_tier(config, catalogue, tier), dialects, sock, lines, builder, images
+    )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, suppress(asyncio.CancelledError):
         runner.run(_run(service, announce))
 
@@ -210,6 +219,8 @@ async def _run(service: Service, announce: Announce) -> None:
         execution_log = ExecutionLog(service.lines.write, time.time) if log.isEnabledFor(logging.INFO) else None
         engine = build_engine(service.config, service.catalogue, service.tier, _observe(metrics, execution_log))
         metrics.watch(engine.statistics)
+        service.builder.attach(loop)
+        keep_images(service.config, service.catalogue, engine, service.builder, service.images)
         try:
             await engine.start()
             _tell_templates(engine)
@@ -221,6 +232,7 @@ async def _run(service: Service, announce: Announce) -> None:
             await engine.close()
     finally:
         service.lines.defer_on(None)
+        await service.builder.close()
         await service.tier.close()
 
 

@@ -24,10 +24,12 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from sandfork.access import Access, AccessSettings
 from sandfork.dialects import load_dialects, zeroboot
 from sandfork.engine.engine import Engine, EngineSettings
+from sandfork.engine.images import ImageBounds
 from sandfork.engine.sessions import SessionSettings
 from sandfork.http.app import build_app
 from sandfork.http.endpoints import HttpSettings
 from sandfork.http.openapi import Spoken, openapi_document, told_path
+from sandfork.images.state import Kind
 from sandfork.languages.catalogue import Catalogue
 from sandfork.metrics import Metrics
 from sandfork.serve_engine import language_states
@@ -35,11 +37,14 @@ from sandfork.serve_http import build_server
 from sandfork.tiers.fake import FakeTier
 from tests.support.asgi import Client
 from tests.support.clock import in_virtual_time
+from tests.support.kept_images import MemoryImages
 from tests.support.stub_engine import stub_app
 
 STARTED_WITHIN_S = 20.0
 #: All requests come from one address, and nobody ends the sessions they make.
 ENGINE_SETTINGS = EngineSettings(sessions=SessionSettings(most=10_000, most_of_one=10_000))
+#: What the document allows, so that what is refused is refused for what no schema can say.
+IMAGE_BOUNDS = ImageBounds(size_mb=1 << 24, mem_mb=1 << 24, vcpus=1024, snapshots=10_000, under_way=10_000)
 
 
 async def serve(listener: socket.socket, started: threading.Event, stop: threading.Event) -> None:
@@ -51,6 +56,9 @@ async def serve(listener: socket.socket, started: threading.Event, stop: threadi
     metrics.watch(engine.statistics)
     access = Access(AccessSettings(), clock=time.monotonic)
     await engine.start()
+    images = MemoryImages()
+    images.bucket = {Kind.ROOTFS: (), Kind.SNAPSHOT: ()}
+    engine.keep_images(images.desk(engine.execute, IMAGE_BOUNDS), images.recall())
     settings = HttpSettings(version="1", languages=language_states(catalogue), quotas={"faber": ()})
     server = build_server(build_app(settings, engine, access, metrics, load_dialects()), send_s=1.0)
     server.on_started = started.set
@@ -89,7 +97,7 @@ OPERATIONS = [
 #: Fields that are refused for what no schema can say: paths that fit together, templates of that language, sizes that
 #: are too small, a part of the query that must be there, names that cannot be printed.
 UNSAID = re.compile(
-    r"\b(files|collect|template|path|query|outputPaths|workdir|memoryLimit|sandboxSize|tmpSize|session)\b"
+    r"\b(files|collect|template|path|query|outputPaths|workdir|memoryLimit|sandboxSize|tmpSize|session|snapshot|remote|name)\b"
 )
 
 

@@ -35,6 +35,7 @@ from sandfork.model import (
 )
 from sandfork.tiers.base import OutputSink
 from tests.support.clock import virtual_loop
+from tests.support.kept_images import MemoryImages
 from tests.support.stub_sessions import StubSessions, StubTasks
 
 RESULT = ExecResult(
@@ -171,6 +172,8 @@ class StubEngine:
         self.cancelled = 0
         self.sessions = StubSessions(now)
         self.tasks = StubTasks(self.execute, now)
+        self.kept = MemoryImages()
+        self.images = self.kept.desk(self.execute)
 
     async def execute(
         self, request: ExecRequest, caller: Caller, sink: OutputSink | None = None, on_start: OnStart | None = None
@@ -229,6 +232,7 @@ class StubEngine:
         """End every task and terminal."""
         await self.tasks.close()
         self.sessions.close()
+        await self.images.close()
 
 
 def stub_app(

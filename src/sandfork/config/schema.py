@@ -279,6 +279,38 @@ class Images:
         "goes on with the images that it started with.",
     )
     host: tuple[str, ...] = setting((), "Languages that run on the host's files although there is an image for them.")
+    max_size_mb: int = setting(16_384, "Largest image that may be asked for, in MiB of files.", low=16, high=1 << 24)
+    max_snapshots: int = setting(256, "Snapshots at one time.", low=0, high=10_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """The bucket of an S3 server from which images and snapshots come, and to which they go."""
+
+    bucket: str = setting("", "Name of the bucket; empty is none.")
+    prefix: str = setting("", "What the names of all objects begin with, so that others can use the bucket too.")
+    endpoint: str = setting(
+        "", "Address of the server, such as `https://minio.example:9000`; empty is Amazon's of the region."
+    )
+    region: str = setting("", "Region of the bucket; empty is that of the AWS configuration.")
+    access_key: str = setting(
+        "",
+        "Access key. Without one, what the AWS tools use: `AWS_ACCESS_KEY_ID` and its like, `~/.aws`, the role of the "
+        "machine.",
+    )
+    secret_key: str = setting(
+        "",
+        "Secret key of the access key; never shown. Better in the environment than in a file that others read.",
+    )
+    connect_s: float = setting(5.0, "Seconds in which the server must take a connection.", low=0.1, high=300)
+    read_s: float = setting(30.0, "Seconds in which it must send something.", low=0.1, high=3600)
+    tries: int = setting(3, "How often a request is made that fails for no fault of its own.", low=1, high=20)
+    part_bytes: int = setting(
+        8 * MIB,
+        "Size of the parts in which an image is sent: what is sent again after a break, and the memory that takes.",
+        low=5 * MIB,
+        high=GIB,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +327,7 @@ class Config:
     process: Process = field(default_factory=Process)
     languages: Languages = field(default_factory=Languages)
     images: Images = field(default_factory=Images)
+    remote: Remote = field(default_factory=Remote)
 
     @property
     def port(self) -> int:

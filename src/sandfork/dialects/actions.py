@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from sandfork.dialects.base import Ask
+from sandfork.images.state import Kind
 from sandfork.model import ExecRequest, SessionSpec, TerminalSpec
 
 
@@ -126,6 +127,43 @@ class CloseTerminal(msgspec.Struct, frozen=True):
     name: str
 
 
+class ListImages(msgspec.Struct, frozen=True):
+    """Comes to a sequence of ImageState of that kind: this machine's, or the bucket's."""
+
+    kind: Kind
+    remote: bool = False
+
+
+class ReadImage(msgspec.Struct, frozen=True):
+    """Comes to an ImageState."""
+
+    kind: Kind
+    name: str
+
+
+class DeleteImage(msgspec.Struct, frozen=True):
+    """Take an image's or a snapshot's name away. Comes to None."""
+
+    kind: Kind
+    name: str
+
+
+class CreateRootfs(msgspec.Struct, frozen=True):
+    """Have an image made, or join who has it made already. Comes to None, as soon as that has begun."""
+
+    language: str
+    size_mb: int
+
+
+class CreateSnapshot(msgspec.Struct, frozen=True):
+    """Have a snapshot made, called as its language without a `name`. Comes to None, as soon as that has begun."""
+
+    name: str
+    language: str
+    mem_mb: int
+    vcpus: int
+
+
 Action = (
     CreateSession
     | ReadSession
@@ -143,6 +181,11 @@ Action = (
     | ListTerminals
     | ResizeTerminal
     | CloseTerminal
+    | ListImages
+    | ReadImage
+    | DeleteImage
+    | CreateRootfs
+    | CreateSnapshot
 )
 """What can be asked of the engine but an execution."""
 

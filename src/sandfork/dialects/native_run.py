@@ -69,6 +69,7 @@ def request_of(body: ProgramBody, bounds: Bounds, session: str | None, within: s
         network=body.network,
         isolation=body.isolation,
         template=body.template,
+        snapshot=body.snapshot,
         session=None if session is None else SessionUse(SPACE, session, fresh=body.fresh),
         collect=tuple(body.collect),
         packages=tuple(body.packages),

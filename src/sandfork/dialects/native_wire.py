@@ -72,6 +72,7 @@ class ProgramBody(msgspec.Struct, frozen=True):
         Isolation | None, Meta(description="The least wanted.", extra_json_schema={"x-only": ["process", None]})
     ] = None
     template: Annotated[str | None, Meta(description="The template to fork, instead of the one chosen.")] = None
+    snapshot: Annotated[str | None, Meta(description="The snapshot to run from, with its limits.")] = None
     fresh: Annotated[
         bool, Meta(description="In a session: a process of its own, as a plain run; only the files are the session's.")
     ] = False

@@ -16,12 +16,16 @@ from sandfork.errors import (
     FileNotInSandbox,
     FileTooLarge,
     Forbidden,
+    ImageError,
+    NotInBucket,
     NotSupported,
     PayloadTooLarge,
     RateLimited,
     SandforkError,
     SessionConflict,
     SessionNotFound,
+    SnapshotConflict,
+    SnapshotNotFound,
     TierError,
     TierUnavailable,
     Unauthenticated,
@@ -100,6 +104,9 @@ STATUSES: tuple[tuple[type[SandforkError], int], ...] = (
     (SessionNotFound, 404),
     (SessionConflict, 409),
     (FileNotInSandbox, 404),
+    (SnapshotNotFound, 404),
+    (SnapshotConflict, 409),
+    (NotInBucket, 404),
     (PayloadTooLarge, 413),
     (FileTooLarge, 413),
     (DiskFull, 413),
@@ -139,7 +146,7 @@ def error_headers(error: SandforkError) -> tuple[tuple[bytes, bytes], ...]:
 
 def public_message(error: SandforkError) -> str:
     """Return what a caller may read of an error: the whole message of its own faults, less of ours."""
-    if isinstance(error, CallerError | CapacityError) or status_of(error) in (401, 429):
+    if isinstance(error, CallerError | CapacityError | ImageError) or status_of(error) in (401, 429):
         return error.message
     return f"the sandbox could not be used ({error.code})" if error.code != "internal" else "internal error"
 

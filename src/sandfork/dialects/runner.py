@@ -1,17 +1,17 @@
-"""Runner's API: languages, execute, and the lists of images and snapshots.
+"""Runner's API: languages and execute.
 
 What its document leaves open: a run that times out is 200 with exit code 124, and `Execution timed out` ends its
 stderr; durations are milliseconds with at most two decimals; a timeout above the server's maximum is lowered to it; an
 unknown language is 404 where the path names it and 400 where the body does. It asks for no key itself, and here for one
 where the server has any.
 
-This server makes neither images nor snapshots: the lists are empty, and asking for one to be made is refused.
+Images and snapshots are in `runner_images`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -30,17 +30,15 @@ from sandfork.dialects.base import (
     QueryRoute,
     RawRequest,
     Reply,
-    Route,
     ServiceHealth,
 )
 from sandfork.dialects.fields import check_code, decode_body, milliseconds, shown, text, with_last_line
 from sandfork.dialects.refusals import NoSuchLanguage, error_headers, public_message, status_of
-from sandfork.errors import InvalidRequest, NotSupported, SandforkError, UnknownLanguage
+from sandfork.dialects.runner_images import ROUTES, public_name
+from sandfork.errors import InvalidRequest, SandforkError, UnknownLanguage
 from sandfork.model import ExecRequest, ExecResult, LimitsOverride, Outcome, Snippet
 
 TIMED_OUT = 124
-NAMES = {"node": "nodejs"}
-"""What this API calls a language, where the catalogue calls it otherwise."""
 
 
 class ExecBody(msgspec.Struct, frozen=True):
@@ -49,6 +47,7 @@ class ExecBody(msgspec.Struct, frozen=True):
     language: Annotated[str, Meta(description="Programming language.", extra_json_schema=LANGUAGE)]
     code: Annotated[str, Meta(description="Source code to execute.")]
     timeout: Annotated[int, Meta(ge=1, description="Seconds; lowered to the server's maximum.")] = 30
+    snapshot: Annotated[str | None, Meta(description="The snapshot to run from, with its limits.")] = None
 
 
 class ExecReply(msgspec.Struct, frozen=True):
@@ -93,24 +92,6 @@ class LanguageDetails(LanguageReply, frozen=True):
     image_size: int | None
 
 
-class RootfsReply(msgspec.Struct, frozen=True):
-    """Root file system images."""
-
-    rootfs: list[str]
-
-
-class SnapshotsReply(msgspec.Struct, frozen=True):
-    """Snapshots."""
-
-    snapshots: list[str]
-
-
-class BuildBody(msgspec.Struct, frozen=True):
-    """An image or a snapshot to make."""
-
-    language: str
-
-
 class ErrorReply(msgspec.Struct, frozen=True):
     """Why a request was refused."""
 
@@ -118,7 +99,6 @@ class ErrorReply(msgspec.Struct, frozen=True):
 
 
 _exec_body = msgspec.json.Decoder(ExecBody)
-_build_body = msgspec.json.Decoder(BuildBody)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -129,7 +109,13 @@ def parse_exec(raw: RawRequest, bounds: Bounds) -> Ask:
         raise InvalidRequest("language", "is required")
     code = check_code(body.code, "code", bounds.max_code_bytes)
     wall_s = float(min(body.timeout, bounds.max_wall_s))
-    return Ask((ExecRequest(program=Snippet(body.language, code), limits=LimitsOverride(wall_s=wall_s)),))
+    return Ask(
+        (
+            ExecRequest(
+                program=Snippet(body.language, code), limits=LimitsOverride(wall_s=wall_s), snapshot=body.snapshot
+            ),
+        )
+    )
 
 
 def render_exec(ask: Ask, answers: Sequence[Answer], request_id: str) -> Reply:
@@ -158,7 +144,7 @@ def duration(seconds: float) -> str:
 def render_languages(raw: RawRequest, languages: Sequence[LanguageState]) -> Reply:
     """List the languages."""
     listed = [
-        LanguageReply(public_name(each), each.extension, each.runnable, list(other_names(each)), each.version)
+        LanguageReply(public_name(each.name), each.extension, each.runnable, list(other_names(each)), each.version)
         for each in languages
     ]
     return Reply(_encode(LanguagesReply(listed, sum(each.installed for each in listed))))
@@ -176,7 +162,7 @@ def select_language(raw: RawRequest, languages: Sequence[LanguageState]) -> Lang
 def render_language(language: LanguageState) -> Reply:
     """Tell one language; there are no images yet, so there is no size."""
     details = LanguageDetails(
-        public_name(language),
+        public_name(language.name),
         language.extension,
         language.runnable,
         list(other_names(language)),
@@ -188,41 +174,9 @@ def render_language(language: LanguageState) -> Reply:
     return Reply(_encode(details))
 
 
-def public_name(language: LanguageState) -> str:
-    """Return what this API calls a language."""
-    return NAMES.get(language.name, language.name)
-
-
 def other_names(language: LanguageState) -> list[str]:
     """Return what else it may be called."""
-    return [name for name in (language.name, *language.aliases) if name != public_name(language)]
-
-
-def render_no_rootfs(raw: RawRequest, languages: Sequence[LanguageState]) -> Reply:
-    """List no images, neither local nor remote ones."""
-    return Reply(_encode(RootfsReply([])))
-
-
-def render_no_snapshots(raw: RawRequest, languages: Sequence[LanguageState]) -> Reply:
-    """List no snapshots, neither local nor remote ones."""
-    return Reply(_encode(SnapshotsReply([])))
-
-
-def refuse_rootfs(raw: RawRequest, languages: Sequence[LanguageState]) -> Reply:
-    """Refuse to make an image. *Raises* NotSupported, and InvalidRequest or UnknownLanguage before."""
-    _refuse_build(raw, languages, "rootfs images are not built on this server: programs see its own /usr, read-only")
-
-
-def refuse_snapshot(raw: RawRequest, languages: Sequence[LanguageState]) -> Reply:
-    """Refuse to make a snapshot. *Raises* NotSupported, and InvalidRequest or UnknownLanguage before."""
-    _refuse_build(raw, languages, "snapshots are not made on this server: every run is forked from a warm template")
-
-
-def _refuse_build(raw: RawRequest, languages: Sequence[LanguageState], reason: str) -> NoReturn:
-    name = decode_body(_build_body, raw.body).language
-    if not any(name in (each.name, *each.aliases) for each in languages):
-        raise UnknownLanguage(name)
-    raise NotSupported(reason)
+    return [name for name in (language.name, *language.aliases) if name != public_name(language.name)]
 
 
 def render_health(health: ServiceHealth) -> Reply:
@@ -249,30 +203,6 @@ _EXEC_EXAMPLES = (
     Example("A sum", b'{"language": "python", "code": "print(sum(range(100)))"}'),
     Example("JavaScript", b'{"language": "nodejs", "code": "console.log(Array.from({length:10},(_,i)=>i*i))"}'),
 )
-
-
-def _build_routes() -> tuple[Route, ...]:
-    lists: list[Route] = []
-    kinds = (
-        ("/api/v1/rootfs", "rootfs", RootfsReply, render_no_rootfs, refuse_rootfs),
-        ("/api/v1/snapshots", "snapshot", SnapshotsReply, render_no_snapshots, refuse_snapshot),
-    )
-    for path, what, reply_type, render, refuse in kinds:
-        lists.append(
-            QueryRoute(path=path, summary=f"List {what} images", render=render, reply_type=reply_type, at_root=True)
-        )
-        lists.append(
-            QueryRoute(
-                method="POST",
-                path=path,
-                summary=f"Create a {what} image",
-                render=refuse,
-                body_type=BuildBody,
-                at_root=True,
-                documented=False,
-            )
-        )
-    return tuple(lists)
 
 
 DIALECT = Dialect(
@@ -306,7 +236,7 @@ DIALECT = Dialect(
             reply_type=LanguageDetails,
             at_root=True,
         ),
-        *_build_routes(),
+        *ROUTES,
         HealthRoute(
             path="/health",
             summary="Health check",

@@ -21,13 +21,15 @@ from sandfork.engine.desk import SessionDesk
 from sandfork.engine.disposal import Disposal
 from sandfork.engine.execution import Execution, never_began
 from sandfork.engine.ids import mint_exec_id
+from sandfork.engine.images import ImageDesk
 from sandfork.engine.plan import Planner
 from sandfork.engine.policy import LimitPolicy
 from sandfork.engine.pool import Pool, PoolSettings, PoolStatistics
+from sandfork.engine.recall import Recall
 from sandfork.engine.session import Session
 from sandfork.engine.sessions import SessionSettings
 from sandfork.engine.tasks import Tasks, TaskSettings
-from sandfork.errors import Draining, FileNotInSandbox, SandforkError, TemplateFailed, TierError
+from sandfork.errors import Draining, FileNotInSandbox, NotSupported, SandforkError, TemplateFailed, TierError
 from sandfork.languages.catalogue import COMMAND, Catalogue
 from sandfork.model import Caller, ExecPlan, ExecRequest, ExecResult, TemplateHealth
 from sandfork.tiers.base import Collected, OutputSink, Sandbox, Tier
@@ -115,6 +117,8 @@ class Engine:
         self._compiler = Compiler(self._pool, self._disposal, self._settings.compiler)
         self._executions: set[Execution] = set()
         self.sessions = SessionDesk(self._pool, self._planner, self._disposal, self._settings.sessions, now)
+        self.images: ImageDesk | None = None
+        self._recall: Recall | None = None
         self.tasks = Tasks(self.execute, self._plan, self._settings.tasks, now)
 
     async def start(self) -> None:
@@ -148,7 +152,15 @@ class Engine:
         self._observe(caller, plan, result)
         return result
 
+    def keep_images(self, images: ImageDesk, recall: Recall) -> None:
+        """Have images and snapshots from now on; both are made over this engine."""
+        self.images, self._recall = images, recall
+
     def _plan(self, request: ExecRequest, caller: Caller) -> ExecPlan:
+        if request.snapshot is not None:
+            if self._recall is None:
+                raise NotSupported("snapshot: this server keeps no snapshots")
+            request = self._recall.apply(request)
         spoken = None if request.session is None else self.sessions.language(request.session, caller)
         return self._planner.plan(mint_exec_id(), request, caller, self._pool.unavailable, spoken)
 
@@ -195,6 +207,8 @@ class Engine:
     async def close(self) -> None:
         """Stop what still runs and destroy every sandbox."""
         await self.drain(0)
+        if self.images is not None:
+            await self.images.close()
         await self.tasks.close()
         await self.sessions.close()
         await self._pool.close()

@@ -12,16 +12,21 @@ from urllib.parse import quote
 from sandfork.dialects.actions import (
     Action,
     CloseTerminal,
+    CreateRootfs,
     CreateSession,
+    CreateSnapshot,
     DeleteFile,
+    DeleteImage,
     DeleteSession,
     FileReply,
     InterruptSession,
     ListFiles,
+    ListImages,
     ListSessions,
     ListTerminals,
     OpenTerminal,
     ReadFile,
+    ReadImage,
     ReadSession,
     ReadTask,
     ReadTerminal,
@@ -30,7 +35,7 @@ from sandfork.dialects.actions import (
     WriteFile,
 )
 from sandfork.dialects.base import JSON, ActionRoute, Dialect, Reply
-from sandfork.errors import FileNotInSandbox, SessionNotFound
+from sandfork.errors import FileNotInSandbox, NotSupported, SessionNotFound
 from sandfork.http.endpoints import DialectEndpoint, Service
 from sandfork.http.exchange import Exchange
 from sandfork.http.forms import Form, Room
@@ -48,6 +53,7 @@ class Doing:
     def __init__(self, engine: ExecutionEngine, space: str, caller: Caller, content: AsyncIterable[bytes]) -> None:
         self._sessions = engine.sessions
         self._tasks = engine.tasks
+        self._images = engine.images
         self._space = space
         self._caller = caller
         self._content = content
@@ -58,6 +64,8 @@ class Doing:
             return await self._perform_on_files(action)
         if isinstance(action, OpenTerminal | ReadTerminal | ListTerminals | ResizeTerminal | CloseTerminal):
             return await self._perform_on_terminals(action)
+        if isinstance(action, ListImages | ReadImage | DeleteImage | CreateRootfs | CreateSnapshot):
+            return await self._perform_on_images(action)
         match action:
             case CreateSession():
                 name = action.name or secrets.token_hex(16)
@@ -112,6 +120,23 @@ class Doing:
                 return self._sessions.terminal(key, action.name)
             case CloseTerminal():
                 return await self._sessions.close_terminal(key, action.name)
+
+    async def _perform_on_images(
+        self, action: ListImages | ReadImage | DeleteImage | CreateRootfs | CreateSnapshot
+    ) -> Any:
+        if self._images is None:
+            raise NotSupported("this server makes and keeps no images and no snapshots")
+        match action:
+            case ListImages():
+                return await self._images.list(action.kind, remote=action.remote)
+            case ReadImage():
+                return await self._images.read(action.kind, action.name)
+            case DeleteImage():
+                return await self._images.remove(action.kind, action.name)
+            case CreateRootfs():
+                return self._images.build(action.language, action.size_mb)
+            case CreateSnapshot():
+                return self._images.snapshot(action.name, action.language, action.mem_mb, action.vcpus)
 
 
 async def _once(content: bytes) -> AsyncIterator[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from typing import Protocol
 
+from sandfork.images.state import ImageState, Kind
 from sandfork.model import (
     Caller,
     ExecRequest,
@@ -66,6 +67,11 @@ class ExecutionEngine(Protocol):
     @property
     def tasks(self) -> Tasks:
         """Executions that nobody waits for."""
+        ...
+
+    @property
+    def images(self) -> Images | None:
+        """Images and snapshots; None where none are made and kept."""
         ...
 
 
@@ -163,6 +169,30 @@ class Tasks(Protocol):
 
     def read(self, task_id: str, caller: Caller) -> TaskState:
         """Return what came of it so far. *Raises* SessionNotFound for one that is not the caller's."""
+        ...
+
+
+class Images(Protocol):
+    """Root file system images and snapshots. Every method *Raises* SandforkError."""
+
+    async def list(self, kind: Kind, *, remote: bool = False) -> Sequence[ImageState]:
+        """Return all by name: this machine's, with those being made, or the bucket's."""
+        ...
+
+    async def read(self, kind: Kind, name: str) -> ImageState:
+        """Return one of this machine's."""
+        ...
+
+    async def remove(self, kind: Kind, name: str) -> None:
+        """Take a name away."""
+        ...
+
+    def build(self, language: str, size_mb: int) -> None:
+        """Have the image of a language made."""
+        ...
+
+    def snapshot(self, name: str, language: str, mem_mb: int, vcpus: int) -> None:
+        """Have a snapshot made."""
         ...
 
 

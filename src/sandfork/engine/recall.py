@@ -1,0 +1,70 @@
+"""A request that names a snapshot, turned into one that says what the snapshot stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from sandfork.errors import Forbidden, InvalidRequest, SnapshotConflict
+from sandfork.images.snapshots import Pins, Snapshot
+from sandfork.languages.catalogue import Catalogue
+from sandfork.model import ExecRequest, LimitsOverride, Snippet
+
+
+class Recall:
+    """Knows the snapshots and what this server has of what they were made of."""
+
+    def __init__(self, catalogue: Catalogue, find: Callable[[str], Snapshot], default_wall_s: float) -> None:
+        """`find` *Raises* SnapshotNotFound."""
+        self._catalogue = catalogue
+        self._find = find
+        self._default_wall_s = default_wall_s
+        self._pins = Pins()
+
+    def apply(self, request: ExecRequest) -> ExecRequest:
+        """Return the request under the limits of its snapshot and in the snapshot's template.
+
+        *Raises* SnapshotNotFound, InvalidRequest, Forbidden (the request names more than the snapshot gives),
+        SnapshotConflict (what the snapshot was made of has changed).
+        """
+        assert request.snapshot is not None
+        if request.session is not None:
+            raise InvalidRequest("snapshot", "a session is not made from a snapshot: its sandbox is there already")
+        program = request.program
+        if not isinstance(program, Snippet):
+            raise InvalidRequest("snapshot", "a command runs in no language's template")
+        snapshot = self._find(request.snapshot)
+        language = self._catalogue.find(snapshot.language)
+        if language is None:
+            raise SnapshotConflict(f"snapshot {snapshot.name!r} is of {snapshot.language}, which is not on this server")
+        if program.language and self._catalogue.find(program.language) is not language:
+            raise InvalidRequest("language", f"snapshot {snapshot.name!r} is of {snapshot.language}")
+        if language.template_named(snapshot.template) is None:
+            raise SnapshotConflict(
+                f"snapshot {snapshot.name!r} is of template {snapshot.template}, which {language.name} has no more: "
+                "create it again"
+            )
+        if (path := self._pins.changed(snapshot.pins)) is not None:
+            raise SnapshotConflict(
+                f"snapshot {snapshot.name!r} was made with another {path} than this server has: create it again"
+            )
+        if request.template not in (None, snapshot.template):
+            raise InvalidRequest("template", f"snapshot {snapshot.name!r} is of {snapshot.template}")
+        return replace(
+            request,
+            program=replace(program, language=language.name),
+            template=snapshot.template,
+            limits=self._lower(request.limits, snapshot),
+        )
+
+    def _lower(self, asked: LimitsOverride, snapshot: Snapshot) -> LimitsOverride:
+        """Return the limits: the snapshot's memory, and the processor time of its processors in the wall time."""
+        memory = asked.memory_bytes
+        if isinstance(memory, int) and memory > snapshot.mem_bytes:
+            raise Forbidden(
+                f"limits.memory_bytes: {memory} is above the {snapshot.mem_bytes} of snapshot {snapshot.name!r}"
+            )
+        cpu_s = snapshot.vcpus * (asked.wall_s or self._default_wall_s)
+        if isinstance(asked.cpu_s, int | float) and asked.cpu_s < cpu_s:
+            cpu_s = asked.cpu_s
+        return replace(asked, memory_bytes=memory or snapshot.mem_bytes, cpu_s=cpu_s)

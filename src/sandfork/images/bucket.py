@@ -1,0 +1,285 @@
+"""A bucket of any S3-compatible server, and what its refusals mean to whoever runs the service.
+
+Blocking: whoever has an event loop calls from a thread. One request at a time, each with a deadline of its own, so that
+a `Bucket` takes the memory of one part. boto3 is imported with the first bucket: a service that has none does without.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sandfork.errors import NotInBucket, RemoteFailed
+
+CHUNK_BYTES = 1 << 20
+_WRONG_KEYS = {
+    "InvalidAccessKeyId": "does not know the access key",
+    "SignatureDoesNotMatch": "refuses the secret key",
+    "InvalidClientTokenId": "does not know the access key",
+    "ExpiredToken": "says that the credentials have expired",
+    "TokenRefreshRequired": "says that the credentials have expired",
+    "RequestTimeTooSkewed": "says that this machine's clock is wrong",
+    "AccessDenied": "does not let these credentials do that",
+    "AccountProblem": "does not let these credentials do that",
+    "403": "refuses the credentials, or does not let them do that",
+}
+_NOTHING_THERE = {"404", "NoSuchKey", "NotFound", "NoSuchUpload"}
+
+
+@dataclass(frozen=True, slots=True)
+class BucketSettings:
+    """Where a bucket is, and as whom to use it; "" leaves it to the AWS configuration of this machine.
+
+    `connect_s` and `read_s` are the deadlines of one request, `tries` how often one that failed for no fault of its own
+    is made in all, `page` how many objects one answer lists.
+    """
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str = ""
+    region: str = ""
+    access_key: str = ""
+    secret_key: str = ""
+    connect_s: float = 5.0
+    read_s: float = 30.0
+    tries: int = 3
+    page: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An object as the server lists it; `tag` is its ETag without quotes, `changed_s` Unix time."""
+
+    key: str
+    size_bytes: int
+    tag: str
+    changed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of an upload that the server has."""
+
+    number: int
+    size_bytes: int
+    tag: str
+
+
+class Bucket:
+    """Reads and writes objects. Keys are without the configured prefix. Every method *Raises* RemoteFailed."""
+
+    def __init__(self, settings: BucketSettings) -> None:
+        self._settings = settings
+        self._prefix = f"{settings.prefix.strip('/')}/" if settings.prefix.strip("/") else ""
+        self._made: Any = None
+
+    @property
+    def place(self) -> str:
+        """How the bucket is called in messages."""
+        at = f" at {self._settings.endpoint}" if self._settings.endpoint else ""
+        return f"bucket {self._settings.bucket!r}{at}"
+
+    def address(self, key: str) -> str:
+        """Return where an object is: s3://bucket/prefix/key."""
+        return f"s3://{self._settings.bucket}/{self._prefix}{key}"
+
+    def entries(self, prefix: str) -> Iterator[Stored]:
+        """Yield the objects whose keys begin so, page by page."""
+        with self._told("list"):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._settings.bucket,
+                Prefix=self._prefix + prefix,
+                PaginationConfig={"PageSize": self._settings.page},
+            )
+            for page in pages:
+                for each in page.get("Contents", ()):
+                    yield Stored(
+                        each["Key"].removeprefix(self._prefix),
+                        int(each["Size"]),
+                        each.get("ETag", "").strip('"'),
+                        each["LastModified"].timestamp(),
+                    )
+
+    def find(self, key: str) -> Stored | None:
+        """Return what is known of an object, None when it is not there."""
+        try:
+            with self._told(key):
+                head = self._client.head_object(**self._at(key))
+        except NotInBucket:
+            self.check()
+            return None
+        return Stored(key, int(head["ContentLength"]), head["ETag"].strip('"'), head["LastModified"].timestamp())
+
+    def check(self) -> None:
+        """Find the bucket. *Raises* RemoteFailed, for a HEAD of an object does not tell a bucket that is not there."""
+        with self._told("", missing="NoSuchBucket"):
+            self._client.head_bucket(Bucket=self._settings.bucket)
+
+    def read(self, key: str, max_bytes: int) -> bytes:
+        """Return a small object. *Raises* NotInBucket, RemoteFailed when it is larger than `max_bytes`."""
+        with self._told(key):
+            body = self._client.get_object(**self._at(key))["Body"]
+            with body:
+                content: bytes = body.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise RemoteFailed(f"{self.place}: {key} is larger than {max_bytes} bytes, which no manifest is")
+        return content
+
+    def stream(self, key: str, start: int) -> Iterator[bytes]:
+        """Yield an object from byte `start` on, in chunks. *Raises* NotInBucket."""
+        with self._told(key):
+            wanted = {"Range": f"bytes={start}-"} if start else {}
+            answer = self._client.get_object(**self._at(key), **wanted)
+            if start and answer["ResponseMetadata"]["HTTPStatusCode"] != 206:
+                raise RemoteFailed(f"{self.place}: the server does not send parts of objects")
+            with answer["Body"] as body:
+                while chunk := body.read(CHUNK_BYTES):
+                    yield chunk
+
+    def write(self, key: str, content: bytes) -> None:
+        """Write a small object, in one go."""
+        with self._told(key):
+            self._client.put_object(
+                **self._at(key), Body=content, ContentMD5=_md5(content), ContentType="application/json"
+            )
+
+    def remove(self, key: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        with self._told(key):
+            self._client.delete_object(**self._at(key))
+
+    def begin(self, key: str) -> str:
+        """Begin an upload in parts; return its id."""
+        with self._told(key):
+            made = self._client.create_multipart_upload(**self._at(key), ContentType="application/octet-stream")
+        return str(made["UploadId"])
+
+    def begun(self, key: str) -> str | None:
+        """Return the id of the newest upload of an object that was begun and not ended, None when there is none."""
+        with self._told(key):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._settings.bucket, Prefix=self._prefix + key
+            )
+            uploads = [each for page in pages for each in page.get("Uploads", ()) if each["Key"] == self._prefix + key]
+        return str(max(uploads, key=lambda each: each["Initiated"])["UploadId"]) if uploads else None
+
+    def parts(self, key: str, upload: str) -> dict[int, Part]:
+        """Return the parts of an upload that are there, by number."""
+        with self._told(key):
+            pages = self._client.get_paginator("list_parts").paginate(**self._at(key), UploadId=upload)
+            found = [each for page in pages for each in page.get("Parts", ())]
+        return {each["PartNumber"]: Part(each["PartNumber"], each["Size"], each["ETag"].strip('"')) for each in found}
+
+    def put_part(self, key: str, upload: str, number: int, content: bytes) -> Part:
+        """Upload a part; the server checks that it is what was sent."""
+        with self._told(key):
+            answer = self._client.upload_part(
+                **self._at(key), UploadId=upload, PartNumber=number, Body=content, ContentMD5=_md5(content)
+            )
+        return Part(number, len(content), answer["ETag"].strip('"'))
+
+    def end(self, key: str, upload: str, parts: Sequence[Part]) -> None:
+        """Make the object of its parts: it is there from now on, whole."""
+        listed = [{"PartNumber": part.number, "ETag": f'"{part.tag}"'} for part in parts]
+        with self._told(key):
+            self._client.complete_multipart_upload(**self._at(key), UploadId=upload, MultipartUpload={"Parts": listed})
+
+    def abandon(self, key: str, upload: str) -> None:
+        """Throw away an upload that was begun; one that is not there is no error."""
+        try:
+            with self._told(key):
+                self._client.abort_multipart_upload(**self._at(key), UploadId=upload)
+        except NotInBucket:
+            return
+
+    def _at(self, key: str) -> dict[str, str]:
+        return {"Bucket": self._settings.bucket, "Key": self._prefix + key}
+
+    @property
+    def _client(self) -> Any:
+        if self._made is None:
+            self._made = _make_client(self._settings)
+        return self._made
+
+    @contextmanager
+    def _told(self, key: str, missing: str = "") -> Iterator[None]:
+        """Turn what boto3 raises into words. *Raises* RemoteFailed, NotInBucket."""
+        from botocore.exceptions import BotoCoreError, ClientError
+        from urllib3.exceptions import HTTPError
+
+        try:
+            yield
+        except ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            raise self._refused(missing if missing and code in _NOTHING_THERE else code, key, error) from None
+        except BotoCoreError as error:
+            raise RemoteFailed(self._failed(error)) from None
+        except (HTTPError, ValueError) as error:
+            raise RemoteFailed(f"{self.place}: the connection broke: {error}") from None
+
+    def _refused(self, code: str, key: str, error: Exception) -> RemoteFailed | NotInBucket:
+        if code == "NoSuchBucket":
+            return RemoteFailed(f"{self.place} does not exist: make it, or name another as remote.bucket")
+        if code in _NOTHING_THERE:
+            return NotInBucket(f"{self.place} has no {key}")
+        if code in _WRONG_KEYS:
+            return RemoteFailed(f"{self.place}: the server {_WRONG_KEYS[code]} ({code}); see remote.access_key")
+        return RemoteFailed(f"{self.place}: {error}")
+
+    def _failed(self, error: Exception) -> str:
+        kind = type(error).__name__
+        if kind in ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"):
+            return (
+                f"{self.place}: there are no credentials: set remote.access_key and remote.secret_key, "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what else the AWS tools read"
+            )
+        if kind in ("EndpointConnectionError", "ConnectTimeoutError"):
+            return f"{self.place} cannot be reached: is remote.endpoint right, and does it answer?"
+        if kind == "NoRegionError":
+            return f"{self.place}: no region is set: set remote.region"
+        if kind in ("ConnectionClosedError", "ReadTimeoutError", "ResponseStreamingError", "IncompleteReadError"):
+            return f"{self.place}: the connection broke; what arrived is kept, and the next try goes on from there"
+        return f"{self.place}: {error}"
+
+
+def _make_client(settings: BucketSettings) -> Any:
+    """Return a client. *Raises* RemoteFailed for settings that boto3 cannot use."""
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
+
+    config = Config(
+        connect_timeout=settings.connect_s,
+        read_timeout=settings.read_s,
+        retries={"mode": "standard", "total_max_attempts": settings.tries},
+        signature_version="s3v4",
+        s3={"addressing_style": "path" if settings.endpoint else "auto"},
+        # Of S3-compatible servers few know the newer checksums; every body that we send has its MD5.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    try:
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=settings.endpoint or None,
+            region_name=settings.region or None,
+            aws_access_key_id=settings.access_key or None,
+            aws_secret_access_key=settings.secret_key or None,
+            config=config,
+        )
+    except (BotoCoreError, ValueError) as error:
+        raise RemoteFailed(f"remote.endpoint, remote.region: {error}") from None
+
+
+def _md5(content: bytes) -> str:
+    return base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
+
+
+def full_disk(error: OSError) -> bool:
+    """Whether an error of the system's says that there is no room."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

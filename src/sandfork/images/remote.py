@@ -1,0 +1,271 @@
+"""Images and snapshots in a bucket: the same content-addressed layout as on disk, below a prefix.
+
+    blobs/sha256/<hex>        what a manifest's digest names; written once, never changed
+    manifests/<name>.json     a root file system image: written last, so that what is listed is whole
+    snapshots/<name>.json     a snapshot, which is all in its document
+
+Nothing that comes from a bucket is believed. Names and digests have a form, documents a largest size, blobs the size
+that their manifest tells and the content that their digest tells, or they are refused; of one that is refused nothing
+stays. A transfer that broke goes on where it was: an upload with the parts that the server has, a download with the
+file that it left. Both are checked over their whole length. Blocking, as `bucket` is.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from sandfork.errors import InvalidRequest, NotInBucket, RemoteFailed
+from sandfork.images.bucket import Bucket, Part, Stored, full_disk
+
+PART_BYTES = 8 << 20
+MOST_PARTS = 9000
+MAX_DOCUMENT_BYTES = 4 << 20
+MAX_NAMES = 10_000
+
+NAME = re.compile(r"(?!.{65})[a-z0-9][a-z0-9_-]*([.+][a-z0-9_-]+)*")
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+MANIFESTS, SNAPSHOTS = "manifests", "snapshots"
+
+
+class Stopped(Exception):
+    """Whoever asked for a transfer wants it no more; what there is of it is kept for the next try."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """How a transfer tells of itself: `moved(done, total)` in bytes; it ends with Stopped once `stopped()`."""
+
+    moved: Callable[[int, int], None] = lambda done, total: None
+    stopped: Callable[[], bool] = lambda: False
+
+    def tell(self, done: int, total: int) -> None:
+        """Tell how far it is. *Raises* Stopped."""
+        if self.stopped():
+            raise Stopped
+        self.moved(done, total)
+
+
+UNWATCHED = Watch()
+
+
+def check_name(name: str) -> str:
+    """Return a name that an image can have: it becomes a file name and a part of a key. *Raises* InvalidRequest."""
+    if NAME.fullmatch(name) is None:
+        raise InvalidRequest(
+            "name", f"{name[:64]!r} is no name: at most 64 of a-z, 0-9, '.', '_' and '-', a letter or a digit first"
+        )
+    return name
+
+
+class Remote:
+    """What a bucket holds. Every method *Raises* RemoteFailed."""
+
+    def __init__(self, bucket: Bucket, part_bytes: int = PART_BYTES) -> None:
+        self._bucket = bucket
+        self._part_bytes = part_bytes
+
+    @property
+    def place(self) -> str:
+        """How the bucket is called in messages."""
+        return self._bucket.place
+
+    def path_of(self, digest: str) -> str:
+        """Return where a blob is, as tools of S3 write it. *Raises* RemoteFailed for what is no digest."""
+        return self._bucket.address(blob_key(digest))
+
+    def names(self, kind: str) -> list[Stored]:
+        """Return the documents of a kind by name; keys that no document of ours can have are passed over."""
+        found: list[Stored] = []
+        for each in self._bucket.entries(f"{kind}/"):
+            name = each.key.removeprefix(f"{kind}/").removesuffix(".json")
+            if NAME.fullmatch(name) and each.key == f"{kind}/{name}.json":
+                found.append(Stored(name, each.size_bytes, each.tag, each.changed_s))
+            if len(found) > MAX_NAMES:
+                raise RemoteFailed(f"{self.place} holds more than {MAX_NAMES} {kind}")
+        return found
+
+    def read(self, kind: str, name: str) -> bytes:
+        """Return a document as it is there, unread. *Raises* NotInBucket."""
+        try:
+            return self._bucket.read(f"{kind}/{check_name(name)}.json", MAX_DOCUMENT_BYTES)
+        except NotInBucket:
+            raise NotInBucket(f"{self.place} has no {kind[:-1]} {name!r}") from None
+
+    def publish(self, kind: str, name: str, document: bytes) -> None:
+        """Put a document there; everything it names must be there already."""
+        self._bucket.write(f"{kind}/{check_name(name)}.json", document)
+
+    def remove(self, kind: str, name: str) -> None:
+        """Remove a document; blobs stay, for others may name them. *Raises* NotInBucket."""
+        key = f"{kind}/{check_name(name)}.json"
+        if self._bucket.find(key) is None:
+            raise NotInBucket(f"{self.place} has no {kind[:-1]} {name!r}")
+        self._bucket.remove(key)
+
+    def push(self, path: Path, digest: str, watch: Watch = UNWATCHED) -> None:
+        """Put a blob there, unless it is; go on with an upload that broke. *Raises* RemoteFailed, Stopped."""
+        key = blob_key(digest)
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            part_bytes = part_size(size, self._part_bytes)
+            tag = self._composite(file, digest, part_bytes, watch)
+            there = self._bucket.find(key)
+            if there is not None and there.size_bytes == size and there.tag == tag:
+                watch.tell(size, size)
+                return
+            if size == 0:
+                raise RemoteFailed(f"{path} is empty, which no image is")
+            self._upload(file, key, size, part_bytes, watch)
+        there = self._bucket.find(key)
+        if there is None or there.size_bytes != size:
+            raise RemoteFailed(f"{self.place}: {digest} is not there after its upload, or of another size")
+
+    def _composite(self, file: BinaryIO, digest: str, part_bytes: int, watch: Watch) -> str:
+        """Return the tag that the server gives an upload of these parts. *Raises* RemoteFailed for another content."""
+        whole, tags, count = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
+        while content := file.read(part_bytes):
+            if watch.stopped():
+                raise Stopped
+            whole.update(content)
+            tags.update(hashlib.md5(content, usedforsecurity=False).digest())
+            count += 1
+        if f"sha256:{whole.hexdigest()}" != digest:
+            raise RemoteFailed(f"the local blob {digest} was altered: its content is sha256:{whole.hexdigest()}")
+        return f"{tags.hexdigest()}-{count}"
+
+    def _upload(self, file: BinaryIO, key: str, size: int, part_bytes: int, watch: Watch) -> None:
+        upload = self._bucket.begun(key)
+        there = self._bucket.parts(key, upload) if upload is not None else {}
+        if upload is None:
+            upload = self._bucket.begin(key)
+        parts: list[Part] = []
+        for number, start in enumerate(range(0, size, part_bytes), 1):
+            watch.tell(start, size)
+            file.seek(start)
+            content = file.read(part_bytes)
+            part = there.get(number)
+            if part is None or part.size_bytes != len(content) or part.tag != _tag(content):
+                part = self._bucket.put_part(key, upload, number, content)
+            parts.append(part)
+        self._bucket.end(key, upload, parts)
+        watch.tell(size, size)
+
+    def read_blob(self, digest: str, max_bytes: int) -> bytes:
+        """Return a small blob. *Raises* RemoteFailed when it is not there, too large or not its digest."""
+        try:
+            content = self._bucket.read(blob_key(digest), max_bytes)
+        except NotInBucket as error:
+            raise RemoteFailed(f"{error.message}, which a manifest there names: push it again") from None
+        if f"sha256:{hashlib.sha256(content).hexdigest()}" != digest:
+            raise RemoteFailed(f"{self.place}: {digest} was altered")
+        return content
+
+    def pull(self, digest: str, size: int, partial: Path, watch: Watch = UNWATCHED) -> None:
+        """Have a blob of that size in the file `partial`, going on with what is in it.
+
+        *Raises* RemoteFailed: what the bucket has is of another size or content (then `partial` is gone), the disk is
+        full (then too), the connection broke (then it is kept), another process fetches the same. *Raises* Stopped.
+        """
+        key = blob_key(digest)
+        there = self._bucket.find(key)
+        if there is None:
+            raise RemoteFailed(f"{self.place} has a manifest that names {digest}, and no such blob: push it again")
+        if there.size_bytes != size:
+            raise RemoteFailed(
+                f"{self.place}: the manifest tells {size} bytes of {digest}, and there are {there.size_bytes}: it is "
+                "not to be trusted"
+            )
+        with _locked(partial) as file:
+            try:
+                self._download(key, digest, size, file, watch)
+            except _NotAsPromised as error:
+                partial.unlink()
+                raise RemoteFailed(f"{self.place}: {error}") from None
+            except OSError as error:
+                if full_disk(error):
+                    partial.unlink()
+                    raise RemoteFailed(
+                        f"the disk of {partial.parent} is full: {size} bytes are needed for {digest}"
+                    ) from None
+                raise RemoteFailed(f"{partial}: {error.strerror}") from None
+
+    def _download(self, key: str, digest: str, size: int, file: BinaryIO, watch: Watch) -> None:
+        whole, done = hashlib.sha256(), 0
+        while content := file.read(1 << 20):
+            if watch.stopped():
+                raise Stopped
+            whole.update(content)
+            done += len(content)
+        if done > size:
+            raise _NotAsPromised(f"what was fetched of {digest} before is longer than it is; try again")
+        _refuse_a_disk_too_small(file, size - done, digest)
+        watch.tell(done, size)
+        if done < size:
+            for chunk in self._bucket.stream(key, done):
+                done += len(chunk)
+                if done > size:
+                    raise _NotAsPromised(f"{digest} is longer than its manifest tells")
+                file.write(chunk)
+                whole.update(chunk)
+                watch.tell(done, size)
+        if done < size:
+            raise RemoteFailed(f"{self.place}: the connection broke after {done} of {size} bytes; the next try goes on")
+        if f"sha256:{whole.hexdigest()}" != digest:
+            raise _NotAsPromised(f"{digest} was altered: its content is sha256:{whole.hexdigest()}")
+        os.fsync(file.fileno())
+
+
+class _NotAsPromised(Exception):
+    """What arrived is not what it should be, and must not stay."""
+
+
+def blob_key(digest: str) -> str:
+    """Return the key of a blob. *Raises* RemoteFailed for what is no digest."""
+    if DIGEST.fullmatch(digest) is None:
+        raise RemoteFailed(f"{digest[:80]!r} is no digest: sha256: and 64 hexadecimal digits are")
+    return "blobs/" + digest.replace(":", "/")
+
+
+def part_size(size: int, least: int = PART_BYTES) -> int:
+    """Return how large the parts of an upload are: the same each time, so that one that broke can go on."""
+    return max(least, -(-size // MOST_PARTS))
+
+
+def _tag(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to read what it holds and to write behind it, for this process alone. *Raises* RemoteFailed."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise RemoteFailed(f"{path}: {error.strerror}") from None
+    file = os.fdopen(descriptor, "r+b", buffering=0)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RemoteFailed(f"{path}: another process fetches the same; wait for it") from None
+        yield file
+    finally:
+        with suppress(OSError):
+            file.close()
+
+
+def _refuse_a_disk_too_small(file: BinaryIO, wanted: int, digest: str) -> None:
+    """*Raises* OSError (ENOSPC) when what is still to come does not fit."""
+    room = os.fstatvfs(file.fileno())
+    if room.f_bavail * room.f_frsize < wanted:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

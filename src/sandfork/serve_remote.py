@@ -1,0 +1,146 @@
+"""The bucket of the settings, and moving images and snapshots between it and this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sandfork.config import Config
+from sandfork.errors import ImageCorrupt, ImageError, NotSupported, SnapshotConflict, StoreUnusable
+from sandfork.images.bucket import Bucket, BucketSettings
+from sandfork.images.manifest import Manifest, decode_manifest, encode_manifest
+from sandfork.images.remote import MANIFESTS, SNAPSHOTS, UNWATCHED, Remote, Watch
+from sandfork.images.snapshots import Snapshot, SnapshotStore, decode_snapshot, encode_snapshot
+from sandfork.images.state import LOCAL, REMOTE, ImageState, Kind, Making, RootfsState, SnapshotState, Status
+from sandfork.images.store import Store
+
+MAX_BILL_BYTES = 64 << 20
+NO_BUCKET = "there is no bucket for images: name one as remote.bucket, with remote.endpoint where it is not Amazon's"
+
+
+def open_remote(config: Config) -> Remote:
+    """Return the configured bucket, not tried yet. *Raises* NotSupported when none is configured."""
+    remote = config.remote
+    if not remote.bucket:
+        raise NotSupported(NO_BUCKET)
+    return Remote(
+        Bucket(
+            BucketSettings(
+                bucket=remote.bucket,
+                prefix=remote.prefix,
+                endpoint=remote.endpoint,
+                region=remote.region,
+                access_key=remote.access_key,
+                secret_key=remote.secret_key,
+                connect_s=remote.connect_s,
+                read_s=remote.read_s,
+                tries=remote.tries,
+            )
+        ),
+        remote.part_bytes,
+    )
+
+
+def remote_states(remote: Remote, kind: Kind) -> Sequence[ImageState]:
+    """Return what the bucket has; a document that is none is told as failed, with the reason. Blocking."""
+    if kind is Kind.SNAPSHOT:
+        return [_remote_snapshot(remote, each.key) for each in remote.names(SNAPSHOTS)]
+    return [_remote_rootfs(remote, each.key) for each in remote.names(MANIFESTS)]
+
+
+def rootfs_state(manifest: Manifest, path: str, source: str = LOCAL) -> RootfsState:
+    """Return what is told of an image whose blob is at `path`."""
+    return RootfsState(
+        manifest.name, manifest.languages, manifest.size, path, source, manifest.digest, manifest.created
+    )
+
+
+def _remote_rootfs(remote: Remote, name: str) -> RootfsState:
+    try:
+        manifest = _remote_manifest(remote, name)
+    except ImageCorrupt as error:
+        return RootfsState(name, (), source=REMOTE, making=Making(Status.FAILED, 0, error.message))
+    return rootfs_state(manifest, remote.path_of(manifest.digest), REMOTE)
+
+
+def _remote_manifest(remote: Remote, name: str) -> Manifest:
+    """*Raises* ImageCorrupt, NotInBucket, RemoteFailed."""
+    try:
+        manifest = decode_manifest(remote.read(MANIFESTS, name))
+    except RecursionError:
+        raise ImageCorrupt("this is no manifest of an image: it is nested too deeply") from None
+    if manifest.name != name:
+        raise ImageCorrupt(f"the manifest of {name!r} in {remote.place} is of another image, {manifest.name!r}")
+    return manifest
+
+
+def push_image(store: Store, remote: Remote, name: str, watch: Watch = UNWATCHED) -> Manifest:
+    """Put an image into the bucket: what it is of first, its manifest last. *Raises* ImageError."""
+    with store.lease(name) as lease:
+        manifest = lease.manifest
+        if manifest.sbom:
+            remote.push(store.blob(manifest.sbom), manifest.sbom)
+        remote.push(store.blob(manifest.digest), manifest.digest, watch)
+        remote.publish(MANIFESTS, name, encode_manifest(manifest))
+    return manifest
+
+
+def pull_image(store: Store, remote: Remote, name: str, watch: Watch = UNWATCHED, max_bytes: int = 1 << 40) -> Manifest:
+    """Fetch an image from the bucket; the store checks and publishes it. *Raises* ImageError, SandforkError.
+
+    What a broken transfer left is in DIRECTORY/incoming, and goes away with the next that is complete.
+    """
+    manifest = _remote_manifest(remote, name)
+    if max(manifest.size, manifest.tree_bytes) > max_bytes:
+        raise ImageCorrupt(f"{name!r} is larger than the {max_bytes >> 20} MiB of images.max_size_mb")
+    incoming = store.root / "incoming"
+    try:
+        incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreUnusable(f"{error.filename}: {error.strerror}") from None
+    bill = remote.read_blob(manifest.sbom, MAX_BILL_BYTES) if manifest.sbom else b""
+    partial = incoming / manifest.digest.removeprefix("sha256:")
+    remote.pull(manifest.digest, manifest.size, partial, watch)
+    try:
+        return store.adopt(manifest, partial, bill)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _remote_snapshot(remote: Remote, name: str) -> SnapshotState:
+    try:
+        document = remote.read(SNAPSHOTS, name)
+        return snapshot_state(decode_snapshot(document, name), len(document), REMOTE)
+    except SnapshotConflict as error:
+        return SnapshotState(name, "", source=REMOTE, making=Making(Status.FAILED, 0, error.message))
+
+
+def snapshot_state(snapshot: Snapshot, document_bytes: int, source: str) -> SnapshotState:
+    """Return what is told of a snapshot whose document has that size."""
+    return SnapshotState(
+        name=snapshot.name,
+        language=snapshot.language,
+        state_bytes=document_bytes,
+        mem_bytes=snapshot.mem_bytes,
+        vcpus=snapshot.vcpus,
+        source=source,
+        template=snapshot.template,
+        toolchain=snapshot.toolchain,
+        image=snapshot.image,
+        created=snapshot.created,
+        revision=snapshot.revision,
+    )
+
+
+def push_snapshot(store: SnapshotStore, remote: Remote, name: str) -> None:
+    """Put a snapshot into the bucket. *Raises* SnapshotNotFound, SnapshotConflict, RemoteFailed."""
+    remote.publish(SNAPSHOTS, name, encode_snapshot(store.get(name)))
+
+
+def pull_snapshot(store: SnapshotStore, remote: Remote, name: str) -> Snapshot:
+    """Fetch a snapshot from the bucket. *Raises* NotInBucket, SnapshotConflict, RemoteFailed, ImageError."""
+    snapshot = decode_snapshot(remote.read(SNAPSHOTS, name), name)
+    try:
+        store.put(snapshot)
+    except OSError as error:
+        raise ImageError(f"{error.filename}: {error.strerror}") from None
+    return snapshot

@@ -1,0 +1,148 @@
+"""The jobs that make images and snapshots, and a request that names a snapshot."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandfork.engine.images import ImageBounds
+from sandfork.errors import Forbidden, InvalidRequest, Overloaded, SnapshotConflict, SnapshotNotFound
+from sandfork.images.snapshots import Snapshot, SnapshotStore, decode_snapshot, encode_snapshot, pin
+from sandfork.images.state import Kind, Status
+from sandfork.model import Command, ExecRequest, LimitsOverride, SessionUse, Snippet
+from tests.support.kept_images import CREATED, MemoryImages
+
+
+async def execute(*_: Any) -> Any:
+    raise AssertionError("nothing is run here")
+
+
+def named(name: str, **changes: Any) -> ExecRequest:
+    values: dict[str, Any] = {"program": Snippet("python", "1"), "limits": LimitsOverride(wall_s=4.0), **changes}
+    return ExecRequest(snapshot=name, **values)
+
+
+def kept(**changes: Any) -> MemoryImages:
+    values: dict[str, Any] = {"name": "warm", "language": "python", "template": "python", "mem_mb": 64, "vcpus": 2}
+    images = MemoryImages()
+    images.snapshots["warm"] = Snapshot(**{**values, "created": CREATED, **changes})
+    return images
+
+
+async def test_closing_ends_what_is_under_way() -> None:
+    images = MemoryImages()
+    images.go.clear()
+    desk = images.desk(execute)
+    desk.build("python", 1024)
+    await asyncio.sleep(0)
+    await desk.close()
+    assert images.ended_early == 1
+    assert images.rootfs == {}
+
+
+async def test_removing_one_that_is_being_made_gives_it_up() -> None:
+    images = MemoryImages()
+    images.go.clear()
+    desk = images.desk(execute)
+    desk.build("py", 1024)
+    await asyncio.sleep(0)
+    await desk.remove(Kind.ROOTFS, "python")
+    assert (images.ended_early, await desk.list(Kind.ROOTFS)) == (1, [])
+
+
+async def test_progress_is_told_and_one_that_is_there_stays_usable_meanwhile() -> None:
+    images = MemoryImages()
+    desk = images.desk(execute)
+    desk.build("python", 1024)
+    first = await desk.settled(Kind.ROOTFS, "python")
+    images.go.clear()
+    desk.build("python", 1024)
+    await asyncio.sleep(0)
+    assert images.tell is not None
+    images.tell(42.5, "unpacking")
+    state = await desk.read(Kind.ROOTFS, "python")
+    assert (state.making.status, state.making.percent) == (Status.BUILDING, 42)
+    assert state.digest == first.digest  # type: ignore[union-attr]
+    await desk.close()
+
+
+async def test_only_so_many_are_made_at_once() -> None:
+    images = MemoryImages()
+    images.go.clear()
+    desk = images.desk(execute, ImageBounds(under_way=1))
+    desk.build("python", 1024)
+    desk.build("python", 1024)
+    with pytest.raises(Overloaded):
+        desk.build("node", 1024)
+    await desk.close()
+
+
+def test_a_request_runs_in_its_snapshots_template_under_its_limits() -> None:
+    asked = kept().recall().apply(named("warm", program=Snippet("py", "1")))
+    assert (asked.template, asked.program) == ("python", Snippet("python", "1"))
+    assert asked.limits == LimitsOverride(wall_s=4.0, cpu_s=8.0, memory_bytes=64 << 20)
+    lower = LimitsOverride(wall_s=4.0, cpu_s=1.0, memory_bytes=32 << 20)
+    assert kept().recall().apply(named("warm", limits=lower)).limits == lower
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        (named("gone"), SnapshotNotFound),
+        (named("warm", program=Snippet("node", "1")), InvalidRequest),
+        (named("warm", program=Command(("true",))), InvalidRequest),
+        (named("warm", template="python-numpy"), InvalidRequest),
+        (named("warm", session=SessionUse("native", "x")), InvalidRequest),
+        (named("warm", limits=LimitsOverride(memory_bytes=65 << 20)), Forbidden),
+    ],
+)
+def test_what_does_not_fit_its_snapshot_is_refused(request_: ExecRequest, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        kept().recall().apply(request_)
+
+
+def test_a_snapshot_whose_toolchain_changed_is_refused(tmp_path: Path) -> None:
+    program = tmp_path / "python3"
+    program.write_bytes(b"one")
+    recall = kept(pins=pin([str(program)])).recall()
+    recall.apply(named("warm"))
+    program.write_bytes(b"other")
+    with pytest.raises(SnapshotConflict, match="create it again"):
+        recall.apply(named("warm"))
+    program.unlink()
+    with pytest.raises(SnapshotConflict, match="create it again"):
+        recall.apply(named("warm"))
+
+
+def test_a_snapshot_is_kept_read_and_removed(tmp_path: Path) -> None:
+    store, snapshot = SnapshotStore(tmp_path), kept().snapshots["warm"]
+    store.put(snapshot)
+    assert (store.get("warm"), store.names()) == (snapshot, ("warm",))
+    assert [path.name for path in (tmp_path / "snapshots").iterdir()] == ["warm.json"]
+    store.remove("warm")
+    for missing in (store.get, store.remove):
+        with pytest.raises(SnapshotNotFound):
+            missing("warm")
+        with pytest.raises(InvalidRequest):
+            missing("../warm")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b"",
+        b"[]",
+        b"\xff",
+        b"[" * 100_000,
+        b" " * 70_000,
+        encode_snapshot(kept(name="other").snapshots["warm"]),
+        encode_snapshot(kept().snapshots["warm"]).replace(b'"mem_mb": 64', b'"mem_mb": -1'),
+        encode_snapshot(kept().snapshots["warm"]).replace(b'"python"', b'"../python"'),
+    ],
+)
+def test_a_document_from_elsewhere_that_is_none_is_refused(document: bytes) -> None:
+    with pytest.raises(SnapshotConflict):
+        decode_snapshot(document, "warm")
