@@ -9,7 +9,7 @@ import pytest
 
 NETWORK = "there is no network policy but none at all"
 IMPORTS = "nothing is imported: no archives, images or snapshots"
-LANGUAGES = "the catalogue has python, node and bash"
+LANGUAGES = "the languages are here, the attempts on them are not written yet"
 OTHER_TIERS = "the process tier is the only one"
 
 WAITING: dict[str, str] = {
