@@ -247,9 +247,9 @@ def test_an_unknown_runtime_is_told_with_those_there_are(reach: Reach, service: 
     there = sorted({"nodejs": "node"}.get(each["name"], each["name"]) for each in listed if each["installed"])
     assert {"bash", "node", "python"} <= set(there)
     for path in ("/execute", "/execute/stream"):
-        answer = client.post(path, {"request": {"code": "1", "runtime": "cobol"}})
+        answer = client.post(path, {"request": {"code": "1", "runtime": "elbonian"}})
         assert answer.status_code == 400
-        assert answer.json() == {"error": f'Unknown runtime: "cobol". Available: {", ".join(there)}'}
+        assert answer.json() == {"error": f'Unknown runtime: "elbonian". Available: {", ".join(there)}'}
 
 
 def test_a_program_that_fails_is_a_result(reach: Reach, service: Service) -> None:

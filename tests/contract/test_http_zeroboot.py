@@ -196,7 +196,9 @@ async def test_defaults_are_python_and_30_seconds_and_the_maximum_holds(base: st
     await client.post(f"{base}/v1/exec", {"code": "x", "surprise": [1, {"two": None}]})
     await client.post(f"{base}/v1/exec", {"code": "x", "timeout_seconds": 10**30})
     first, second = engine.requests
-    assert (first.program, first.limits.wall_s) == (Snippet("python", "x"), 30.0)
+    # Ours has another language in a session that was made with one.
+    default = "python" if dialect == "zeroboot" or base else None
+    assert (first.program, first.limits.wall_s) == (Snippet(default, "x"), 30.0)
     assert second.limits.wall_s == 300.0
 
 
