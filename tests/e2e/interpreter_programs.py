@@ -573,7 +573,7 @@ DIFFERENCES = {
     "a faulthandler dump": "it walks every frame, those of the zygote below the program's too",
     "the name of the process": "its command line is the zygote's, which was started before the program was known",
 }
-if sys.version_info >= (3, 12):
+if sys.version_info[:2] == (3, 12):
     DIFFERENCES |= {
         "sys.exit(-(1 << 70))": "the interpreter trips over its own failed conversion when it waits for threads",
         "exit with an object whose str fails": "the interpreter tells of the failure when it waits for threads",

@@ -95,17 +95,28 @@ def test_the_refusal_names_each_thing_and_the_switch_for_root_only(monkeypatch: 
     assert "--reduced" not in obstacles.explain({"user namespace": errno.EPERM})
 
 
-def test_a_plain_user_is_told_which_setting_of_the_host_forbids_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "bad", "good", "binds_root"),
+    [
+        ("user/max_user_namespaces", "0", "15000", True),
+        ("kernel/unprivileged_userns_clone", "0", "1", False),
+        ("kernel/apparmor_restrict_unprivileged_userns", "1", "0", False),
+    ],
+)
+def test_who_may_not_make_user_namespaces_is_told_which_setting_of_the_host_forbids_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, bad: str, good: str, *, binds_root: bool
 ) -> None:
-    setting = tmp_path / "user/max_user_namespaces"
+    setting = tmp_path / name
     setting.parent.mkdir()
-    setting.write_text("0\n")
+    setting.write_text(f"{bad}\n")
     monkeypatch.setattr(obstacles, "_SETTINGS", tmp_path)
-    monkeypatch.setattr(obstacles.os, "geteuid", lambda: 1000)
-    assert "sysctl -w user.max_user_namespaces=15000" in obstacles.explain({"user namespace": errno.ENOSPC})
-    setting.write_text("15000\n")
-    assert "sysctl" not in obstacles.explain({"user namespace": errno.ENOSPC})
+    advice = f"As root of the host: sysctl -w {name.replace('/', '.')}={good}."
+    for capabilities, is_bound in ((0, True), (1 << 21, binds_root)):
+        monkeypatch.setattr(ids, "effective_capabilities", lambda held=capabilities: held)
+        assert (advice in obstacles.explain({"pid namespace": errno.EPERM})) is is_bound
+    monkeypatch.setattr(ids, "effective_capabilities", lambda: 0)
+    setting.write_text(f"{good}\n")
+    assert "sysctl" not in obstacles.explain({"pid namespace": errno.EPERM})
 
 
 def test_what_the_probe_prints_is_read_back_once_each(tmp_path: Path) -> None:

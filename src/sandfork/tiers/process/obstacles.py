@@ -11,12 +11,17 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from sandfork.linux import ids
+
 _ANSWER_S = 10.0
 _CGROUPS = Path("/sys/fs/cgroup")
 _APPARMOR = Path("/proc/self/attr/current")
 _SETTINGS = Path("/proc/sys")
+_CAP_SYS_ADMIN = 21
 
-#: Settings of the host that keep plain users from user namespaces, the value that does so, and the one that helps.
+#: Settings of the host that keep user namespaces from who asks, the value that does so, and the one that helps. All but
+#: the first hold only for who lacks CAP_SYS_ADMIN: plain users and root of a container. The last is in force on Ubuntu
+#: from 24.04 on: a user namespace can be made then, but gives no power.
 _USER_NAMESPACES = (
     ("user.max_user_namespaces", "0", "15000"),
     ("kernel.unprivileged_userns_clone", "0", "1"),
@@ -83,11 +88,10 @@ def _proc_is_masked() -> bool:
 
 
 def _host_settings() -> str:
-    """Return the settings of the host that forbid user namespaces to plain users, as they should be."""
-    if os.geteuid() == 0:
-        return ""
+    """Return the settings of the host that forbid us user namespaces, as they should be."""
+    held = ids.effective_capabilities() & 1 << _CAP_SYS_ADMIN
     wrong = []
-    for name, bad, good in _USER_NAMESPACES:
+    for name, bad, good in _USER_NAMESPACES[: 1 if held else None]:
         path = _SETTINGS / name.replace(".", "/")
         if path.exists() and path.read_text().strip() == bad:
             wrong.append(f"sysctl -w {name}={good}")
