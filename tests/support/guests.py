@@ -265,5 +265,5 @@ class NodeGuest(FramedGuest):
     words = ("node", "main.js")
 
     def __init__(self, work: Path) -> None:
-        argv = ["/usr/bin/node", "--require", str(GUEST / "park_node.js"), "main.js"]
+        argv = ["/usr/bin/node", "--no-force-async-hooks-checks", "--require", str(GUEST / "park_node.js"), "main.js"]
         super().__init__(argv, 15, work)

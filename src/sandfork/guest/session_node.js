@@ -21,6 +21,7 @@ const IMPORT = '__sandfork_import';
 const MOST_RICH_BYTES = (8 << 20) - 1024;
 const POLL_MOST_MS = 50;
 const FULL_PIPE_MS = 2;
+const EARLY_NS = 10_000_000n;
 
 const hrtime = process.hrtime.bigint;
 const sources = new Map(); // the lines of every step, by its name
@@ -320,9 +321,11 @@ function end(current) {
 
 // --- interrupts
 
-// Where the program listens itself, it is its word what an interrupt does.
+// Where the program listens itself, it is its word what an interrupt does. One of several signals may be taken by another
+// thread, which is late: what comes as a step begins was for the one before, or is repeated.
 function interrupt() {
-  if (step && process.listeners('SIGINT').every((listener) => listener === interrupt)) finish(step, INTERRUPTED);
+  if (!step || hrtime() - step.ready < EARLY_NS) return;
+  if (process.listeners('SIGINT').every((listener) => listener === interrupt)) finish(step, INTERRUPTED);
 }
 
 function listenAgain() {
@@ -359,11 +362,18 @@ function forgetLostImmediates() {
   clearImmediate(last);
 }
 
-// Node's counts for async_hooks, without the warning that it is no public interface.
+// Node's counts for async_hooks, without the warning that it is no public interface. From node 24 on it is out of reach:
+// there --no-force-async-hooks-checks has to do, and a break with hooks of the program's own may end the process.
 function nodesHooks() {
   const { noDeprecation } = process;
   process.noDeprecation = true;
-  const found = process.binding('async_wrap');
+  let found;
+  try {
+    found = process.binding('async_wrap');
+  } catch {
+    const constants = { kCheck: 0, kTotals: 1 };
+    found = { async_hook_fields: new Uint32Array(2), constants, clearAsyncIdStack: () => {} };
+  }
   if (noDeprecation === undefined) delete process.noDeprecation;
   else process.noDeprecation = noDeprecation;
   return found;

@@ -41,6 +41,7 @@ _INSIDE = "/run/sandfork"
 _PARK_SCRIPT = f"{_INSIDE}/park_node.js"
 _SCRIPTS = ("park_node.js", "session_node.js", "session.bash")  # seen in there as they are here
 _BREAKER = "breaker.so"  # which session_node.js loads
+_UNCHECKED = "--no-force-async-hooks-checks"  # what it breaks does not clean up
 _PARK_MAIN = "main.js"  # in the work directory; written when the program is known
 
 
@@ -262,7 +263,7 @@ class ProcessTier:
             files = (settings.guest / "zygote.py", settings.native / "zygote.so", *inside)
         elif kind is m.Kind.PARK:
             script = settings.guest / "park_node.js" if self._launched.reduced else _PARK_SCRIPT
-            argv = (language.interpreter, "--require", str(script), _PARK_MAIN)
+            argv = (language.interpreter, _UNCHECKED, "--require", str(script), _PARK_MAIN)
         return TemplateSpec(
             key=language.key,
             kind=kind,
