@@ -37,7 +37,7 @@ from sandfork.linux.privileges import PR_SET_DUMPABLE, prctl
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 4096
-NOT_BUILT_HERE = "rootfs images are not built on this server: programs see its own /usr, read-only"
+NOT_BUILT_HERE = "rootfs images are not built over HTTP by this version: make them with `sandfork rootfs build`"
 ISOLATED = ("unshare", "--pid", "--fork", "--kill-child=KILL", "--mount", "--mount-proc", "--ipc", "--")
 _ERRORS: dict[str, type[SandforkError]] = {
     each.code: each for each in (ImageError, NotSupported, SnapshotConflict, SnapshotNotFound)
