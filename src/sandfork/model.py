@@ -383,7 +383,7 @@ class TaskState:
 
 @dataclass(frozen=True, slots=True)
 class TemplateHealth:
-    """The state of one template, for health documents."""
+    """The state of one template, for health documents; a `dormant` one is made when it is first used."""
 
     key: str
     ready: bool
@@ -391,3 +391,4 @@ class TemplateHealth:
     parked: int
     generation: int
     reason: str = ""
+    dormant: bool = False

@@ -94,9 +94,11 @@ def test_what_is_listed_as_installed_runs_and_is_counted(service: Service, base:
     for each in installed:
         language = catalogue.find(each["name"])
         assert language is not None
-        hello = next(check.code for check in language.checks if check.name == "hello")
+        hello = next(check for check in language.checks if check.name == "hello")
+        if hello.stdin is not None:
+            continue  # there is none in this API
         for name in (each["name"], *each["aliases"]):
-            reply = RunnerClient(service.url + base).execute(name, hello)
+            reply = RunnerClient(service.url + base).execute(name, hello.code)
             assert (reply.get("exit_code"), reply.get("stdout", "").strip()) == (0, GREETING), (name, reply)
 
 

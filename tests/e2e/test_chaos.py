@@ -144,7 +144,7 @@ class Instance:
 
     def __init__(self, service: Service) -> None:
         self.server = service.process.pid
-        (self.janitor,) = children(self.server)
+        (self.janitor,) = (each for each in children(self.server) if b"serve_builder" not in command_line(each))
         (self.warden,) = children(self.janitor)
         words = command_line(self.janitor).decode().split("\0")
         self.directories = [Path(word.partition("=")[2]) for word in words if "=/" in word]
@@ -229,7 +229,7 @@ def test_executions_in_chaos_get_one_true_answer_each_and_leave_nothing(
             assert tally.killed
             assert settles(lambda: is_settled(service, instance), STUCK_S)
         after = instance.descriptors(), instance.resident_kb()
-        assert after[0] == before[0]
+        assert after[0] <= before[0]
         assert after[1] < before[1] * 1.25
         seen = instance.processes()
         assert service.stop() == 0

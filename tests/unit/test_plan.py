@@ -36,7 +36,7 @@ HELLO = ExecRequest(Snippet("python", "print(1)"))
 NAMES = [item.name for item in fields(Limits)]
 
 
-SHELL = Language("rc", (), ".sh", "main.sh", ("/bin/sh", "{file}"), session_argv=("/bin/sh", "-i"))
+SHELL = Language("testshell", (), ".sh", "main.sh", ("/bin/sh", "{file}"), session_argv=("/bin/sh", "-i"))
 """A language whose interpreter is started for each program, and another way for a session."""
 MUTE = replace(SHELL, name="mute", session_argv=())
 LASTING, FRESH = SessionUse("native", "s"), SessionUse("native", "s", fresh=True)
@@ -105,8 +105,8 @@ def test_an_interpreter_of_a_session_lasts_and_a_fresh_program_does_not() -> Non
 
 
 def test_an_interpreter_of_a_session_is_started_as_its_language_says() -> None:
-    assert plan_in_session("rc").step.argv == ("/bin/sh", "-i")
-    assert plan_in_session("rc", use=FRESH).step.argv == ("/bin/sh", "/sandbox/main.sh")
+    assert plan_in_session("testshell").step.argv == ("/bin/sh", "-i")
+    assert plan_in_session("testshell", use=FRESH).step.argv == ("/bin/sh", "/sandbox/main.sh")
     assert plan_in_session("node").step.argv == plan(ExecRequest(Snippet("node", ""))).step.argv
 
 
@@ -121,9 +121,9 @@ def test_what_an_interpreter_of_a_session_cannot_do_is_refused() -> None:
         plan_in_session("python", keep_stdin=True)
     assert caught.value.field == "stdin"
     with pytest.raises(InvalidRequest) as caught:
-        plan_in_session("rc", "echo \0")
+        plan_in_session("testshell", "echo \0")
     assert caught.value.field == "code"
-    plan_in_session("rc", "echo \0", FRESH)
+    plan_in_session("testshell", "echo \0", FRESH)
     with pytest.raises(NotSupported, match="namespaces"):
         plan(replace(HELLO, session=LASTING), isolation="reduced")
 

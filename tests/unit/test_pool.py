@@ -447,3 +447,14 @@ def test_whatever_fails_every_sandbox_is_leased_parked_or_disposed_of_exactly_on
         assert len(everything) == len(set(everything)) == bench.tier.forked
 
     run_virtual(main())
+
+
+@in_virtual_time
+async def test_a_template_that_nobody_has_asked_for_is_dormant_and_one_that_cannot_be_made_is_not() -> None:
+    bench = await Bench(target=0).start()
+    assert {(each.ready, each.dormant) for each in bench.pool.health()} == {(False, True)}
+    bench.tier.broken["python"] = "no interpreter"
+    with pytest.raises(TemplateFailed):
+        await bench.pool.fork("python")
+    assert [each.key for each in bench.pool.health() if not each.dormant] == ["python"]
+    await bench.pool.close()

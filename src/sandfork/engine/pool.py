@@ -244,8 +244,8 @@ class Shelf:
     def health(self) -> TemplateHealth:
         """Return the state of this template."""
         if self._template is None:
-            reason = self._unavailable.get(self._key, "not made yet")
-            return TemplateHealth(self._key, ready=False, memory_bytes=0, parked=0, generation=0, reason=reason)
+            reason = self._unavailable.get(self._key)
+            return TemplateHealth(self._key, False, 0, 0, 0, reason or "not made yet", dormant=reason is None)
         return replace(self._template.health(), parked=len(self._parked))
 
     async def close(self) -> None:

@@ -26,8 +26,8 @@ def language_names(languages: Sequence[LanguageState]) -> tuple[str, ...]:
 
 
 def language_states(service: Service) -> Sequence[LanguageState]:
-    """Return all languages, with the versions found so far; one whose template cannot fork is not runnable."""
-    broken = {template.key for template in service.engine.health() if not template.ready}
+    """Return all languages, with the versions found so far; one whose template cannot be made is not runnable."""
+    broken = {template.key for template in service.engine.health() if not (template.ready or template.dormant)}
     return [
         replace(each, runnable=each.runnable and each.template not in broken, version=service.versions.get(each.name))
         for each in service.settings.languages

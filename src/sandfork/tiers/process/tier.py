@@ -15,10 +15,10 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sandfork.errors import TemplateFailed, TierError, TierUnavailable
 from sandfork.images.rooted import Rooted
-from sandfork.images.store import Lease
 from sandfork.languages.catalogue import COMMAND, Catalogue, TemplateKind
 from sandfork.languages.catalogue import TemplateSpec as LanguageTemplate
 from sandfork.linux.landlock import landlock_abi
@@ -34,6 +34,9 @@ from sandfork.tiers.process.selftest import broken, self_test
 from sandfork.tiers.process.slots import Slots
 from sandfork.tiers.process.template import ProcessTemplate, TemplateSpec
 from sandfork.tiers.process.warden import Warden
+
+if TYPE_CHECKING:
+    from sandfork.images.store import Lease  # what packs images is not needed to run on them
 
 _LOG = logging.getLogger("sandfork.tier")
 _KINDS = {TemplateKind.FORK: m.Kind.FORK, TemplateKind.PARK: m.Kind.PARK, TemplateKind.NONE: m.Kind.NONE}
