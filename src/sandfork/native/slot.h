@@ -184,9 +184,17 @@ static long slot_reset_cgroups(uint32_t id)
         s->has_cgroup = 0;
         return SYS(unlinkat, host.hierarchies[0].dir, path.buf, AT_REMOVEDIR);
     }
-    long r = renew_pids_cgroup(id);
-    const struct hierarchy *memory = hierarchy_named("memory");
-    return r >= 0 && memory ? write_limit(memory, id, "memory.max_usage_in_bytes", 0) : r;
+    return renew_pids_cgroup(id);
+}
+
+/*
+ * Have v1 count the peak of memory from now on. Not at the end of the last tenant: the kernel takes its files down a moment
+ * after its processes, and what is still charged then would be the least that the next one is told.
+ */
+static long slot_reset_peak(uint32_t id)
+{
+    const struct hierarchy *memory = host.unified ? NULL : hierarchy_named("memory");
+    return memory ? write_limit(memory, id, "memory.max_usage_in_bytes", 0) : 0;
 }
 
 /* A child in a new user namespace, alive just long enough to be mapped and opened. */

@@ -333,6 +333,8 @@ static long spawn_cell(struct cell_birth *birth, const struct request *req, uint
         *step = STEP_CGROUP;
         r = slot_limits(id, &req->limits);
     }
+    if (r >= 0)
+        r = slot_reset_peak(id);
     host.slots[id].limits.disk_bytes = req->limits.disk_bytes;
     host.slots[id].limits.inodes = req->limits.inodes;
     if (r >= 0)
