@@ -20,11 +20,11 @@ from sandfork.serve_refusal import Refused
 from sandfork.serve_speed import Speed
 
 DRAFTED = """
-name = "zig"
-extension = ".zig"
-file_name = "main.zig"
-argv = ["/nowhere/zig", "{file}"]
-packages = { debian = ["zig-pkg"] }
+name = "zog"
+extension = ".zog"
+file_name = "main.zog"
+argv = ["/nowhere/zog", "{file}"]
+packages = { debian = ["zog-pkg"] }
 [checks]
 hello = "1"
 stdin = "2"
@@ -54,11 +54,11 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_list_tells_what_is_installed_and_how_to_have_the_rest(own: Path) -> None:
-    (own / "zig.toml").write_text(DRAFTED)
+    (own / "zog.toml").write_text(DRAFTED)
     status, said = lang("list")
     lines = {line.split()[0]: line for line in said.splitlines()}
-    assert (status, "yes" in lines["python"], "sandfork lang install zig" in lines["zig"]) == (0, True, True)
-    assert "zig" not in lang("list", "--names")[1].split()
+    assert (status, "yes" in lines["python"], "sandfork lang install zog" in lines["zog"]) == (0, True, True)
+    assert "zog" not in lang("list", "--names")[1].split()
     assert "python" in lang("list", "--names")[1].split()
 
 
@@ -76,23 +76,23 @@ def test_a_name_that_is_no_language_is_refused_with_one_that_is_close(words: tup
 
 
 def test_a_language_that_is_not_installed_is_not_proven_but_told(own: Path) -> None:
-    (own / "zig.toml").write_text(DRAFTED)
-    assert lang("test", "zig") == (1, "zig: there is no /nowhere/zig: try `sandfork lang install zig`")
+    (own / "zog.toml").write_text(DRAFTED)
+    assert lang("test", "zog") == (1, "zog: there is no /nowhere/zog: try `sandfork lang install zog`")
 
 
 def test_a_draft_is_written_once_and_taken_by_the_catalogue(own: Path) -> None:
-    status, said = lang("new", "zig", "--directory", str(own))
+    status, said = lang("new", "zog", "--directory", str(own))
     assert (status, "fill it in" in said) == (0, True)
     config = Config(languages=Languages(directory=str(own)))
-    assert load_catalogue(config).find("zig") is not None
-    assert "exists" in lang("new", "zig", "--directory", str(own))[1]
+    assert load_catalogue(config).find("zog") is not None
+    assert "exists" in lang("new", "zog", "--directory", str(own))[1]
     assert lang("new", "python") == (1, "there is a language python already")
 
 
 def test_a_wrong_file_or_directory_of_ones_own_is_refused(own: Path) -> None:
-    (own / "zig.toml").write_text(DRAFTED + "colour = 1")
+    (own / "zog.toml").write_text(DRAFTED + "colour = 1")
     config = Config(languages=Languages(directory=str(own)))
-    with pytest.raises(Refused, match=r"zig\.toml, checks: colour"):
+    with pytest.raises(Refused, match=r"zog\.toml, checks: colour"):
         load_catalogue(config)
     with pytest.raises(Refused, match="there is no directory"):
         load_catalogue(Config(languages=Languages(directory=str(own / "none"))))
@@ -158,6 +158,6 @@ def test_proofs_are_shown_with_times_where_there_are_any() -> None:
 
 def test_a_language_that_is_not_there_says_what_would_install_it() -> None:
     missing = Language(
-        "zig", (), ".zig", "main.zig", ("{out}",), compile=CompileSpec(("/nowhere/zig", "{name}"), (".build/main",))
+        "zog", (), ".zog", "main.zog", ("{out}",), compile=CompileSpec(("/nowhere/zog", "{name}"), (".build/main",))
     )
-    assert missing.missing(lambda path: False) == ("/nowhere/zig",)
+    assert missing.missing(lambda path: False) == ("/nowhere/zog",)
