@@ -174,6 +174,35 @@ def test_a_closed_sandbox_frees_its_slot_for_the_next(workbench: Workbench) -> N
     workbench.wait(run())
 
 
+KEEP_A_LARGE_FILE = """import time
+with open('large', 'wb') as file: file.write(bytes(40 << 20))
+print('written', flush=True)
+time.sleep(3600)"""
+
+
+def test_what_the_last_tenant_is_still_charged_is_no_part_of_the_next_ones_memory(workbench: Workbench) -> None:
+    launched = workbench.tier._launched
+
+    async def run() -> None:
+        sandbox, _, task = await workbench.begin(KEEP_A_LARGE_FILE)
+        slot = sandbox._slot.number
+        # A file system somebody still looks at outlives its sandbox, as one does that the kernel is slow to take down.
+        held = [os.open(f"/proc/{pid}/cwd", os.O_PATH) for pid in processes_in_slots(launched)]
+        try:
+            await sandbox.close()
+            await asyncio.gather(task, return_exceptions=True)
+            following = await workbench.fork()
+            assert following._slot.number == slot
+            end = await following.exec(make_step("print(1)"), LIMITS, Tape())
+            await following.close()
+        finally:
+            for fd in held:
+                os.close(fd)
+        assert 0 < end.usage.memory_peak_bytes < 32 << 20
+
+    workbench.wait(run())
+
+
 def test_a_parked_sandbox_found_dead_says_that_nothing_began(workbench: Workbench) -> None:
     launched = workbench.tier._launched
 

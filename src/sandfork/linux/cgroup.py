@@ -229,8 +229,8 @@ class SlotMeter:
     """Reads the figures of one slot's cgroups.
 
     What every execution is told is read from files kept open, one pread each: those of a cgroup that outlives its
-    tenants (v1 memory and cpuacct) for good, with counters taken as differences to `baseline`; those of a tenant's own
-    cgroup from its baseline on. The rest is opened when it is asked for.
+    tenants (v1 memory and cpuacct) until it is replaced, with counters taken as differences to `baseline`; those of a
+    tenant's own cgroup from its baseline on. The rest is opened when it is asked for.
     """
 
     __slots__ = ("_base", "_files", "_lasting", "_paths", "_tenant", "_unified")
@@ -260,7 +260,13 @@ class SlotMeter:
     def _read(self, key: str) -> bytes:
         fd = self._files.get(key)
         if fd is not None:
-            return os.pread(fd, 512, 0)
+            try:
+                return os.pread(fd, 512, 0)
+            except OSError as gone:
+                if gone.errno != errno.ENODEV:
+                    raise
+                # The warden has put another cgroup in its place.
+                os.close(self._files.pop(key))
         fd = self._open(key)
         if fd is None:
             return b""

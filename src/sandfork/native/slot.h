@@ -4,7 +4,8 @@
  *   two host uids (one for the cell's init, one for the program) and a user namespace that maps just them
  *   a network namespace with its loopback up, used again only if the kernel's counters show that it never carried a
  *     packet and no socket is left in it; otherwise a new one takes its place
- *   a cgroup per hierarchy: on v1 kept and reset but for pids, whose figures cannot be; on v2 made anew for every tenant
+ *   a cgroup per hierarchy: on v1 kept and reset but for pids, whose figures cannot be, and for memory while the last tenant's
+ *     is still in it; on v2 made anew for every tenant
  */
 #ifndef SANDFORK_SLOT_H
 #define SANDFORK_SLOT_H
@@ -187,14 +188,30 @@ static long slot_reset_cgroups(uint32_t id)
     return renew_pids_cgroup(id);
 }
 
+/* What an empty memory cgroup may still be charged with: the kernel's own caches, which it takes back when it likes. */
+#define LEFT_CHARGED_MAX (2 << 20)
+
 /*
- * Have v1 count the peak of memory from now on. Not at the end of the last tenant: the kernel takes its files down a moment
- * after its processes, and what is still charged then would be the least that the next one is told.
+ * Have v1 count memory anew for the next tenant. Not at the end of the last one: the kernel takes its files down a moment after
+ * its processes, and till then they are charged and would be part of the next one's usage and peak. A cgroup that still holds
+ * them when the next one comes is left to them, and another takes its place.
  */
-static long slot_reset_peak(uint32_t id)
+static long slot_renew_memory(uint32_t id)
 {
     const struct hierarchy *memory = host.unified ? NULL : hierarchy_named("memory");
-    return memory ? write_limit(memory, id, "memory.max_usage_in_bytes", 0) : 0;
+    struct text path = {0};
+    if (!memory)
+        return 0;
+    slot_path(&path, id, "memory.usage_in_bytes");
+    int64_t charged = read_number_at(memory->dir, path.buf);
+    if (charged < 0)
+        return charged;
+    if (charged <= LEFT_CHARGED_MAX)
+        return write_limit(memory, id, "memory.max_usage_in_bytes", 0);
+    slot_path(&path, id, NULL);
+    host.slots[id].limits.memory_bytes = 0;
+    long r = SYS(unlinkat, memory->dir, path.buf, AT_REMOVEDIR);
+    return r < 0 ? r : SYS(mkdirat, memory->dir, path.buf, 0755);
 }
 
 /* A child in a new user namespace, alive just long enough to be mapped and opened. */

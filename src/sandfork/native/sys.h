@@ -192,6 +192,21 @@ static inline long write_file_at(int dirfd, const char *path, const char *value)
     return w < 0 ? w : 0;
 }
 
+/* Read the number a file below `dirfd` begins with; -errno when it cannot be read. */
+static inline int64_t read_number_at(int dirfd, const char *path)
+{
+    char digits[24];
+    long fd = SYS(openat, dirfd, path, O_RDONLY | O_CLOEXEC, 0);
+    if (fd < 0)
+        return fd;
+    long n = SYS(read, fd, digits, sizeof digits);
+    SYS(close, fd);
+    int64_t value = 0;
+    for (long i = 0; i < n && digits[i] >= '0' && digits[i] <= '9'; i++)
+        value = value * 10 + (digits[i] - '0');
+    return n < 0 ? n : value;
+}
+
 /* --- sockets: the kernel's structures, spelt out because libc's headers are not used --- */
 
 #define SF_AF_UNIX 1

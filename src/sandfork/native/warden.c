@@ -331,10 +331,10 @@ static long spawn_cell(struct cell_birth *birth, const struct request *req, uint
     long r = slot_prepare(id, req->flags & REQUEST_SHARED_NETNS, step);
     if (r >= 0) {
         *step = STEP_CGROUP;
-        r = slot_limits(id, &req->limits);
+        r = slot_renew_memory(id);
     }
     if (r >= 0)
-        r = slot_reset_peak(id);
+        r = slot_limits(id, &req->limits);
     host.slots[id].limits.disk_bytes = req->limits.disk_bytes;
     host.slots[id].limits.inodes = req->limits.inodes;
     if (r >= 0)
