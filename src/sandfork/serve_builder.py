@@ -3,7 +3,8 @@
 It is started before the server gives root up, as pid 1 of a pid namespace where there may be one, so that everything
 that it starts ends with it; and it ends when the server does, for then its socket closes. Over that socket it takes
 JSON of at most 4 KiB: names of languages in the catalogue that it read itself, names of a form that is no path, numbers
-in range, one line that a toolchain told of its version. Never a path, never a command. It checks what it is asked.
+in range, one line that a toolchain told of its version. Never a path, never a command. It checks what it is asked,
+and keeps no more snapshots than the settings allow, for the server may not be the one that it was when it started.
 
     server   {"id": 7, "do": "snapshot", "name": "warm", "language": "python", "mem_mb": 512, "vcpus": 1, ...}
     builder  {"id": 7, "percent": 40, "now": "unpacking"}      any number of these
@@ -28,7 +29,15 @@ import msgspec
 
 from sandfork.config import Config
 from sandfork.engine.images import Tell
-from sandfork.errors import ImageError, InvalidRequest, NotSupported, SandforkError, SnapshotConflict, SnapshotNotFound
+from sandfork.errors import (
+    Forbidden,
+    ImageError,
+    InvalidRequest,
+    NotSupported,
+    SandforkError,
+    SnapshotConflict,
+    SnapshotNotFound,
+)
 from sandfork.images.snapshots import Snapshot, SnapshotStore, pin
 from sandfork.images.state import Kind
 from sandfork.languages.catalogue import BUILT_IN, Catalogue, Language
@@ -37,10 +46,11 @@ from sandfork.linux.privileges import PR_SET_DUMPABLE, prctl
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 4096
+MAX_REPORT = 16 << 10  # an error has up to 2000 characters, each of up to six bytes in JSON
 NOT_BUILT_HERE = "rootfs images are not built over HTTP by this version: make them with `sandfork rootfs build`"
 ISOLATED = ("unshare", "--pid", "--fork", "--kill-child=KILL", "--mount", "--mount-proc", "--ipc", "--")
 _ERRORS: dict[str, type[SandforkError]] = {
-    each.code: each for each in (ImageError, NotSupported, SnapshotConflict, SnapshotNotFound)
+    each.code: each for each in (Forbidden, ImageError, NotSupported, SnapshotConflict, SnapshotNotFound)
 }
 
 
@@ -74,6 +84,7 @@ class BuilderSettings(msgspec.Struct, frozen=True):
 
     root: str
     languages: str = ""
+    max_snapshots: int = 0
 
 
 class Builder:
@@ -108,7 +119,7 @@ class Builder:
     async def close(self) -> None:
         """End the builder and whatever it is doing."""
         asyncio.get_running_loop().remove_reader(self._socket.fileno())
-        self._lose()
+        self._lose("was ended")
         self._socket.close()
         await asyncio.to_thread(self._process.wait)
 
@@ -129,7 +140,7 @@ class Builder:
 
     def _take(self) -> None:
         try:
-            message = self._socket.recv(MAX_MESSAGE)
+            message = self._socket.recv(MAX_REPORT)
         except BlockingIOError:
             return
         except OSError:
@@ -137,9 +148,14 @@ class Builder:
         if not message:
             log.error("the process that makes images ended")
             asyncio.get_running_loop().remove_reader(self._socket.fileno())
-            self._lose()
+            self._lose("ended; restart the service")
             return
-        report = msgspec.json.decode(message, type=Report)
+        try:
+            report = msgspec.json.decode(message, type=Report)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            log.error("the process that makes images made no sense: %s", error)
+            self._lose("made no sense; see the log")
+            return
         done, tell = self._waiting.get(report.id, (None, None))
         if done is None or done.done() or tell is None:
             return
@@ -150,17 +166,18 @@ class Builder:
         elif report.percent is not None:
             tell(report.percent, report.now)
 
-    def _lose(self) -> None:
+    def _lose(self, why: str) -> None:
+        """Nobody knows any more for whom what comes next would be: all that wait have failed."""
         for done, _ in self._waiting.values():
             if not done.done():
-                done.set_exception(ImageError("the process that makes images ended; restart the service"))
+                done.set_exception(ImageError(f"the process that makes images {why}"))
 
 
 def start_builder(config: Config, root: Path) -> Builder:
     """Start the builder, as root where this is root. *Raises* OSError."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        settings = BuilderSettings(str(root.absolute()), config.languages.directory)
+        settings = BuilderSettings(str(root.absolute()), config.languages.directory, config.images.max_snapshots)
         source = str(Path(__file__).resolve().parents[1])
         # The first word of sys.path is taken away by -I; what remains is what this process itself was started from.
         code = f"import sys; sys.path.insert(0, {source!r}); from sandfork.serve_builder import main; main()"
@@ -206,6 +223,7 @@ class Workshop:
         directories = [Path(settings.languages)] if settings.languages else []
         self._catalogue = Catalogue.load(BUILT_IN, *directories)
         self._snapshots = SnapshotStore(Path(settings.root))
+        self._max_snapshots = settings.max_snapshots
 
     def take(self, message: bytes) -> None:
         """Do what a message asks for and tell what came of it."""
@@ -227,11 +245,18 @@ class Workshop:
 
     def _do(self, order: Order, tell: Callable[[float, str], Any]) -> None:
         if order.do == "snapshot":
+            self._make_room(order.name)
             self._snapshots.put(make_snapshot(self._snapshots, self._language(order.language), order))
         elif order.do == "remove" and order.kind is Kind.SNAPSHOT:
             self._snapshots.remove(order.name)
         else:
             raise NotSupported(NOT_BUILT_HERE)
+
+    def _make_room(self, name: str) -> None:
+        """*Raises* Forbidden where one more snapshot would be one too many."""
+        there = self._snapshots.names()
+        if name not in there and len(there) >= self._max_snapshots:
+            raise Forbidden(f"name: there are {len(there)} snapshots, the server's ceiling; remove one")
 
     def _language(self, name: str) -> Language:
         found = self._catalogue.find(name)

@@ -44,6 +44,11 @@ class Recall:
                 f"snapshot {snapshot.name!r} is of template {snapshot.template}, which {language.name} has no more: "
                 "create it again"
             )
+        if not {pin.path for pin in snapshot.pins} <= set(language.programs):
+            # Whatever a document names would be read, however large, and whether it is the same would be told.
+            raise SnapshotConflict(
+                f"snapshot {snapshot.name!r} pins what is no program of {language.name} on this server: create it again"
+            )
         if (path := self._pins.changed(snapshot.pins)) is not None:
             raise SnapshotConflict(
                 f"snapshot {snapshot.name!r} was made with another {path} than this server has: create it again"

@@ -86,6 +86,8 @@ def decode_manifest(raw: bytes) -> Manifest:
     hex_of(manifest.digest)
     if manifest.sbom:
         hex_of(manifest.sbom)
+    if not all(text.isprintable() for text in (manifest.created, *manifest.languages)):
+        raise ImageCorrupt("this is no manifest of an image: it has control characters, and would be shown")
     if min(manifest.size, manifest.tree_bytes) < 0:
         raise ImageCorrupt("this is no manifest of an image: a size is negative")
     return manifest
