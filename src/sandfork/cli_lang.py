@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from sandfork.cli_terms import ConfigFile, err, out, print_plain, settings
+from sandfork.images.rooted import Rooted
 from sandfork.languages.catalogue import Catalogue, Language
 from sandfork.languages.draft import draft_language
 from sandfork.languages.language import Packages
@@ -35,12 +36,12 @@ def list_(
     languages = _catalogue(config).languages()
     if only_names:
         for each in languages:
-            if each.installed(os.path.exists):
+            if each.installed(Rooted().has):
                 print_plain(each.name)
         return
     table = Table("language", "aliases", "file", "installed", "", box=None, pad_edge=False, header_style="bold")
     for each in languages:
-        missing = each.missing(os.path.exists)
+        missing = each.missing(Rooted().has)
         state = "[yellow]no[/]" if missing else "[green]yes[/]"
         wanted = f"sandfork lang install {each.name}" if missing and _named(each.packages) else " ".join(missing)
         table.add_row(each.name, " ".join(each.aliases), each.extension, state, escape(wanted if missing else ""))
@@ -51,7 +52,7 @@ def list_(
 def info(name: Annotated[str, typer.Argument(help="A language, by name or alias.")], config: ConfigFile = None) -> None:
     """Show what the catalogue says of one language."""
     language = _find(_catalogue(config), name)
-    missing = language.missing(os.path.exists)
+    missing = language.missing(Rooted().has)
     rows = {
         "name": language.name,
         "aliases": " ".join(language.aliases),
@@ -89,7 +90,7 @@ def install(names: Names = None, config: ConfigFile = None) -> None:
             run_command(command, partial(_show, bar, task))
             bar.update(task, completed=100.0, now="")
     for each in languages:
-        if missing := each.missing(os.path.exists):
+        if missing := each.missing(Rooted().has):
             raise Refused(f"{each.name}: its packages are installed, and still there is no {', '.join(missing)}")
     err.print(f"Installed {', '.join(each.name for each in languages)}. A running service finds them when restarted.")
 
@@ -109,9 +110,9 @@ def prove(
     loaded, catalogue = settings(config), _catalogue(config)
     chosen = [_find(catalogue, name) for name in names or ()] or list(catalogue.languages())
     for each in chosen:
-        if names and (missing := each.missing(os.path.exists)):
+        if names and (missing := each.missing(Rooted().has)):
             raise Refused(f"{each.name}: there is no {', '.join(missing)}: try `sandfork lang install {each.name}`")
-    chosen = [each for each in chosen if each.installed(os.path.exists)]
+    chosen = [each for each in chosen if each.installed(Rooted().has)]
     with _bar() as bar:
         task = bar.add_task("proving", total=sum(len(each.checks) + bool(runs) for each in chosen), now="")
 

@@ -38,6 +38,7 @@ from sandfork.errors import (
     SnapshotConflict,
     SnapshotNotFound,
 )
+from sandfork.images.rooted import Rooted
 from sandfork.images.snapshots import Snapshot, SnapshotStore, pin
 from sandfork.images.state import Kind
 from sandfork.languages.catalogue import BUILT_IN, Catalogue, Language
@@ -282,9 +283,15 @@ def make_snapshot(store: SnapshotStore, language: Language, order: Order) -> Sna
         revision=revision,
         toolchain=order.toolchain,
         preload=template.preload,
-        pins=pin(language.programs),
+        pins=pin(_paths(language)),
     )
     try:
         return msgspec.convert(msgspec.to_builtins(snapshot), Snapshot)
     except msgspec.ValidationError as error:
         raise InvalidRequest("snapshot", str(error)) from None
+
+
+def _paths(language: Language) -> list[str]:
+    """Return the paths of what a language needs; a pattern that nothing matches stays, and is no file to pin."""
+    found = [tuple(Rooted().matching(pattern)) or (pattern,) for pattern in language.programs]
+    return [path for paths in found for path in paths]

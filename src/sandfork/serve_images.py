@@ -34,9 +34,12 @@ def chosen_images(config: Config) -> Mapping[str, Manifest]:
 
 
 def exists_for(config: Config, language: str) -> Callable[[str], bool]:
-    """Return what tells whether a path is there for a language: on its image, or on the host. *Raises* ImageError."""
+    """Return what tells whether a path or a pattern is there for a language: on its image, or on the host.
+
+    *Raises* ImageError.
+    """
     manifest = chosen_images(config).get(language)
-    return os.path.exists if manifest is None else Rooted(str(open_store(config).tree(manifest))).exists
+    return (Rooted() if manifest is None else Rooted(str(open_store(config).tree(manifest)))).has
 
 
 def hold_images(config: Config, catalogue: Catalogue) -> Mapping[str, Lease]:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sandfork.images.rooted import Rooted
 from sandfork.languages.catalogue import (
     COMMAND,
     Catalogue,
@@ -236,6 +237,26 @@ def test_a_compiled_language_needs_its_compiler_and_what_it_names() -> None:
     assert language.programs == ("/usr/bin/gcc", "/usr/include/stdio.h")
     assert language.missing(lambda path: path == "/usr/bin/gcc") == ("/usr/include/stdio.h",)
     assert language.installed(lambda path: True)
+
+
+def test_what_the_path_of_has_a_machine_or_a_version_in_it_is_needed_by_pattern(tmp_path: Path) -> None:
+    language = Catalogue.load().find("objc")
+    assert language is not None
+    rooted = Rooted(str(tmp_path))
+    for path in ("usr/bin/gcc", "usr/include/stdio.h"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).touch()
+    assert language.missing(rooted.has) == ("/usr/lib*/gcc/*/*/cc1obj",)
+    compiler = tmp_path / "usr/libexec/gcc/aarch64-linux-gnu/14/cc1obj"
+    compiler.parent.mkdir(parents=True)
+    compiler.touch()
+    assert language.installed(rooted.has)
+
+
+def test_no_language_shipped_names_a_machine_or_a_version_of_gcc_in_a_path() -> None:
+    for language in Catalogue.load().languages():
+        paths = [path for path in language.programs if "x86_64" in path or "aarch64" in path or "/gcc/1" in path]
+        assert not paths, language.name
 
 
 def test_every_language_shipped_is_proven_by_every_check_it_does_not_excuse() -> None:

@@ -142,13 +142,13 @@ class Language:
 
     @property
     def programs(self) -> tuple[str, ...]:
-        """The paths of what must be there for a program to run, the compiler first."""
+        """What must be there for a program to run, the compiler first: paths, and patterns among those of `needs`."""
         firsts = [self.compile.argv[0]] if self.compile else []
         firsts += [self.argv[0], *(t.interpreter for t in self.templates), *self.needs]
         return tuple(dict.fromkeys(path for path in firsts if path.startswith("/")))
 
     def missing(self, exists: Callable[[str], bool]) -> tuple[str, ...]:
-        """Return those of `programs` that are not there; `exists` says whether a path of the sandbox's root is."""
+        """Return those of `programs` that are not there; `exists` says whether a path or pattern of its root is."""
         return tuple(path for path in self.programs if not exists(path))
 
     def installed(self, exists: Callable[[str], bool]) -> bool:

@@ -6,7 +6,8 @@
     file_name = "main.c"                   what the program's text is written to, in the work directory
     argv = ["{out}"]                       the program's command line; its arguments follow
     version = ["/usr/bin/gcc", "--version"]    a command that tells the version somewhere in its output
-    needs = ["/usr/include/stdio.h"]       what must be there beside the programs that the command lines begin with
+    needs = ["/usr/include/stdio.h"]       what must be there beside the programs that the command lines begin with; a
+                                           pattern, /usr/lib*/gcc/*/*/cc1obj, where a path has a version or machine
     packages = { debian = ["gcc"], npm = [], pypi = [] }
     session = ["/bin/bash", "-i"]          for a default of kind none: the interpreter that keeps a session's state
     [compile]                              run first, in a sandbox of its own; the program runs if it ends with 0
