@@ -51,12 +51,13 @@ def list_(
 @app.command()
 def info(name: Annotated[str, typer.Argument(help="A language, by name or alias.")], config: ConfigFile = None) -> None:
     """Show what the catalogue says of one language."""
-    language = _find(_catalogue(config), name)
+    catalogue = _catalogue(config)
+    language = _find(catalogue, name)
     missing = language.missing(Rooted().has)
     rows = {
         "name": language.name,
         "aliases": " ".join(language.aliases),
-        "extension": language.extension,
+        "extension": language.extension + _others(catalogue, language),
         "file": language.file_name,
         "compile": " ".join(language.compile.argv) if language.compile else "",
         "run": " ".join(language.argv),
@@ -155,6 +156,16 @@ def _find(catalogue: Catalogue, name: str) -> Language:
 def _named(packages: Packages) -> str:
     parts = (("debian", packages.debian), ("npm", packages.npm), ("pypi", packages.pypi))
     return "; ".join(f"{registry}: {' '.join(names)}" for registry, names in parts if names)
+
+
+def _others(catalogue: Catalogue, language: Language) -> str:
+    """Say who else has a language's extension, and what a file of it is then taken for."""
+    others = [each.name for each in catalogue.languages() if each.extension == language.extension and each != language]
+    if not others:
+        return ""
+    found = catalogue.with_extension(language.extension)
+    taken = f"a file of it is taken for {found[0].name}" if len(found) == 1 else "name the language of such a file"
+    return f" (as {', '.join(others)}: {taken})"
 
 
 def _bar() -> Progress:

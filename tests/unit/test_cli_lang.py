@@ -68,6 +68,8 @@ def test_one_language_is_shown_whole_also_by_an_alias() -> None:
     for word in ("cpp", "/usr/bin/g++", "{out}", "debian: g++", "compile_error"):
         assert word in said
     assert "SQL has no command line" in lang("info", "sqlite")[1]
+    assert "(as prolog: a file of it is taken for perl)" in lang("info", "perl")[1]
+    assert "(as verilog: name the language of such a file)" in lang("info", "coq")[1]
 
 
 @pytest.mark.parametrize("words", [("info", "pyton"), ("install", "pyton"), ("test", "pyton")])

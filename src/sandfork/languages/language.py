@@ -121,6 +121,7 @@ class Language:
     version_argv: tuple[str, ...] = ()
     packages: Packages = field(default_factory=Packages)
     needs: tuple[str, ...] = ()
+    takes_extension: bool = False
     checks: tuple[Check, ...] = ()
     without: tuple[tuple[str, str], ...] = ()
     scans: tuple[tuple[TemplateSpec, Callable[[str], bool]], ...] = field(compare=False, repr=False, default=())

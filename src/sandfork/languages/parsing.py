@@ -3,6 +3,7 @@
     name = "c"                             what requests and replies call it
     aliases = ["gcc"]                      other names accepted in requests
     extension = ".c"
+    takes_extension = true                 a file of it is this language, where others have that extension, too
     file_name = "main.c"                   what the program's text is written to, in the work directory
     argv = ["{out}"]                       the program's command line; its arguments follow
     version = ["/usr/bin/gcc", "--version"]    a command that tells the version somewhere in its output
@@ -71,8 +72,8 @@ from sandfork.languages.tables import CatalogueError, Table
 from sandfork.model import LimitsOverride
 
 _KEYS = (
-    "name", "aliases", "extension", "file_name", "argv", "version", "needs", "packages", "session", "compile", "limits",
-    "env", "template", "checks", "without",
+    "name", "aliases", "extension", "takes_extension", "file_name", "argv", "version", "needs", "packages", "session",
+    "compile", "limits", "env", "template", "checks", "without",
 )  # fmt: skip
 _TEMPLATE_KEYS = (
     "key", "kind", "interpreter", "preload", "imports", "pool_weight", "fork_at", "start", "driver",
@@ -120,6 +121,7 @@ def parse_language(where: str, values: Mapping[str, object]) -> Language:
         version_argv=table.texts("version", ()),
         packages=_parse_packages(table),
         needs=table.texts("needs", (), _PATH),
+        takes_extension=table.flag("takes_extension"),
         checks=_parse_checks(table, compiled=compiled is not None),
         without=tuple((key, table.table("without").text(key)) for key in table.table("without").names()),
         scans=tuple((spec, compile_scan(spec.imports)) for spec in templates if spec.imports),
