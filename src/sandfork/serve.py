@@ -275,7 +275,9 @@ async def _serve(service: Service, app: App, engine: Engine, announce: Announce)
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(server.serve(sockets=[service.socket]))
         serving.add_done_callback(lambda _: end.asked.set())
-        watching = group.create_task(_watch(service.tier, end))
+        background = [group.create_task(_watch(service.tier, end))]
+        if service.config.languages.versions_at_start:
+            background.append(group.create_task(app.find_versions(lambda: engine.statistics().admission.running > 0)))
         await end.asked.wait()
         log.info("draining for at most %g s", drain_s)
         app.drain()
@@ -285,7 +287,8 @@ async def _serve(service: Service, app: App, engine: Engine, announce: Announce)
         if end.hurried.is_set():
             server.force_exit = True
             await engine.drain(0)
-        watching.cancel()
+        for task in background:
+            task.cancel()
     if end.tier_lost:
         raise TierUnavailable("the process that makes sandboxes died, and the service cannot go on without it")
 

@@ -253,6 +253,11 @@ class Languages:
     directory: str = setting(
         "", "Directory of further languages, a TOML file each; `sandfork lang new` drafts one. Empty is none."
     )
+    versions_at_start: bool = setting(
+        True,
+        "Have the languages tell their versions after the start, one after the other while no program runs; else when "
+        "a list of languages is first asked for, which then waits for them.",
+    )
     compile_cache_bytes: int = setting(
         256 * MIB,
         "Memory for what compilers made, kept for the next run of the same program by the same key; 0 keeps nothing.",

@@ -74,19 +74,29 @@ class HttpSettings:
         return self.quotas.get(dialect.name, dialect.quotas)
 
 
+@dataclass(slots=True)
+class Versions:
+    """What languages told so far, by their names, None for one that told none; and what asks them since the start."""
+
+    told: dict[str, str | None] = field(default_factory=dict)
+    finding: asyncio.Task[None] | None = None
+
+    @property
+    def are_sought(self) -> bool:
+        """Whether they are being asked since the start."""
+        return self.finding is not None and not self.finding.done()
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What endpoints work with; `now` gives Unix time in seconds.
-
-    `versions` are those that languages told so far, by their names; None is for one that told none.
-    """
+    """What endpoints work with; `now` gives Unix time in seconds."""
 
     settings: HttpSettings
     engine: ExecutionEngine
     access: Access
     metrics: RequestMetrics
     now: Callable[[], float] = time.time
-    versions: dict[str, str | None] = field(default_factory=dict)
+    versions: Versions = field(default_factory=Versions)
     drain: Drain = field(default_factory=Drain)
 
 
