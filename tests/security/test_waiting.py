@@ -8,7 +8,6 @@ from __future__ import annotations
 import pytest
 
 NETWORK = "there is no network policy but none at all"
-LANGUAGES = "the languages are here, the attempts on them are not written yet"
 OTHER_TIERS = "the process tier is the only one"
 
 WAITING: dict[str, str] = {
@@ -19,8 +18,6 @@ WAITING: dict[str, str] = {
     "requests are pipelined through CONNECT, or upgraded to WebSocket": NETWORK,
     "a callback's address leads inside": "callbacks are not built",
     "a package's installer runs hostile code": "packages are not installed on request",
-    "randomness of two forks in Ruby and PHP": LANGUAGES,
-    "bombs for the compilers of C++ templates, Go and Rust macros; heap flags of Java": LANGUAGES,
     "handles of a GPU are inherited": "no GPU is given to sandboxes",
     "the same attempts on gVisor and on a microVM": OTHER_TIERS,
     "the wall clock jumps an hour during a run": "needs a machine whose clock may be set; limits use CLOCK_MONOTONIC",
