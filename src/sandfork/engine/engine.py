@@ -322,7 +322,8 @@ class Engine:
         except TemplateFailed as error:
             if plan.template_key not in self._executable:
                 raise
-            log.warning("execution %s: executed, for it cannot be forked: %s", plan.exec_id, error)
+            # The pool has said so once, and health says it as long as it is so.
+            log.debug("execution %s: executed, for it cannot be forked: %s", plan.exec_id, error)
         return await self._pool.fork(COMMAND.key)
 
     async def _collect(self, plan: ExecPlan, sandbox: Sandbox) -> Collected:
