@@ -178,13 +178,18 @@ def choose_quotas(config: Config, dialects: Sequence[Dialect]) -> dict[str, tupl
     return chosen
 
 
+def dialect_bounds(config: Config) -> Bounds:
+    """Return what dialects must know to parse."""
+    server, maximum = config.server, Limits(**asdict(config.limits.maximum))
+    return Bounds(maximum.wall_s, server.max_code_bytes, server.max_batch, maximum, config.sessions.disk_bytes)
+
+
 def http_settings(service: Service) -> HttpSettings:
     """Return the settings of the HTTP side."""
     config, server = service.config, service.config.server
-    maximum = Limits(**asdict(config.limits.maximum))
     return HttpSettings(
         dialect=None if server.dialect == ALL_DIALECTS else server.dialect,
-        bounds=Bounds(maximum.wall_s, server.max_code_bytes, server.max_batch, maximum),
+        bounds=dialect_bounds(config),
         max_body_bytes=server.max_body_bytes,
         max_upload_bytes=server.max_upload_bytes,
         stall_s=server.stall_s,

@@ -44,9 +44,7 @@ LANGUAGE: dict[str, Any] = {"x-languages": True}
 """Extra schema of a field that names a language: documents list those the server offers."""
 UNAVAILABLE: dict[str, Any] = {"x-unavailable": True}
 """Extra schema of a field that is understood but refused as not supported: documents leave it out.
-
-Where only some values are, `{"x-only": [values]}` lists the others.
-"""
+Where only some values are, `{"x-only": [values]}` lists the others."""
 
 Answer = ExecResult | SandforkError
 """What came of one execution: its result, or why we could not give one."""
@@ -57,20 +55,21 @@ NO_CEILINGS = Limits(math.inf, math.inf, *[sys.maxsize] * 5)
 class Bounds(msgspec.Struct, frozen=True):
     """The server's maxima a dialect must know to parse.
 
-    `max_wall_s` and `ceilings` are also the caller's own, where those are lower. `ceilings` is for dialects with
-    defaults of their own, which must not be more than a caller may have; its `wall_s` is `max_wall_s`.
+    `max_wall_s` and `ceilings`, whose `wall_s` it is, are also the caller's own, where those are lower; dialects with
+    defaults of their own need them. `session_disk_bytes` is what a session gets where none can ask for an amount.
     """
 
     max_wall_s: float = 300.0
     max_code_bytes: int = 1 << 20
     max_batch: int = 100
     ceilings: Limits = NO_CEILINGS
+    session_disk_bytes: int = 256 << 20
 
     def lowered_to(self, limits: Limits) -> Bounds:
         """Return these bounds, nothing above `limits`."""
         mine = self.ceilings
         ceilings = Limits(*(min(getattr(mine, f), getattr(limits, f)) for f in Limits.__dataclass_fields__))
-        return Bounds(min(self.max_wall_s, limits.wall_s), self.max_code_bytes, self.max_batch, ceilings)
+        return msgspec.structs.replace(self, max_wall_s=min(self.max_wall_s, limits.wall_s), ceilings=ceilings)
 
 
 class FormFile(msgspec.Struct, frozen=True):
