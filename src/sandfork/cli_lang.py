@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -60,6 +61,7 @@ def info(name: Annotated[str, typer.Argument(help="A language, by name or alias.
         "extension": language.extension + _others(catalogue, language),
         "file": language.file_name,
         "compile": " ".join(language.compile.argv) if language.compile else "",
+        "warm cache": _warm_state(config, language),
         "run": " ".join(language.argv),
         "templates": " ".join(f"{spec.key} ({spec.kind})" for spec in language.templates),
         "packages": _named(language.packages),
@@ -93,7 +95,33 @@ def install(names: Names = None, config: ConfigFile = None) -> None:
     for each in languages:
         if missing := each.missing(Rooted().has):
             raise Refused(f"{each.name}: its packages are installed, and still there is no {', '.join(missing)}")
+    _fill(config, [each for each in _offered(config).languages() if each.name in {one.name for one in languages}])
     err.print(f"Installed {', '.join(each.name for each in languages)}. A running service finds them when restarted.")
+
+
+@app.command()
+def warm(
+    names: Names = None,
+    again: Annotated[bool, typer.Option("--again", help="Also fill those anew that fit.")] = False,
+    config: ConfigFile = None,
+    tier: Annotated[str, typer.Option(hidden=True)] = "process",
+) -> None:
+    """Fill the warm caches of languages, all that are installed if none is named, where none fits the toolchain."""
+    offered = _offered(config)
+    chosen = list(offered.languages())
+    if names:
+        wanted = {_find(_catalogue(config), name).name for name in names}
+        chosen = [each for each in chosen if each.name in wanted]
+        for name in sorted(wanted - {each.name for each in chosen}):
+            raise Refused(f"{name} is not installed: try `sandfork lang install {name}`")
+        for each in chosen:
+            if each.warm is None:
+                raise Refused(f"{each.name} has no warm cache: its file has no [warm]")
+    filled, failed = _fill(config, chosen, again=again, tier=tier)
+    if not filled:
+        err.print("There is nothing to fill: every warm cache fits its toolchain.")
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command("test")
@@ -105,6 +133,7 @@ def prove(
     tier: Annotated[str, typer.Option(hidden=True)] = "process",
 ) -> None:
     """Prove languages, all that are installed if none is named: run their checks in the sandbox of this host."""
+    from sandfork.serve_caches import with_caches
     from sandfork.serve_local import run_privately  # the whole service, which `--help` does not need
     from sandfork.serve_proofs import prove_all
 
@@ -120,7 +149,8 @@ def prove(
         def tell(language: str, check: str) -> None:
             bar.update(task, advance=1, now=f"{language}: {check}")
 
-        proofs = run_privately(loaded, tier, Catalogue(chosen), lambda engine: prove_all(engine, chosen, runs, tell))
+        warmed = with_caches(loaded.config, Catalogue(chosen))
+        proofs = run_privately(loaded, tier, warmed, lambda engine: prove_all(engine, warmed.languages(), runs, tell))
     _report(proofs, page=page)
 
 
@@ -145,6 +175,48 @@ def _catalogue(config: Path | None) -> Catalogue:
     from sandfork.serve_engine import load_catalogue
 
     return load_catalogue(settings(config).config)
+
+
+def _offered(config: Path | None) -> Catalogue:
+    """Return what a service would offer."""
+    from sandfork.serve_engine import choose_languages
+
+    return choose_languages(settings(config).config)
+
+
+def _fill(
+    config: Path | None, languages: Sequence[Language], *, again: bool = False, tier: str = "process"
+) -> tuple[int, int]:
+    """Fill the warm caches of languages where none fits; return how many those were, and how many failed."""
+    from sandfork.errors import SandforkError
+    from sandfork.serve_caches import find_cache
+    from sandfork.serve_warm import make_cache
+
+    loaded, failed = settings(config), 0
+    wanted = [each for each in languages if each.warm and (again or find_cache(loaded.config, each)[0] is None)]
+    for each in wanted:
+        err.print(f"{each.name}: filling its warm cache")
+        try:
+            made = make_cache(loaded, tier, each)
+        except (SandforkError, Refused) as error:
+            failed += 1
+            err.print(f"{each.name}: no warm cache, so it is slower: {error}", markup=False, style="red")
+        else:
+            err.print(f"{each.name}: {made.tree_bytes / 1e6:.1f} MB, {made.digest[:19]}")
+    return len(wanted), failed
+
+
+def _warm_state(config: Path | None, language: Language) -> str:
+    """Say what a language's warm cache is, nothing for a language that has none."""
+    from sandfork.serve_caches import find_cache
+
+    offered = _offered(config).find(language.name) if language.warm else None
+    if offered is None:
+        return ""
+    found, reason = find_cache(settings(config).config, offered)
+    if found is None:
+        return f"no: {reason}; `sandfork lang warm {language.name}` fills it, and makes it faster"
+    return f"{found.tree_bytes / 1e6:.1f} MB of {found.created}, {found.digest[:19]}"
 
 
 def _find(catalogue: Catalogue, name: str) -> Language:

@@ -43,6 +43,7 @@ from sandfork.languages.catalogue import Catalogue
 from sandfork.metrics import Metrics
 from sandfork.model import Caller, ExecPlan, ExecResult, Limits
 from sandfork.serve_builder import Builder, start_builder
+from sandfork.serve_caches import cold_languages
 from sandfork.serve_engine import build_engine, choose_languages, language_states, load_catalogue, pool_targets
 from sandfork.serve_http import build_server, stop_on_signals
 from sandfork.serve_listen import is_loopback, listen
@@ -100,6 +101,8 @@ def serve(loaded: Loaded, *, tier: str, announce: Announce) -> None:
     dialects = choose_dialects(config)
     choose_quotas(config, dialects)
     lines = set_up_logging(config.server.log_level)
+    if cold := cold_languages(catalogue):
+        log.warning("no warm cache fits %s, which start slower: `sandfork lang warm` fills them", ", ".join(cold))
     raise_open_files()
     sock = listen(config.server.host, config.port)
     # Both are root's to start, if this is root; after the tier it is not any more.

@@ -18,6 +18,7 @@ from sandfork.engine.sessions import SessionSettings
 from sandfork.engine.tasks import TaskSettings
 from sandfork.languages.catalogue import BUILT_IN, Catalogue, CatalogueError, Language
 from sandfork.model import Limits
+from sandfork.serve_caches import with_caches
 from sandfork.serve_images import chosen_images, exists_for
 from sandfork.serve_refusal import Refused
 from sandfork.tiers.base import Tier
@@ -32,7 +33,10 @@ def choose_languages(config: Config) -> Catalogue:
     every = load_catalogue(config).on_images(chosen)
     enabled = config.languages.enable
     wanted = {_enabled(config, every, name).name for name in enabled}
-    return every.only(lambda each: each.name in wanted if enabled else each.installed(exists_for(config, each.name)))
+    chosen_ones = every.only(
+        lambda each: each.name in wanted if enabled else each.installed(exists_for(config, each.name))
+    )
+    return with_caches(config, chosen_ones)
 
 
 def load_catalogue(config: Config) -> Catalogue:

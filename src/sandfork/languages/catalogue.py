@@ -93,6 +93,10 @@ class Catalogue:
             for moved in [tuple(_moved(spec, images.get(each.name, ""), users) for spec in each.templates)]
         )
 
+    def warmed(self, path_of: Callable[[Language], str]) -> Catalogue:
+        """Return the catalogue with warm caches: `path_of` tells where sandboxes see a language's, "" for none."""
+        return Catalogue(each.warmed(path_of(each)) if each.warm else each for each in self._languages)
+
     def only(self, keep: Callable[[Language], bool]) -> Catalogue:
         """Return the catalogue of those languages for which `keep` is true."""
         return Catalogue(language for language in self._languages if keep(language))

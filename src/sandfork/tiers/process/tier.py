@@ -12,7 +12,7 @@ import itertools
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,12 +55,14 @@ class ProcessSettings:
     `guest_packages` is a directory of Python packages for the sandboxes, `native` holds zygote.so and `guest` the
     files that run inside. `limits` are those a parked sandbox is forked with; `most` is what any program may ask for,
     which matters where there is no cgroup, for a process' own limits can only be lowered. `allow_missing` names
-    primitives whose absence is accepted. `images` are those that templates name; the tier lets go of them.
+    primitives whose absence is accepted. `images` are those that templates name, `warm` the warm caches, all of one
+    store; the tier lets go of both.
     """
 
     native: Path
     guest: Path
     images: Mapping[str, Lease] = field(default_factory=dict)
+    warm: Sequence[Lease] = ()
     guest_packages: Path | None = None
     limits: Limits = field(default_factory=Limits)
     most: Limits = field(default_factory=Limits)
@@ -185,7 +187,8 @@ class ProcessTier:
         """Return what of ours a reduced sandbox must be able to read."""
         packages = self._settings.guest_packages
         scripts = [self._settings.guest / name for name in _SCRIPTS]
-        return [*scripts, self._settings.native / _BREAKER, *([packages] if packages is not None else [])]
+        warm = [lease.tree for lease in self._settings.warm]
+        return [*scripts, *warm, self._settings.native / _BREAKER, *([packages] if packages is not None else [])]
 
     async def _build_root(self) -> None:
         if self._launched.reduced:
@@ -214,7 +217,8 @@ class ProcessTier:
         assert self._warden is not None
         paths = (*(self._settings.guest / name for name in _SCRIPTS), self._settings.native / _BREAKER)
         inside = {f"{_INSIDE}/{path.name}": path.read_bytes() for path in paths}
-        root = plan_root(self._settings.guest_packages, inside, source)
+        warm = next((lease.tree.parent for lease in self._settings.warm), None)
+        root = plan_root(self._settings.guest_packages, inside, source, warm)
         with tempfile.TemporaryFile() as plan:
             plan.write(root.plan)
             plan.flush()
@@ -310,7 +314,7 @@ class ProcessTier:
         if self._slots is not None:
             await self._slots.close()
         self._launched.warden.close()
-        for lease in self._settings.images.values():
+        for lease in (*self._settings.images.values(), *self._settings.warm):
             lease.close()
         await asyncio.to_thread(self._launched.wait)
 
