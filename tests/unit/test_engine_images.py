@@ -84,6 +84,19 @@ async def test_only_so_many_are_made_at_once() -> None:
     await desk.close()
 
 
+async def test_of_what_could_not_be_made_only_the_last_are_told() -> None:
+    """Else a caller could have the server remember names without end."""
+    images = MemoryImages()
+    images.failure = SnapshotConflict("no")
+    desk = images.desk(execute, ImageBounds(failed=3))
+    names = ("python", "node", "bash", "sh", "awk")
+    for name in names:
+        desk.build(name, 1024)
+        assert (await desk.settled(Kind.ROOTFS, name)).making.status is Status.FAILED
+    assert {state.name for state in await desk.list(Kind.ROOTFS)} == set(names[-3:])
+    await desk.close()
+
+
 def test_a_request_runs_in_its_snapshots_template_under_its_limits() -> None:
     asked = kept().recall().apply(named("warm", program=Snippet("py", "1")))
     assert (asked.template, asked.program) == ("python", Snippet("python", "1"))
