@@ -10,6 +10,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -196,6 +197,17 @@ def test_a_traceback_shows_the_lines_of_every_step_and_no_frame_of_ours(python: 
     ran = python.run(steps[1].replace("from step_1 import divide", "print('first')"))
     assert ran.stderr.decode() == re.sub(r'".*/step_(\d)\.py"', r'"<step-\1>"', plain.stderr)
     assert '  File "<step-1>", line 2, in divide\n    return a / b\n' in ran.stderr.decode()
+
+
+# Before 3.12 a profiler is told when functions of ours return.
+@pytest.mark.parametrize("kind", ["settrace", "setprofile"] if sys.version_info >= (3, 12) else ["settrace"])
+def test_a_tracer_lasts_and_sees_no_frame_of_ours(python: Guest, kind: str) -> None:
+    python.run(f"import sys\nseen = []\nsys.{kind}(lambda f, *a: seen.append(f.f_code.co_filename))")
+    ran = python.run("def f(): pass\nf()\n1 / 0", rich=True)
+    assert ran.status == 1
+    assert ran.stderr.endswith(b"ZeroDivisionError: division by zero\n")
+    ran = python.run(f"sys.{kind}(None)\nprint('<step-2>' in seen, [n for n in seen if 'sandfork' in n or '/fd/' in n])")
+    assert ran.stdout == b"True []\n"
 
 
 def test_no_frame_of_ours_is_on_the_stack(python: Guest) -> None:

@@ -92,7 +92,8 @@ class Loop:
             signal.signal(signal.SIGINT, self.interrupter(asyncio, task))
         self.interrupted = False
         try:
-            return self.loop.run_until_complete(task)
+            value: object = zygote.plain.call(self.loop.run_until_complete, task)
+            return value
         except asyncio.CancelledError as error:
             if not self.interrupted:
                 raise
@@ -208,7 +209,7 @@ class Session:
 
     def evaluate(self, code: types.CodeType) -> object:
         """Run code in __main__ and return its value; what awaits runs on the event loop."""
-        value: object = eval(code, self.main.__dict__)
+        value: object = zygote.plain.call(eval, code, self.main.__dict__)
         return self.loop.run(value) if code.co_flags & IS_COROUTINE else value
 
     def tell(self, error: BaseException | None) -> int:
