@@ -183,7 +183,7 @@ def test_stdin_can_be_kept_open_and_fed() -> None:
     with_sandbox(check)
 
 
-def test_a_terminal_is_the_controlling_one_and_knows_its_size(host_only: None) -> None:
+def test_a_terminal_is_the_controlling_one_and_knows_its_size() -> None:
     async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
         template = await tier.template("command")
         guest = await template.join(sandbox, terminal=(100, 30))
@@ -203,7 +203,7 @@ def test_a_terminal_is_the_controlling_one_and_knows_its_size(host_only: None) -
         step = make_step("", "command")
         step = type(step)(("/bin/bash", "--norc", "-i"), None, None)
         running = asyncio.create_task(guest.exec(step, LIMITS, tape := Tape()))
-        await guest.feed(b"sh -c 'echo on$((40+2)); exec sleep 3600'\n")
+        await guest.feed(b"bash -c 'echo on$((40+2)); exec sleep 3600'\n")
         await tape.until(b"on42")
         await guest.feed(b"\x03")
         await guest.feed(b"echo still $((40+2)); exit 5\n")
