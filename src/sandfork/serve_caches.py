@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from sandfork.config import Config
 from sandfork.errors import ImageNotFound, SandforkError
 from sandfork.images.manifest import Manifest
+from sandfork.images.rooted import Rooted
 from sandfork.images.store import Lease, Store
 from sandfork.languages.catalogue import Catalogue, Language
 from sandfork.serve_images import open_store
@@ -42,13 +43,11 @@ def _toolchain(config: Config, language: Language) -> Iterator[str]:
     if language.image:
         yield open_store(config).get(language.image).digest
         return
-    for path in language.programs:
-        real = os.path.realpath(path)
-        try:
+    for pattern in language.programs:
+        for path in Rooted().matching(pattern):
+            real = os.path.realpath(path)
             status = os.stat(real)
-        except OSError as error:
-            raise Refused(f"{language.name}: {path}: {error.strerror}") from None
-        yield f"{path} {real} {status.st_size} {status.st_mtime_ns}"
+            yield f"{path} {real} {status.st_size} {status.st_mtime_ns}"
 
 
 def find_cache(config: Config, language: Language) -> tuple[Manifest | None, str]:
