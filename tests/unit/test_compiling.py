@@ -146,6 +146,16 @@ async def test_who_follows_the_output_gets_a_failed_compilers_and_not_another_on
         assert follower.chunks == [(Stream.STDOUT, b"hello\n")]
 
 
+@in_virtual_time
+async def test_the_limits_that_are_told_are_those_that_held() -> None:
+    async with bench() as it:
+        asked = LimitsOverride(wall_s=3.0, memory_bytes=64 << 20, output_bytes=5000)
+        failed = await it.run("sleep 100", limits=asked)
+        assert (failed.limits.wall_s, failed.limits.memory_bytes, failed.limits.output_bytes) == (40.0, 1 << 30, 5000)
+        ran = await it.run("--\nout hello", limits=asked)
+        assert (ran.limits.wall_s, ran.limits.memory_bytes) == (3.0, 64 << 20)
+
+
 @pytest.mark.parametrize(
     ("script", "outcome"),
     [

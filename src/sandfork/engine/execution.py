@@ -214,7 +214,7 @@ class Execution:
             stderr,
             exceeded,
             end.usage,
-            plan.limits,
+            self._limits(),
             self._timings(end),
             plan.isolation,
             collected.files,
@@ -225,6 +225,13 @@ class Execution:
             self._cap.passed_bytes,
             failed_step=self.failed_step,
         )
+
+    def _limits(self) -> Limits:
+        """The limits that held: the compiler's where that failed, but for its output, which counts as the program's."""
+        plan = self.plan
+        if not self.failed_step or plan.compilation is None:
+            return plan.limits
+        return replace(plan.compilation.limits, output_bytes=plan.limits.output_bytes)
 
     def resume(self) -> None:
         """Read output again after the sink refused more."""
