@@ -128,17 +128,20 @@ def child(leave):
         return
     if leave:
         os.setsid()
-    os.write(1, b"up\\n")
     signal.pause()
 child(False)
-if not os.fork():  # an orphan of the same session
-    child(False)
-    os._exit(0)
+def orphan(leave):
+    between = os.fork()
+    if not between:
+        if leave:
+            os.setsid()
+        child(False)
+        os._exit(0)
+    os.waitpid(between, 0)
+orphan(False)  # of the same session
 child(True)  # of a session of its own, whose parent is there
-if not os.fork():  # of neither: nothing tells whose it is
-    os.setsid()
-    child(False)
-    os._exit(0)
+orphan(True)  # of neither: nothing tells whose it is
+os.write(1, b"begun")
 signal.pause()
 """
 
@@ -156,7 +159,7 @@ def test_a_program_is_killed_with_all_that_belongs_to_it_and_nothing_else() -> N
             await tape.until(b"begun")
         guest, tape = await template.join(sandbox), Tape()
         killed = asyncio.create_task(guest.exec(make_step(FAMILY), LIMITS, tape))
-        await tape.until(b"up\nup\nup\nup\n")
+        await tape.until(b"begun")
         guest.kill(Outcome.SIGNALLED)
         assert (await killed).outcome is Outcome.SIGNALLED
         await asyncio.gather(sandbox.cleared(), guest.close())
