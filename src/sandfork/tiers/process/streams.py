@@ -12,6 +12,7 @@ import os
 
 from sandfork.model import Stream
 from sandfork.tiers.base import OutputSink
+from sandfork.tiers.process.writer import Writer
 
 _READ = 65536
 _SHORT = 4096  # a read that brought less has emptied the pipe, or soon will have been called again
@@ -27,9 +28,8 @@ class Streams:
         self._stdin = stdin
         self._sources = {Stream.STDOUT: stdout, Stream.STDERR: stderr}
         self._watched: set[Stream] = set()
-        self._left = memoryview(b"")
+        self._writer = Writer(stdin, self._stdin_written)
         self._keep_stdin = False
-        self._written: asyncio.Future[None] | None = None
         self._begun: asyncio.Future[None] | None = None
         self._sink: OutputSink | None = None
         self._closed = False
@@ -39,64 +39,32 @@ class Streams:
         """Feed `stdin`, and give `sink` what is read from now on."""
         self._sink = sink
         self._keep_stdin = keep_stdin
-        self._left = memoryview(stdin)
-        self._writable()
-        self._await_room()
+        self._writer.put(stdin)
         if self._begun is not None:
             self._begun.set_result(None)
             self._begun = None
-
-    def _await_room(self) -> None:
-        if self._stdin >= 0 and self._left:
-            self._loop.add_writer(self._stdin, self._writable)
 
     async def feed(self, data: bytes) -> None:
         """Write more to a stdin that is kept open, as fast as it is read; no bytes close it."""
         if self._sink is None and self._stdin >= 0:
             self._begun = self._begun or self._loop.create_future()
             await asyncio.shield(self._begun)
-        await self._until_written()
+        await self._writer.written()
         if self._stdin < 0:
             return
         self._keep_stdin = self._keep_stdin and bool(data)
-        self._left = memoryview(data)
-        self._writable()
-        self._await_room()
-        await self._until_written()
+        self._writer.put(data)
+        await self._writer.written()
 
-    async def _until_written(self) -> None:
-        """Wait until all that was given to stdin is written, or nobody reads it any more."""
-        while self._left:
-            self._written = self._written or self._loop.create_future()
-            await asyncio.shield(self._written)
-
-    def _writable(self) -> None:
-        try:
-            while self._left:
-                self._left = self._left[os.write(self._stdin, self._left) :]
-        except BlockingIOError:
-            return
-        except BrokenPipeError:
-            self._left = memoryview(b"")
-            self._keep_stdin = False
-        if self._keep_stdin:
-            self._loop.remove_writer(self._stdin)
-            self._tell_written()
-        else:
+    def _stdin_written(self) -> None:
+        if not self._keep_stdin or self._writer.broken:
             self._close_stdin()
-
-    def _tell_written(self) -> None:
-        if self._written is not None and not self._written.done():
-            self._written.set_result(None)
-        self._written = None
 
     def _close_stdin(self) -> None:
         if self._stdin >= 0:
-            self._loop.remove_writer(self._stdin)
+            self._writer.stop()
             os.close(self._stdin)
             self._stdin = -1
-        self._left = memoryview(b"")
-        self._tell_written()
 
     def watch(self) -> None:
         """Read as the program writes, from now on."""

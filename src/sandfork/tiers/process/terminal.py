@@ -14,6 +14,7 @@ import termios
 
 from sandfork.model import Stream
 from sandfork.tiers.base import OutputSink
+from sandfork.tiers.process.writer import Writer
 
 _READ = 65536
 _BURST = 16
@@ -48,8 +49,7 @@ class TerminalStreams:
     def __init__(self, master: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._master = master
-        self._left = memoryview(b"")
-        self._written: asyncio.Future[None] | None = None
+        self._stdin = Writer(master)
         self._sink: OutputSink | None = None
         self._watching = False
         self.paused = False
@@ -57,39 +57,15 @@ class TerminalStreams:
     def begin(self, stdin: bytes, sink: OutputSink, *, keep_stdin: bool = True) -> None:
         """Type `stdin`, and give `sink` what is shown from now on."""
         self._sink = sink
-        self._left = memoryview(stdin)
         self.watch()
-        self._writable()
+        self._stdin.put(stdin)
 
     async def feed(self, data: bytes) -> None:
         """Type; no bytes are the end-of-file character, as a user would type it."""
-        await self._until_written()
+        await self._stdin.written()
         if self._master >= 0:
-            self._left = memoryview(data or b"\x04")
-            self._writable()
-        await self._until_written()
-
-    async def _until_written(self) -> None:
-        while self._left:
-            self._written = self._written or self._loop.create_future()
-            await asyncio.shield(self._written)
-
-    def _writable(self) -> None:
-        try:
-            while self._left:
-                self._left = self._left[os.write(self._master, self._left) :]
-        except BlockingIOError:
-            self._loop.add_writer(self._master, self._writable)
-            return
-        except OSError:
-            self._left = memoryview(b"")  # nobody has it open any more
-        self._loop.remove_writer(self._master)
-        self._tell_written()
-
-    def _tell_written(self) -> None:
-        if self._written is not None and not self._written.done():
-            self._written.set_result(None)
-        self._written = None
+            self._stdin.put(data or b"\x04")
+        await self._stdin.written()
 
     def resize(self, cols: int, rows: int) -> None:
         """Tell it its size."""
@@ -150,8 +126,6 @@ class TerminalStreams:
         """Close it; the processes that have it get SIGHUP."""
         if self._master >= 0:
             self.unwatch()
-            self._loop.remove_writer(self._master)
+            self._stdin.stop()
             os.close(self._master)
             self._master = -1
-        self._left = memoryview(b"")
-        self._tell_written()
