@@ -517,6 +517,13 @@ LOOPS = {
         "new (require('async_hooks').AsyncLocalStorage)()"
         f".run(1, () => setTimeout(async () => {{ await 0; {GO_THEN} }}))"
     ),
+    "a timer with hooks of its own": (
+        f"require('async_hooks').createHook({{ init() {{}} }}).enable(); setTimeout(() => {{ {GO_THEN} }}, 1)"
+    ),
+    "a promise with hooks of its own": (
+        "require('async_hooks').createHook({ init() {}, before() {}, after() {}, destroy() {} }).enable();"
+        f"setImmediate(async () => {{ await 0; {GO_THEN} }})"
+    ),
     "a handler of everything": (
         "setTimeout(() => { console.log('go'); for (;;) try { for (;;); } catch {} finally { for (;;); } })"
     ),

@@ -362,8 +362,9 @@ function forgetLostImmediates() {
   clearImmediate(last);
 }
 
-// Node's counts for async_hooks, without the warning that it is no public interface. From node 24 on it is out of reach:
-// there --no-force-async-hooks-checks has to do, and a break with hooks of the program's own may end the process.
+// Node's counts for async_hooks, without the warning that it is no public interface. From node 24 on a debugger only sees
+// them. Out of all reach, --no-force-async-hooks-checks has to do, and a break with hooks of the program's own may end
+// the process.
 function nodesHooks() {
   const { noDeprecation } = process;
   process.noDeprecation = true;
@@ -372,11 +373,46 @@ function nodesHooks() {
     found = process.binding('async_wrap');
   } catch {
     const constants = { kCheck: 0, kTotals: 1 };
-    found = { async_hook_fields: new Uint32Array(2), constants, clearAsyncIdStack: () => {} };
+    found = hooksSeenByDebugger() ?? { async_hook_fields: new Uint32Array(2), constants, clearAsyncIdStack: () => {} };
   }
   if (noDeprecation === undefined) delete process.noDeprecation;
   else process.noDeprecation = noDeprecation;
   return found;
+}
+
+// What node's own functions have them in: a variable of `enableHooks`, which is one of `AsyncHook.prototype.enable`.
+function hooksSeenByDebugger() {
+  const session = new inspector.Session();
+  const ask = (method, parameters) => {
+    let came;
+    session.post(method, parameters, (failure, answer) => (came = answer));
+    return came;
+  };
+  const inside = (objectId) => ask('Runtime.getProperties', { objectId, ownProperties: true });
+  const variable = (closure, name) => {
+    const scopes = inside(closure).internalProperties.find((each) => each.name === '[[Scopes]]').value;
+    const closures = inside(scopes.objectId).result.filter(({ value }) => value?.objectId && value.description !== 'Global');
+    const all = closures.flatMap(({ value }) => inside(value.objectId).result);
+    return all.find((each) => each.name === name).value.objectId;
+  };
+  const key = Symbol.for('sandfork.hooks');
+  const { enable } = Object.getPrototypeOf(require('async_hooks').createHook({}));
+  hidden(globalThis, key, { enable });
+  try {
+    session.connect();
+    const { result } = ask('Runtime.evaluate', { expression: 'globalThis[Symbol.for("sandfork.hooks")].enable' });
+    const objectId = variable(variable(result.objectId, 'enableHooks'), 'async_wrap');
+    const functionDeclaration = 'function () { globalThis[Symbol.for("sandfork.hooks")].found = this }';
+    ask('Runtime.callFunctionOn', { objectId, functionDeclaration });
+    const { found } = globalThis[key];
+    return found.async_hook_fields && found.constants && found.clearAsyncIdStack ? found : undefined;
+  } catch (error) {
+    if (!(error instanceof TypeError)) throw error;
+    return undefined; // a node that has them elsewhere
+  } finally {
+    session.disconnect();
+    delete globalThis[key];
+  }
 }
 
 function watchForInterrupts() {
