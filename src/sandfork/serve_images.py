@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sandfork.config import Config
+from sandfork.images.building import Wanted
 from sandfork.images.manifest import Manifest
 from sandfork.images.rooted import Rooted
 from sandfork.images.store import Lease, Store
-from sandfork.languages.catalogue import Catalogue
+from sandfork.languages.catalogue import Catalogue, Language
 
 
 def open_store(config: Config) -> Store:
@@ -31,6 +32,15 @@ def chosen_images(config: Config) -> Mapping[str, Manifest]:
             if language not in config.images.host and (language not in chosen or manifest.name == language):
                 chosen[language] = manifest
     return chosen
+
+
+def wanted_for(languages: Sequence[Language]) -> Wanted:
+    """Return what a build installs for these languages."""
+    return Wanted(
+        tuple(sorted({package for each in languages for package in each.packages.debian})),
+        tuple((each.name, each.packages.npm) for each in languages if each.packages.npm),
+        tuple((each.name, each.packages.pypi) for each in languages if each.packages.pypi),
+    )
 
 
 def exists_for(config: Config, language: str) -> Callable[[str], bool]:

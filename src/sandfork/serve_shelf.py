@@ -22,8 +22,8 @@ from sandfork.images.snapshots import Snapshot, SnapshotStore
 from sandfork.images.state import LOCAL, ImageState, Kind, Making, SnapshotState, Status
 from sandfork.images.store import Store
 from sandfork.languages.catalogue import Catalogue
-from sandfork.serve_builder import NOT_BUILT_HERE, start_builder
-from sandfork.serve_engine import choose_languages, find_language
+from sandfork.serve_builder import start_builder
+from sandfork.serve_engine import choose_languages, find_language, load_catalogue
 from sandfork.serve_images import open_store
 from sandfork.serve_local import run_privately
 from sandfork.serve_remote import open_remote, remote_states, rootfs_state, snapshot_state
@@ -70,9 +70,10 @@ def keep_images(config: Config, catalogue: Catalogue, engine: Engine, maker: Mak
         mem_mb=config.limits.maximum.memory_bytes >> 20,
         vcpus=len(os.sched_getaffinity(0)),
         snapshots=config.images.max_snapshots,
-        no_build=NOT_BUILT_HERE,
+        rootfs=config.images.build,
     )
-    desk = ImageDesk(catalogue, DiskShelf(config, root), maker, engine.execute, bounds)
+    every = load_catalogue(config)
+    desk = ImageDesk(catalogue, DiskShelf(config, root), maker, engine.execute, bounds, every)
     recall = Recall(catalogue, SnapshotStore(root).get, config.limits.default.wall_s)
     engine.keep_images(desk, recall)
     return desk

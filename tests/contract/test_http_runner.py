@@ -222,7 +222,8 @@ async def test_making_one_begins_as_printed_and_the_lists_tell_how_far_it_is(
     assert (answer.status, answer.json) == (202, {"message": f"{what} creation started", "language": "python"})
     (entry,) = (await client.get(f"{base}/api/v1/{kind}")).json[kind]
     assert (entry["language"], entry["status"], entry["error"]) == ("python", "building", None)
-    await client.post(f"{base}/api/v1/{kind}", body)
+    again = await client.post(f"{base}/api/v1/{kind}", body)
+    assert (again.status, again.json["message"]) == (202, f"{what} creation is under way already")
     engine.kept.go.set()
     await elapse(1.0)
     (entry,) = (await client.get(f"{base}/api/v1/{kind}")).json[kind]

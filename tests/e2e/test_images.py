@@ -1,4 +1,4 @@
-"""Images end to end: built from this machine's apt sources by the command line, then run on."""
+"""Images end to end: built from this machine's apt sources, by the service and by the command line, then run on."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+
+from tests.support.service import running_service
 
 HELLO = "import os, numpy; print(os.path.exists('/usr/bin/apt-get'), numpy.arange(3).sum())"
 
@@ -42,6 +46,19 @@ def environment(directory: Path) -> dict[str, str]:
     return {**os.environ, "SANDFORK_IMAGES_DIRECTORY": str(directory / "store")}
 
 
+def until_work(directory: Path, alive: Callable[[], bool]) -> None:
+    """Return when a build has begun to install packages."""
+    while not list((directory / "store/work").glob("*/tree/var/lib/dpkg")):
+        assert alive()
+
+
+def until_made(client: httpx.Client, name: str) -> Any:
+    while True:
+        entry = client.get(f"/api/v1/rootfs/{name}").json()
+        if entry["status"] != "building":
+            return entry
+
+
 def what_is_left(directory: Path) -> list[Path]:
     parts = ("manifests", "blobs", "trees", "work")
     return [path for part in parts for path in (directory / "store" / part).glob("*")]
@@ -50,31 +67,58 @@ def what_is_left(directory: Path) -> list[Path]:
 def test_an_interrupted_build_leaves_nothing(directory: Path) -> None:
     argv, group = command("rootfs", "build", "python"), {"start_new_session": True}
     with subprocess.Popen(argv, env=environment(directory), stderr=subprocess.PIPE, **group) as build:
-        work = directory / "store/work"
-        while not list(work.glob("*/tree/var/lib/dpkg")):
-            assert build.poll() is None
+        until_work(directory, lambda: build.poll() is None)
         os.killpg(build.pid, signal.SIGINT)
         assert build.stderr is not None
         told = build.stderr.read()
     assert (build.returncode, b"Traceback" in told) == (130, False)
     assert what_is_left(directory) == []
-    assert str(work) not in Path("/proc/mounts").read_text()
+    assert str(directory) not in Path("/proc/mounts").read_text()
 
 
-def test_a_language_runs_on_an_image_that_was_built_for_it(directory: Path) -> None:
-    built = sandfork(directory, "rootfs", "build", "python", "--language", "python", "--language", "bash")
-    assert built.returncode == 0, built.stderr
+def test_a_build_that_is_given_up_or_whose_service_stops_leaves_nothing(directory: Path, tmp_path: Path) -> None:
+    with running_service(tmp_path, env=environment(directory)) as service, service.client as client:
+
+        def building() -> bool:
+            return bool(client.get("/api/v1/rootfs/lua").json()["status"] == "building")
+
+        client.post("/api/v1/rootfs", json={"language": "lua", "size_mb": 1024})
+        until_work(directory, building)
+        second = sandfork(directory, "rootfs", "build", "lua")
+        assert (second.returncode, "being made already" in second.stderr) == (1, True)
+        assert client.delete("/api/v1/rootfs/lua").status_code == 200
+        assert what_is_left(directory) == []
+        client.post("/api/v1/rootfs", json={"language": "lua", "size_mb": 1024})
+        until_work(directory, building)
+        assert service.stop() == 0
+    assert what_is_left(directory) == []
+
+
+def test_a_language_runs_on_an_image_that_the_service_built_for_it(directory: Path, tmp_path: Path) -> None:
+    with running_service(tmp_path, env=environment(directory)) as service, service.client as client:
+        started = client.post("/api/v1/rootfs", json={"language": "python", "size_mb": 1024})
+        assert (started.status_code, started.json()) == (
+            202,
+            {"message": "rootfs creation started", "language": "python"},
+        )
+        entry = until_made(client, "python")
+        assert (entry["status"], entry["error"], entry["languages"]) == ("ready", None, ["python"])
+        assert entry["size"] == Path(entry["path"]).stat().st_size
+        check_manifest(directory, entry["digest"])
+        ran = sandfork(directory, "run", "-e", HELLO)
+        assert (ran.stdout, ran.returncode) == ("False 3\n", 0), ran.stderr
+        assert client.delete("/api/v1/rootfs/python").status_code == 200
+        assert what_is_left(directory) == []
+    assert sandfork(directory, "run", "-e", HELLO).stdout == "True 3\n", "the control: the host's own files"
+
+
+def check_manifest(directory: Path, digest: str) -> None:
+    """Look whether what the command line tells of the image is all of one piece."""
     manifest = json.loads(sandfork(directory, "rootfs", "show", "python").stdout)
-    assert manifest["digest"] == built.stdout.strip()
+    assert manifest["digest"] == digest
     bill = json.loads(sandfork(directory, "rootfs", "show", "python", "--sbom").stdout)
     names = {package["name"]: package.get("versionInfo") for package in bill["packages"]}
     assert {each["name"]: each["version"] for each in manifest["packages"]}.items() <= names.items()
-    ran = sandfork(directory, "run", "-e", HELLO)
-    assert (ran.stdout, ran.returncode) == ("False 3\n", 0), ran.stderr
-    removed = sandfork(directory, "rootfs", "remove", "python")
-    assert removed.returncode == 0, removed.stderr
-    assert what_is_left(directory) == []
-    assert sandfork(directory, "run", "-e", HELLO).stdout == "True 3\n", "the control: the host's own files"
 
 
 def test_an_image_that_is_larger_than_allowed_is_refused(directory: Path) -> None:

@@ -8,10 +8,19 @@ from typing import Any
 
 import pytest
 
-from sandfork.engine.images import ImageBounds
-from sandfork.errors import Forbidden, InvalidRequest, Overloaded, SnapshotConflict, SnapshotNotFound
+from sandfork.engine.images import ImageBounds, ImageDesk
+from sandfork.errors import (
+    Forbidden,
+    InvalidRequest,
+    NotSupported,
+    Overloaded,
+    SnapshotConflict,
+    SnapshotNotFound,
+    UnknownLanguage,
+)
 from sandfork.images.snapshots import Snapshot, SnapshotStore, decode_snapshot, encode_snapshot, pin
 from sandfork.images.state import Kind, Status
+from sandfork.languages.catalogue import Catalogue
 from sandfork.model import Command, ExecRequest, LimitsOverride, SessionUse, Snippet
 from tests.support.kept_images import CREATED, MemoryImages
 
@@ -69,15 +78,36 @@ async def test_progress_is_told_and_one_that_is_there_stays_usable_meanwhile() -
     await desk.close()
 
 
-async def test_only_so_many_are_made_at_once() -> None:
+async def test_only_so_many_are_made_at_once_and_a_name_only_once() -> None:
     images = MemoryImages()
     images.go.clear()
     desk = images.desk(execute, ImageBounds(under_way=1))
-    desk.build("python", 1024)
-    desk.build("python", 1024)
+    assert [desk.build("python", 1024), desk.build("python", 1024)] == [True, False]
     with pytest.raises(Overloaded):
         desk.build("node", 1024)
     await desk.close()
+
+
+async def test_an_image_is_not_made_where_none_can_be_or_may_be() -> None:
+    images = MemoryImages()
+    images.lacking = "there is no mmdebstrap"
+    with pytest.raises(NotSupported, match="no mmdebstrap"):
+        images.desk(execute).build("python", 1024)
+    forbidden = MemoryImages().desk(execute, ImageBounds(rootfs=False))
+    with pytest.raises(Forbidden, match=r"images\.build"):
+        forbidden.build("python", 1024)
+    with pytest.raises(Forbidden, match=r"images\.build"):
+        await forbidden.remove(Kind.ROOTFS, "python")
+
+
+async def test_an_image_can_be_made_of_a_language_that_is_not_on_offer() -> None:
+    images = MemoryImages()
+    offered = Catalogue.load().only(lambda each: each.name == "python")
+    desk = ImageDesk(offered, images, images, execute, every=Catalogue.load())
+    assert desk.build("lua", 1024)
+    assert (await desk.settled(Kind.ROOTFS, "lua")).making.status is Status.READY
+    with pytest.raises(UnknownLanguage):
+        desk.snapshot("", "lua", 64, 1)
 
 
 def test_a_request_runs_in_its_snapshots_template_under_its_limits() -> None:

@@ -58,13 +58,14 @@ class AptSources:
     lines: tuple[str, ...]
 
 
-def refuse_impossible() -> None:
-    """Say what this machine lacks for a build. *Raises* BuildFailed."""
-    if os.geteuid() != 0:
-        raise BuildFailed("building an image needs root; `sandfork rootfs from-oci` and `from-dir` do not")
+def what_a_build_lacks(*, root: bool) -> str:
+    """Return what this machine lacks for a build by root, or by somebody else; "" when that is nothing."""
+    if not root:
+        return "building an image needs root; `sandfork rootfs from-oci` and `from-dir` do not"
     for program, package in (("mmdebstrap", "mmdebstrap"), ("setpriv", "util-linux"), ("unshare", "util-linux")):
         if shutil.which(program) is None:
-            raise BuildFailed(f"there is no {program}, which builds images: apt-get install -y {package}")
+            return f"there is no {program}, which builds images: apt-get install -y {package}"
+    return ""
 
 
 def apt_sources() -> AptSources:

@@ -5,7 +5,7 @@
       blobs/HEX               a file whose sha256 is HEX: the tar of an image, a bill of materials
       trees/HEX/              the blob HEX unpacked: what sandboxes see as their root
       leases/HEX              locked, shared, by whoever uses the tree
-      work/XXXX/              what is being made; locked by its maker, removed when that is gone
+      work/[NAME@]XXXX/       what is being made; locked by its maker, removed when that is gone
       lock                    held for the instant in which something is published or removed
 
 Every step is one rename, so that a crash leaves what was there before; what it leaves in work/ the next who opens the
@@ -27,7 +27,7 @@ from typing import IO
 
 import zstandard
 
-from sandfork.errors import ArchiveRefused, ImageCorrupt, ImageNotFound, StoreUnusable
+from sandfork.errors import ArchiveRefused, ImageBusy, ImageCorrupt, ImageNotFound, StoreUnusable
 from sandfork.images.archive import Bounds, Tell
 from sandfork.images.manifest import Manifest, check_name, decode_manifest, encode_manifest, hex_of
 from sandfork.images.tree import tree_writer
@@ -140,12 +140,19 @@ class Store:
     # --- writing ---
 
     @contextmanager
-    def work(self) -> Iterator[Path]:
-        """Give a directory of the store's for as long as something is made in it. *Raises* StoreUnusable."""
+    def work(self, name: str = "") -> Iterator[Path]:
+        """Give a directory of the store's for as long as something is made in it, such as the image of a name.
+
+        *Raises* ImageBusy when an image of that name is being made already, StoreUnusable.
+        """
         self._open_to_write()
+        prefix = f"{name}@" if name else ""
         try:
             with self._locked():
-                path = Path(tempfile.mkdtemp(dir=self.root / "work"))
+                # What nobody holds any more was removed a moment ago.
+                if prefix and any((self.root / "work").glob(f"{prefix}*")):
+                    raise ImageBusy(name)
+                path = Path(tempfile.mkdtemp(dir=self.root / "work", prefix=prefix))
                 fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 fcntl.flock(fd, fcntl.LOCK_EX)
         except OSError as error:
@@ -217,6 +224,11 @@ class Store:
         except OSError as error:
             raise self._unusable(error) from None
         return Garbage(tuple(removed), freed)
+
+    def sweep(self) -> None:
+        """Remove what somebody who is gone was making. *Raises* StoreUnusable."""
+        if self.root.is_dir():
+            self._open_to_write()
 
     def _unnamed(self) -> Sequence[str]:
         named = {hex_of(digest) for each in self.list() for digest in (each.digest, each.sbom) if digest}
