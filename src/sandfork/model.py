@@ -286,7 +286,8 @@ class ExecPlan:
 
     `wall_s` of the limits counts from the moment the sandbox is given the program. `queue_deadline_s` is an
     instant of the engine's monotonic clock until which the execution may wait for its turn. `named_limits` are those
-    that the request named itself. `command_key` is of the template that a compiler runs in.
+    that the request named itself. `command_key` is of the template that a compiler runs in. `image` is
+    NAME@DIGEST, "" for the host's files.
     """
 
     exec_id: str
@@ -302,6 +303,7 @@ class ExecPlan:
     named_limits: frozenset[str] = frozenset()
     compilation: Compilation | None = None
     command_key: str = "command"
+    image: str = ""
 
 
 @dataclass(frozen=True, slots=True)

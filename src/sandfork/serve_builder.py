@@ -54,7 +54,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the server asks for."""
 
     id: int
-    do: Literal["build", "snapshot", "remove", "cancel"]
+    do: Literal["build", "snapshot", "remove", "collect", "cancel"]
     language: str = ""
     name: str = ""
     kind: Kind = Kind.SNAPSHOT
@@ -123,6 +123,10 @@ class Builder:
     async def remove(self, kind: Kind, name: str) -> None:
         """Have a name taken away. *Raises* SnapshotNotFound, ImageError."""
         await self._ask(Order(self._number(), "remove", kind=kind, name=name), _ignore)
+
+    async def collect(self) -> None:
+        """Have the content removed that no image names and nobody holds. *Raises* ImageError."""
+        await self._ask(Order(self._number(), "collect"), _ignore)
 
     async def close(self) -> None:
         """End the builder and whatever it is doing."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sandfork.config import Config
+from sandfork.errors import ImageCorrupt
 from sandfork.images.building import Wanted
 from sandfork.images.manifest import Manifest
 from sandfork.images.rooted import Rooted
@@ -20,6 +21,11 @@ def open_store(config: Config) -> Store:
         return Store(Path(config.images.directory).resolve())
     home = Path("/var/lib/sandfork") if os.geteuid() == 0 else Path("~/.local/share/sandfork").expanduser()
     return Store(home / "images")
+
+
+def reference(manifest: Manifest) -> str:
+    """Return what names an image and its content: NAME@DIGEST."""
+    return f"{manifest.name}@{manifest.digest}"
 
 
 def chosen_images(config: Config) -> Mapping[str, Manifest]:
@@ -43,13 +49,25 @@ def wanted_for(languages: Sequence[Language]) -> Wanted:
     )
 
 
-def exists_for(config: Config, language: str) -> Callable[[str], bool]:
-    """Return what tells whether a path is there for a language: on its image, or on the host. *Raises* ImageError."""
-    manifest = chosen_images(config).get(language)
-    return os.path.exists if manifest is None else Rooted(str(open_store(config).tree(manifest))).exists
+def exists_on(config: Config, chosen: Mapping[str, Manifest]) -> Callable[[str], Callable[[str], bool]]:
+    """Return what returns, by the name of a language, what tells whether a path is there for it: on its image, or on
+    the host. *Raises* ImageError.
+    """
+    store = open_store(config)
+    trees = {name: Rooted(str(store.tree(manifest))) for name, manifest in chosen.items()}
+    return lambda language: trees[language].exists if language in trees else os.path.exists
 
 
 def hold_images(config: Config, catalogue: Catalogue) -> Mapping[str, Lease]:
     """Hold the images that the templates of a catalogue name, so that none is collected. *Raises* ImageError."""
-    store = open_store(config)
-    return {name: store.lease(name) for name in sorted({spec.image for spec in catalogue.templates()} - {""})}
+    store, held = open_store(config), {}
+    try:
+        for image in sorted({spec.image for spec in catalogue.templates()} - {""}):
+            held[image] = store.lease(image.partition("@")[0])
+            if reference(held[image].manifest) != image:
+                raise ImageCorrupt(f"image {image} was replaced at this moment: try again")
+    except BaseException:
+        for lease in held.values():
+            lease.close()
+        raise
+    return held

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -63,8 +63,15 @@ class DiskShelf:
             return SnapshotState(name, "", making=Making(Status.FAILED, 0, error.message))
 
 
-def keep_images(config: Config, catalogue: Catalogue, engine: Engine, maker: Maker, root: Path) -> ImageDesk:
-    """Give an engine its images and snapshots."""
+def keep_images(
+    config: Config,
+    catalogue: Catalogue,
+    engine: Engine,
+    maker: Maker,
+    root: Path,
+    changed: Callable[[], Awaitable[None]] | None = None,
+) -> ImageDesk:
+    """Give an engine its images and snapshots; `changed` is called when there are other images."""
     bounds = ImageBounds(
         size_mb=config.images.max_size_mb,
         mem_mb=config.limits.maximum.memory_bytes >> 20,
@@ -73,7 +80,7 @@ def keep_images(config: Config, catalogue: Catalogue, engine: Engine, maker: Mak
         rootfs=config.images.build,
     )
     every = load_catalogue(config)
-    desk = ImageDesk(catalogue, DiskShelf(config, root), maker, engine.execute, bounds, every)
+    desk = ImageDesk(catalogue, DiskShelf(config, root), maker, engine.execute, bounds, every, changed)
     recall = Recall(catalogue, SnapshotStore(root).get, config.limits.default.wall_s)
     engine.keep_images(desk, recall)
     return desk

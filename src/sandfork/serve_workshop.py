@@ -125,11 +125,12 @@ class Workshop:
             self._snapshots.put(make_snapshot(self._snapshots, self._language(order.language), order))
         elif order.do == "cancel":
             self._cancel(order.of)
+        elif order.do == "collect":
+            self._images.collect()
         elif order.kind is Kind.SNAPSHOT:
             self._snapshots.remove(order.name)
         else:
-            self._images.remove(order.name)
-            self._images.collect()
+            self._images.remove(order.name)  # what it names is collected once nothing runs on it
 
     # --- builds ---
 

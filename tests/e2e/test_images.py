@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.images import shell_tree
 from tests.support.service import running_service
 
 HELLO = "import os, numpy; print(os.path.exists('/usr/bin/apt-get'), numpy.arange(3).sum())"
@@ -64,6 +65,37 @@ def what_is_left(directory: Path) -> list[Path]:
     return [path for part in parts for path in (directory / "store" / part).glob("*")]
 
 
+def until_nothing_is_left(directory: Path) -> None:
+    """Return when a running service has had removed what it let go of."""
+    while what_is_left(directory):
+        pass
+
+
+def test_a_running_service_takes_the_images_that_others_make_and_remove(directory: Path, tmp_path: Path) -> None:
+    tree = shell_tree(directory / "shell")
+    code = "test -e /usr/bin/env && echo host || echo image"
+
+    with running_service(tmp_path, env=environment(directory)) as service, service.client as client:
+
+        def until_on(place: str) -> None:
+            while service.exec(code, "bash")["stdout"] != f"{place}\n":
+                pass
+
+        client.post("/v1/sessions", json={"id": "before", "language": "bash"})
+        imported = sandfork(directory, "rootfs", "from-dir", str(tree), "--name", "bash")
+        assert imported.returncode == 0, imported.stderr
+        until_on("image")
+        fresh = {"code": code, "language": "bash", "session": "before", "fresh": True}
+        assert client.post("/v1/exec", json=fresh).json()["stdout"] == "host\n", "it goes on where it began"
+        client.post("/v1/sessions", json={"id": "on it", "language": "bash"})
+        assert sandfork(directory, "rootfs", "remove", "bash").returncode == 0
+        until_on("host")
+        assert client.post("/v1/exec", json={**fresh, "session": "on it"}).json()["stdout"] == "image\n"
+        assert list((directory / "store/trees").iterdir()), "a session is on it"
+        client.delete("/v1/sessions/on it")
+        until_nothing_is_left(directory)
+
+
 def test_an_interrupted_build_leaves_nothing(directory: Path) -> None:
     argv, group = command("rootfs", "build", "python"), {"start_new_session": True}
     with subprocess.Popen(argv, env=environment(directory), stderr=subprocess.PIPE, **group) as build:
@@ -105,10 +137,12 @@ def test_a_language_runs_on_an_image_that_the_service_built_for_it(directory: Pa
         assert (entry["status"], entry["error"], entry["languages"]) == ("ready", None, ["python"])
         assert entry["size"] == Path(entry["path"]).stat().st_size
         check_manifest(directory, entry["digest"])
+        assert service.exec(HELLO)["stdout"] == "False 3\n", "as soon as it is ready"
         ran = sandfork(directory, "run", "-e", HELLO)
         assert (ran.stdout, ran.returncode) == ("False 3\n", 0), ran.stderr
         assert client.delete("/api/v1/rootfs/python").status_code == 200
-        assert what_is_left(directory) == []
+        assert service.exec(HELLO)["stdout"] == "True 3\n", "as soon as it is gone"
+        until_nothing_is_left(directory)
     assert sandfork(directory, "run", "-e", HELLO).stdout == "True 3\n", "the control: the host's own files"
 
 

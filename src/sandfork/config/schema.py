@@ -275,8 +275,7 @@ class Images:
     )
     use: bool = setting(
         True,
-        "Run a language on an image where there is one for it; else all run on the host's files. A running service "
-        "goes on with the images that it started with.",
+        "Run a language on an image where there is one for it; else all run on the host's files.",
     )
     host: tuple[str, ...] = setting((), "Languages that run on the host's files although there is an image for them.")
     build: bool = setting(

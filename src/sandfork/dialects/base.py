@@ -186,6 +186,7 @@ class LanguageState:
     """A language of the catalogue as this server has it.
 
     `run` and `compile` are command lines, in which `{file}` is the program's text; `version_argv` tells the version.
+    `image` is what it runs on, NAME@DIGEST, "" for the host's own files.
     """
 
     name: str
@@ -197,6 +198,7 @@ class LanguageState:
     version: str | None = None
     compile: tuple[str, ...] = ()
     version_argv: tuple[str, ...] = ()
+    image: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,8 +99,13 @@ class ImageDesk:
         execute: Callable[[ExecRequest, Caller], Awaitable[Any]],
         bounds: ImageBounds | None = None,
         every: Catalogue | None = None,
+        changed: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`catalogue` has the languages on offer, `every` those of which there can be an image."""
+        """`catalogue` has the languages on offer, `every` those of which there can be an image.
+
+        `changed` is called when an image was made or removed; what it does is done before that is told.
+        """
+        self._changed = changed
         self._catalogue = catalogue
         self._every = every or catalogue
         self._shelf = shelf
@@ -109,6 +114,10 @@ class ImageDesk:
         self._bounds = bounds or ImageBounds()
         self._jobs: dict[tuple[Kind, str], _Job] = {}
         self._closed = False
+
+    def adopt(self, catalogue: Catalogue) -> None:
+        """Have these languages on offer from now on."""
+        self._catalogue = catalogue
 
     async def list(self, kind: Kind, *, remote: bool = False) -> Sequence[ImageState]:
         """Return all by name; with those of this machine those that are being made, or could not be."""
@@ -136,6 +145,7 @@ class ImageDesk:
             await asyncio.wait((job.task,))
         if any(state.name == name for state in self._shelf.local(kind)):
             await self._maker.remove(kind, name)
+            await self._tell_change(kind)
         elif job is None:
             raise _not_there(kind, name)
 
@@ -153,6 +163,7 @@ class ImageDesk:
 
         async def make(tell: Tell) -> None:
             await self._maker.build(found.name, size_mb, tell)
+            await self._tell_change(Kind.ROOTFS)
 
         return self._begin(Kind.ROOTFS, state, make)
 
@@ -193,6 +204,10 @@ class ImageDesk:
         if tasks:
             await asyncio.wait(tasks)
         self._jobs.clear()
+
+    async def _tell_change(self, kind: Kind) -> None:
+        if kind is Kind.ROOTFS and self._changed is not None:
+            await self._changed()
 
     def _refuse_forbidden(self, kind: Kind) -> None:
         if kind is Kind.ROOTFS and not self._bounds.rootfs:

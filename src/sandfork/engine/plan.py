@@ -49,13 +49,17 @@ class Planner:
 
     def __init__(self, catalogue: Catalogue, policy: LimitPolicy, isolation: str) -> None:
         """`isolation` is what the tier offers, one of `ISOLATIONS`."""
-        self._catalogue = catalogue
         self._policy = policy
         self._isolation = isolation
+        self.adopt(catalogue)
+
+    def adopt(self, catalogue: Catalogue) -> None:
+        """Plan with this catalogue from now on."""
+        self._catalogue = catalogue
         languages = catalogue.languages()
         self._commands = {language.name: command_words(language, language.argv) for language in languages}
         self._sized = frozenset(each.name for each in languages if any(MEMORY_MARK in word for word in each.argv))
-        self._policies = {language.name: raise_defaults(policy, language.limits) for language in languages}
+        self._policies = {language.name: raise_defaults(self._policy, language.limits) for language in languages}
 
     def plan(
         self,
@@ -99,6 +103,7 @@ class Planner:
             _named(request.limits) if request.session is not None else frozenset(),
             compilation,
             commands.key,
+            template.image,
         )  # fmt: skip
 
     def language_of(self, name: str | None) -> tuple[str, str]:

@@ -21,6 +21,10 @@ class Recall:
         self._default_wall_s = default_wall_s
         self._pins = Pins()
 
+    def adopt(self, catalogue: Catalogue) -> None:
+        """Have these languages from now on."""
+        self._catalogue = catalogue
+
     def apply(self, request: ExecRequest) -> ExecRequest:
         """Return the request under the limits of its snapshot and in the snapshot's template.
 

@@ -42,7 +42,7 @@ class HttpSettings:
     `dialect` None serves every dialect under its prefix and our own at root; a name serves that one only, at root.
     `isolation` and `unenforced_limits` are told in health documents; `health_word` is the status when all is well.
     `batch_parallel` is how many items of one batch are under way at once. A client is watched for going away once its
-    program has run for `watch_after_s`. `languages` are all of the catalogue. `allowed_origins` are web origins whose
+    program has run for `watch_after_s`. `languages` returns the catalogue. `allowed_origins` are web origins whose
     pages may run programs in open mode. `quotas` are those of a dialect, by its name, in the place of its own.
     Uploads come in within `upload_s`. Of a streamed answer at most `stream_buffer_bytes` wait for their client, who is
     given up after `stall_s` in which it took nothing; after `ping_s` without anything to tell it gets a sign of life.
@@ -65,7 +65,7 @@ class HttpSettings:
     isolation: str = ""
     unenforced_limits: tuple[str, ...] = ()
     health_word: str = "ok"
-    languages: tuple[LanguageState, ...] = ()
+    languages: Callable[[], tuple[LanguageState, ...]] = tuple
     allowed_origins: tuple[str, ...] = ()
     quotas: Mapping[str, tuple[Quota, ...]] = field(default_factory=dict)
 
@@ -78,7 +78,7 @@ class HttpSettings:
 class Service:
     """What endpoints work with; `now` gives Unix time in seconds.
 
-    `versions` are those that languages told so far, by their names; None is for one that told none.
+    `versions` are those that languages told so far, by their names and images; None is for one that told none.
     """
 
     settings: HttpSettings
@@ -86,7 +86,7 @@ class Service:
     access: Access
     metrics: RequestMetrics
     now: Callable[[], float] = time.time
-    versions: dict[str, str | None] = field(default_factory=dict)
+    versions: dict[tuple[str, str], str | None] = field(default_factory=dict)
     drain: Drain = field(default_factory=Drain)
 
 

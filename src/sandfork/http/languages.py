@@ -29,22 +29,27 @@ def language_states(service: Service) -> Sequence[LanguageState]:
     """Return all languages, with the versions found so far; one whose template cannot be made is not runnable."""
     broken = {template.key for template in service.engine.health() if not (template.ready or template.dormant)}
     return [
-        replace(each, runnable=each.runnable and each.template not in broken, version=service.versions.get(each.name))
-        for each in service.settings.languages
+        replace(each, runnable=each.runnable and each.template not in broken, version=service.versions.get(_key(each)))
+        for each in service.settings.languages()
     ]
 
 
 async def find_version(service: Service, state: LanguageState, caller: Caller) -> str | None:
     """Return what a language's version command tells, None when it tells none or could not be run."""
-    if state.name not in service.versions and state.version_argv:
+    if _key(state) not in service.versions and state.version_argv:
         request = ExecRequest(Command(state.version_argv), limits=LimitsOverride(wall_s=VERSION_S))
         try:
             result = await service.engine.execute(request, caller)
         except SandforkError:
             return None
         match = _VERSION.search(result.stdout + result.stderr)
-        service.versions[state.name] = match[0].decode() if match else None
-    return service.versions.get(state.name)
+        service.versions[_key(state)] = match[0].decode() if match else None
+    return service.versions.get(_key(state))
+
+
+def _key(state: LanguageState) -> tuple[str, str]:
+    """Return what a version is kept under: another image may have another."""
+    return state.name, state.image
 
 
 class QueryEndpoint(DialectEndpoint):
@@ -69,7 +74,7 @@ class QueryEndpoint(DialectEndpoint):
         unknown = [
             each
             for each in language_states(self._service)
-            if each.runnable and each.version_argv and each.name not in self._service.versions
+            if each.runnable and each.version_argv and _key(each) not in self._service.versions
         ]
         if not unknown:
             return
@@ -96,7 +101,7 @@ class LanguageEndpoint(DialectEndpoint):
         """Identify, find, ask for the version, render. *Raises* NoSuchLanguage."""
         raw = await take_query(self._service, self._of, exchange, with_body=False)
         state = self._route.select(raw, language_states(self._service))
-        if state.runnable and state.version_argv and state.name not in self._service.versions:
+        if state.runnable and state.version_argv and _key(state) not in self._service.versions:
             self._service.access.charge(exchange.caller, 1)
             state = replace(state, version=await find_version(self._service, state, exchange.caller))
         return self._route.render(state)

@@ -29,6 +29,7 @@ import zstandard
 
 from sandfork.errors import ArchiveRefused, ImageBusy, ImageCorrupt, ImageNotFound, StoreUnusable
 from sandfork.images.archive import Bounds, Tell
+from sandfork.images.durable import sync_directory, write_durably
 from sandfork.images.manifest import Manifest, check_name, decode_manifest, encode_manifest, hex_of
 from sandfork.images.tree import tree_writer
 
@@ -88,6 +89,14 @@ class Store:
             except ImageNotFound:
                 continue  # removed meanwhile
         return tuple(found)
+
+    def stamp(self) -> object:
+        """Return what is another value whenever an image was published, replaced or removed; cheap to ask for often."""
+        try:
+            with os.scandir(self.root / "manifests") as entries:
+                return {(entry.name, entry.inode(), entry.stat().st_mtime_ns) for entry in entries}
+        except OSError:
+            return set()
 
     def get(self, name: str) -> Manifest:
         """Return the image of that name. *Raises* InvalidRequest, ImageNotFound, ImageCorrupt, StoreUnusable."""
@@ -188,8 +197,8 @@ class Store:
                     raise ImageCorrupt(
                         f"the files of {manifest.name!r} hold {tree_bytes:,} bytes and not {manifest.tree_bytes:,}"
                     )
-                _write(work / "sbom", sbom)
-                _write(work / "manifest", encode_manifest(manifest))
+                write_durably(work / "sbom", sbom)
+                write_durably(work / "manifest", encode_manifest(manifest))
                 self._publish(manifest, work)
         except OSError as error:
             raise self._unusable(error) from None
@@ -263,7 +272,7 @@ class Store:
             (self.root / "leases" / hexadecimal).touch(0o644)
             (work / "manifest").rename(self.root / "manifests" / f"{manifest.name}.json")
             for part in ("blobs", "trees", "manifests"):
-                _sync(self.root / part)
+                sync_directory(self.root / part)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -343,22 +352,6 @@ def _unpack(manifest: Manifest, blob: Path, work: Path, bounds: Bounds, tell: Te
 
 def _digest_of(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fchmod(file.fileno(), 0o644)
-        os.fsync(file.fileno())
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _is_still(path: Path, fd: int) -> bool:
