@@ -344,7 +344,7 @@ class ExecResult:
     ended with this execution; the session goes on with a new one. `started_s` is when it was taken up, Unix time.
     `written_bytes` counts stdout and stderr up to the limit, also where somebody else was given them.
     `failed_step` is "compile" when the program was not run because it did not compile: outcome, status, output and
-    usage are then the compiler's.
+    usage are then the compiler's. `image` is what it was on, NAME@DIGEST, "" for the host's own files.
     """
 
     exec_id: str
@@ -365,6 +365,7 @@ class ExecResult:
     started_s: float = 0.0
     written_bytes: tuple[int, int] = (0, 0)
     failed_step: str = ""
+    image: str = ""
 
     @property
     def status(self) -> int:

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 
 from sandfork.config import Config
 from sandfork.dialects.base import LanguageState
@@ -50,21 +51,29 @@ def load_catalogue(config: Config) -> Catalogue:
         raise Refused(f"languages.directory: {error}") from None
 
 
-def language_states(offered: Catalogue, every: Catalogue | None = None) -> tuple[LanguageState, ...]:
-    """Return every language, those shipped if no others are given, runnable if it is one of those on offer."""
+def language_states(
+    offered: Catalogue, every: Catalogue | None = None, sizes: Mapping[str, int] = MappingProxyType({})
+) -> tuple[LanguageState, ...]:
+    """Return every language, those shipped if no others are given, runnable if it is one of those on offer.
+
+    `sizes` has what is stored of images, in bytes.
+    """
     return tuple(
         LanguageState(
             language.name,
             language.aliases,
             language.extension,
             language.argv,
-            (offered.find(language.name) or language).templates[0].key,
+            language.templates[0].key,
             offered.find(language.name) is not None,
             compile=language.compile.argv if language.compile else (),
             version_argv=language.version_argv,
-            image=(offered.find(language.name) or language).image,
+            image=language.image,
+            image_bytes=sizes.get(language.image, 0),
+            commands=language.commands.key,
         )
-        for language in (every or Catalogue.load()).languages()
+        for known in (every or Catalogue.load()).languages()
+        for language in [offered.find(known.name) or known]
     )
 
 

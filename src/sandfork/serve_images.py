@@ -49,6 +49,11 @@ def wanted_for(languages: Sequence[Language]) -> Wanted:
     )
 
 
+def image_sizes(config: Config) -> Mapping[str, int]:
+    """Return what is stored of the images that languages run on, in bytes. *Raises* ImageError."""
+    return {reference(manifest): manifest.size for manifest in chosen_images(config).values()}
+
+
 def exists_on(config: Config, chosen: Mapping[str, Manifest]) -> Callable[[str], Callable[[str], bool]]:
     """Return what returns, by the name of a language, what tells whether a path is there for it: on its image, or on
     the host. *Raises* ImageError.

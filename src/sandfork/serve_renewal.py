@@ -16,7 +16,7 @@ from sandfork.engine.engine import Engine
 from sandfork.errors import SandforkError
 from sandfork.languages.catalogue import Catalogue
 from sandfork.serve_engine import choose_languages, language_states, load_catalogue, made_on_demand, pool_targets
-from sandfork.serve_images import hold_images, open_store
+from sandfork.serve_images import hold_images, image_sizes, open_store
 from sandfork.serve_refusal import Refused
 from sandfork.tiers.base import Tier
 from sandfork.tiers.process import ProcessTier
@@ -42,7 +42,7 @@ class Renewal:
         self._every = load_catalogue(config)
         self._catalogue = catalogue
         self._stamp: object = None
-        self._states = language_states(catalogue, self._every)
+        self._states = language_states(catalogue, self._every, image_sizes(config))
         self._renewing = asyncio.Lock()
 
     def languages(self) -> tuple[LanguageState, ...]:
@@ -93,7 +93,7 @@ class Renewal:
             for lease in images.values():
                 lease.close()
         self._catalogue = catalogue
-        self._states = language_states(catalogue, self._every)
+        self._states = language_states(catalogue, self._every, image_sizes(config))
         await self._engine.adopt(catalogue, targets, made_on_demand(config, catalogue))
         on = sorted({spec.image for spec in catalogue.templates()} - {""})
         log.info("the images changed: programs run on %s", ", ".join(on) or "the host's own files")

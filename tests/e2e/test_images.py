@@ -137,11 +137,16 @@ def test_a_language_runs_on_an_image_that_the_service_built_for_it(directory: Pa
         assert (entry["status"], entry["error"], entry["languages"]) == ("ready", None, ["python"])
         assert entry["size"] == Path(entry["path"]).stat().st_size
         check_manifest(directory, entry["digest"])
-        assert service.exec(HELLO)["stdout"] == "False 3\n", "as soon as it is ready"
+        reply = service.exec(HELLO)
+        assert (reply["stdout"], reply["image"]) == ("False 3\n", f"python@{entry['digest']}"), "as soon as it is ready"
+        language = client.get("/api/v1/languages/python").json()
+        assert (language["image"], language["image_size"]) == (reply["image"], entry["size"])
+        assert "python sha256:" in sandfork(directory, "lang", "list").stdout
         ran = sandfork(directory, "run", "-e", HELLO)
         assert (ran.stdout, ran.returncode) == ("False 3\n", 0), ran.stderr
         assert client.delete("/api/v1/rootfs/python").status_code == 200
-        assert service.exec(HELLO)["stdout"] == "True 3\n", "as soon as it is gone"
+        reply = service.exec(HELLO)
+        assert (reply["stdout"], reply["image"]) == ("True 3\n", None), "as soon as it is gone"
         until_nothing_is_left(directory)
     assert sandfork(directory, "run", "-e", HELLO).stdout == "True 3\n", "the control: the host's own files"
 

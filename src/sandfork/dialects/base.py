@@ -183,11 +183,8 @@ class ServiceHealth:
 
 @dataclass(frozen=True, slots=True)
 class LanguageState:
-    """A language of the catalogue as this server has it.
-
-    `run` and `compile` are command lines, in which `{file}` is the program's text; `version_argv` tells the version.
-    `image` is what it runs on, NAME@DIGEST, "" for the host's own files.
-    """
+    """A language as this server has it. In `run` and `compile` `{file}` is the program's text; `image` is NAME@DIGEST.
+    `version_argv` tells the version, in the template `commands`."""
 
     name: str
     aliases: tuple[str, ...]
@@ -199,6 +196,8 @@ class LanguageState:
     compile: tuple[str, ...] = ()
     version_argv: tuple[str, ...] = ()
     image: str = ""
+    image_bytes: int = 0
+    commands: str = "command"
 
 
 @dataclass(frozen=True, slots=True)

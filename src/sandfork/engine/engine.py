@@ -306,6 +306,7 @@ class Engine:
             del turn  # it may hold the error that is about to hold this frame
 
     async def _attempt_in(self, session: Session, execution: Execution) -> ExecResult:
+        execution.image = session.sandbox.image
         end, state_lost = await session.run(execution)
         plan = execution.plan
         wanted = plan.collect and not execution.failed_step
@@ -318,6 +319,7 @@ class Engine:
         sandbox = self._pool.take(plan.template_key)
         if sandbox is None:
             sandbox = await self._fork(plan)
+        execution.image = sandbox.image
         try:
             end = await execution.run(sandbox)
             collected = await self._collect(plan, sandbox) if plan.collect else NOTHING_COLLECTED

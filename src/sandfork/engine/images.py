@@ -252,7 +252,8 @@ class ImageDesk:
         if not language.version_argv:
             return ""
         limits = LimitsOverride(wall_s=VERSION_S, memory_bytes=mem_mb << 20)
-        result = await self._execute(ExecRequest(Command(language.version_argv), limits=limits), Caller("images"))
+        command = ExecRequest(Command(language.version_argv), template=language.commands.key, limits=limits)
+        result = await self._execute(command, Caller("images"))
         if result.status != 0:
             said = (result.stderr or result.stdout)[-200:].decode("utf-8", "replace").strip()
             raise NotSupported(

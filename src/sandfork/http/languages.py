@@ -37,7 +37,8 @@ def language_states(service: Service) -> Sequence[LanguageState]:
 async def find_version(service: Service, state: LanguageState, caller: Caller) -> str | None:
     """Return what a language's version command tells, None when it tells none or could not be run."""
     if _key(state) not in service.versions and state.version_argv:
-        request = ExecRequest(Command(state.version_argv), limits=LimitsOverride(wall_s=VERSION_S))
+        limits = LimitsOverride(wall_s=VERSION_S)
+        request = ExecRequest(Command(state.version_argv), template=state.commands, limits=limits)
         try:
             result = await service.engine.execute(request, caller)
         except SandforkError:
