@@ -160,6 +160,14 @@ def check_manifest(directory: Path, digest: str) -> None:
     assert {each["name"]: each["version"] for each in manifest["packages"]}.items() <= names.items()
 
 
+def test_a_build_that_gets_larger_than_allowed_ends_before_it_is_done(directory: Path) -> None:
+    argv = command("rootfs", "build", "lua", "--size-mb", "16")
+    with subprocess.Popen(argv, env=environment(directory), stderr=subprocess.PIPE, text=True) as build:
+        told = build.stderr.read() if build.stderr else ""
+    assert (build.returncode, "more than 16 MB" in told) == (1, True), told
+    assert what_is_left(directory) == []
+
+
 def test_an_image_that_is_larger_than_allowed_is_refused(directory: Path) -> None:
     tree = directory / "tree"
     tree.mkdir()

@@ -21,7 +21,8 @@ from pathlib import Path
 from threading import Timer
 
 from sandfork.errors import BuildFailed
-from sandfork.images.archive import Tell
+from sandfork.images.archive import Bounds, Tell
+from sandfork.images.growth import Growth, too_large
 from sandfork.images.installed import compiled_without_times, npm_packages, pypi_packages
 from sandfork.images.rooted import Rooted
 
@@ -37,6 +38,15 @@ _MILESTONES = (
     ("installing essential", 45.0), ("installing remaining", 60.0), ("cleaning package lists", 88.0),
     ("success in", 90.0),
 )  # fmt: skip
+_NPM = ("npm", "install", "--ignore-scripts", "--no-audit", "--no-fund")
+_PIP = (
+    sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", "--only-binary", ":all:",
+)  # fmt: skip
+_CONFINED = ("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc")
+_ENVIRONMENT = {
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8",
+    "SOURCE_DATE_EPOCH": str(EPOCH), "DEBIAN_FRONTEND": "noninteractive",
+}  # fmt: skip
 _BUILD_S = 3600.0
 _LAST_WORDS = 1500
 
@@ -100,41 +110,24 @@ def _release(tree: Path) -> dict[str, str]:
     return dict(line.replace('"', "").split("=", 1) for line in lines if "=" in line)
 
 
-def build_tree(wanted: Wanted, sources: AptSources, tree: Path, tell: Tell) -> None:
-    """Make the root file system at `tree`, which must not be there. *Raises* BuildFailed, what `tell` raises."""
-    _bootstrap(wanted, sources, tree, tell)
+def build_tree(wanted: Wanted, sources: AptSources, tree: Path, bounds: Bounds, tell: Tell) -> None:
+    """Make the root file system at `tree`, which must not be there.
+
+    *Raises* BuildFailed, ArchiveRefused as soon as its files hold more than allowed, what `tell` raises.
+    """
+    run = _Runner(tree, bounds.max_bytes, tell)
+    _bootstrap(wanted, sources, tree, run)
     for name in _OF_THE_BUILD:
         _empty(tree / name)
     for language, names in wanted.npm:
-        tell(91.0, f"npm install {' '.join(names)}")
         where = tree / f"usr/lib/sandfork/npm/{language}"
         where.mkdir(parents=True)
-        npm: tuple[str | Path, ...] = (
-            "npm",
-            "install",
-            "--prefix",
-            where,
-            "--ignore-scripts",
-            "--no-audit",
-            "--no-fund",
-            "--",
-            *names,
-        )
-        _run(npm, tell, 91.0)
+        tell(91.0, f"npm install {' '.join(names)}")
+        run((*_NPM, "--prefix", where, "--", *names), 91.0)
     for language, names in wanted.pypi:
-        tell(94.0, f"pip install {' '.join(names)}")
         target = tree / f"usr/lib/sandfork/pypi/{language}"
-        pip: tuple[str | Path, ...] = (
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--disable-pip-version-check",
-            "--no-compile",
-            "--only-binary",
-            ":all:",
-        )
-        _run((*pip, "--python-version", _python_of(tree), "--target", target, *names), tell, 94.0)
+        tell(94.0, f"pip install {' '.join(names)}")
+        run((*_PIP, *_for_python_of(tree), "--target", target, "--", *names), 94.0)
     compiled_without_times(tree)
 
 
@@ -150,7 +143,7 @@ def installed_packages(tree: Path, wanted: Wanted) -> Sequence[tuple[str, str, s
     return [(name, version, arch) for name, version, arch in (*debian, *npm, *pypi)]
 
 
-def _bootstrap(wanted: Wanted, sources: AptSources, tree: Path, tell: Tell) -> None:
+def _bootstrap(wanted: Wanted, sources: AptSources, tree: Path, run: _Runner) -> None:
     options = [f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT]
     # What Java's packages link to must be there, empty or not.
     options += ["--dpkgopt=path-include=/usr/share/man/man1", '--essential-hook=mkdir -p "$1/usr/share/man/man1"']
@@ -160,47 +153,59 @@ def _bootstrap(wanted: Wanted, sources: AptSources, tree: Path, tell: Tell) -> N
         "mmdebstrap", "--mode=root", "--variant=essential", '--aptopt=Apt::Install-Recommends "false"', *options,
         "", str(tree), "-",
     )  # fmt: skip
-    _run(mmdebstrap, tell, 0.0, "\n".join(sources.lines) + "\n")
+    run(mmdebstrap, 0.0, "\n".join(sources.lines) + "\n")
 
 
-def _run(argv: Sequence[str | Path], tell: Tell, percent: float, fed: str = "") -> None:
-    """Run a command in a pid namespace of its own to its end. *Raises* BuildFailed with its last words."""
-    confined = ("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc")
-    environment = {
-        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8",
-        "SOURCE_DATE_EPOCH": str(EPOCH), "DEBIAN_FRONTEND": "noninteractive",
-    }  # fmt: skip
-    said = ""
-    process = subprocess.Popen(
-        (*confined, *argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors="replace", env=environment, umask=0o022, start_new_session=True,
-    )  # fmt: skip
-    too_long = Timer(_BUILD_S, process.send_signal, (signal.SIGKILL,))
-    too_long.start()
-    try:
+class _Runner:
+    """Runs commands that make a tree, each in a pid namespace of its own to its end, and tells how far they are."""
+
+    def __init__(self, tree: Path, max_bytes: int, tell: Tell) -> None:
+        self._tree, self._max_bytes, self._tell = tree, max_bytes, tell
+
+    def __call__(self, argv: Sequence[str | Path], percent: float, fed: str = "") -> None:
+        """Run one. *Raises* BuildFailed with its last words, ArchiveRefused when the tree is too large."""
+        process = subprocess.Popen(
+            (*_CONFINED, *argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            errors="replace", env=_ENVIRONMENT, umask=0o022, start_new_session=True,
+        )  # fmt: skip
+        too_long = Timer(_BUILD_S, process.send_signal, (signal.SIGKILL,))
+        too_long.start()
+        growth = Growth(self._tree, self._max_bytes, _OF_THE_BUILD, process.kill)
+        try:
+            with growth:
+                said = self._follow(process, percent, fed)
+                status = process.wait()
+        finally:
+            too_long.cancel()
+            process.kill()
+            process.wait()
+        if growth.exceeded:
+            raise too_large(self._max_bytes)
+        if status:
+            raise BuildFailed(f"{argv[0]} failed with status {status}:\n{said.strip()}")
+
+    def _follow(self, process: subprocess.Popen[str], percent: float, fed: str) -> str:
+        """Tell what a command says until it has said all; return its last words."""
         assert process.stdin is not None
         assert process.stdout is not None
+        said = ""
         process.stdin.write(fed)
         process.stdin.close()
         for line in process.stdout:
             said = (said + line)[-_LAST_WORDS:]
             percent = max([percent, *(at for words, at in _MILESTONES if words in line)])
-            tell(percent, line.strip().removeprefix("I: ")[:60])
-        status = process.wait()
-    finally:
-        too_long.cancel()
-        process.kill()
-        process.wait()
-    if status:
-        raise BuildFailed(f"{argv[0]} failed with status {status}:\n{said.strip()}")
+            self._tell(percent, line.strip().removeprefix("I: ")[:60])
+        return said
 
 
-def _python_of(tree: Path) -> str:
-    """Return the version of the tree's interpreter, such as 3.11. *Raises* BuildFailed."""
-    names = sorted(path.name for path in (tree / "usr/lib").glob("python3.*"))
-    if not names:
-        raise BuildFailed("packages of PyPI are asked for, and the image has no Python")
-    return names[-1].removeprefix("python")
+def _for_python_of(tree: Path) -> tuple[str, ...]:
+    """Return what has pip choose packages for the tree's interpreter; where there is none they are only programs."""
+    names = sorted((path.name.removeprefix("python") for path in (tree / "usr/lib").glob("python3.*")), key=_minor)
+    return ("--python-version", names[-1]) if names else ()
+
+
+def _minor(version: str) -> int:
+    return int(version.partition(".")[2])
 
 
 def _empty(path: Path) -> None:
