@@ -40,6 +40,7 @@ from sandfork.errors import (
 )
 from sandfork.images.building import what_a_build_lacks
 from sandfork.images.state import Kind
+from sandfork.serve_images import languages_on_host
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +78,14 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class BuilderSettings(msgspec.Struct, frozen=True):
-    """What the builder is told at its start, by whoever is root: the only paths that it is ever given."""
+    """What the builder is told at its start, by whoever is root: the only paths that it is ever given.
+
+    `host` are the languages that run on the host's files although there is an image for them; None: all.
+    """
 
     root: str
     languages: str = ""
+    host: tuple[str, ...] | None = ()
 
 
 class Builder:
@@ -187,7 +192,7 @@ def start_builder(config: Config, root: Path) -> Builder:
     """Start the builder, as root where this is root. *Raises* OSError."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        settings = BuilderSettings(str(root.absolute()), config.languages.directory)
+        settings = BuilderSettings(str(root.absolute()), config.languages.directory, languages_on_host(config))
         source = str(Path(__file__).resolve().parents[1])
         # The first word of sys.path is taken away by -I; what remains is what this process itself was started from.
         code = f"import sys; sys.path.insert(0, {source!r}); from sandfork.serve_workshop import main; main()"

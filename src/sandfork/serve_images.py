@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from sandfork.config import Config
@@ -30,12 +30,21 @@ def reference(manifest: Manifest) -> str:
 
 def chosen_images(config: Config) -> Mapping[str, Manifest]:
     """Return the image of each language that runs on one: that of its own name, else the first. *Raises* ImageError."""
-    if not config.images.use or config.process.reduced:
-        return {}
+    host = languages_on_host(config)
+    return {} if host is None else images_of(open_store(config), host)
+
+
+def languages_on_host(config: Config) -> tuple[str, ...] | None:
+    """Return the languages that run on the host's files whatever images there are; None: all."""
+    return config.images.host if config.images.use and not config.process.reduced else None
+
+
+def images_of(store: Store, host: Collection[str]) -> Mapping[str, Manifest]:
+    """Return the image of each language that has one in a store, but for those in `host`. *Raises* ImageError."""
     chosen: dict[str, Manifest] = {}
-    for manifest in open_store(config).list():
+    for manifest in store.list():
         for language in manifest.languages:
-            if language not in config.images.host and (language not in chosen or manifest.name == language):
+            if language not in host and (language not in chosen or manifest.name == language):
                 chosen[language] = manifest
     return chosen
 

@@ -32,13 +32,14 @@ from sandfork.errors import (
 )
 from sandfork.images.archive import Bounds
 from sandfork.images.making import build_image
+from sandfork.images.manifest import Manifest
 from sandfork.images.snapshots import Snapshot, SnapshotStore, pin
 from sandfork.images.state import Kind
 from sandfork.images.store import Store
 from sandfork.languages.catalogue import BUILT_IN, Catalogue, Language
 from sandfork.linux.privileges import PR_SET_DUMPABLE, prctl
 from sandfork.serve_builder import MAX_MESSAGE, BuilderSettings, Order, Report
-from sandfork.serve_images import wanted_for
+from sandfork.serve_images import images_of, wanted_for
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class Workshop:
         self._catalogue = Catalogue.load(BUILT_IN, *directories)
         self._snapshots = SnapshotStore(Path(settings.root))
         self._images = Store(Path(settings.root))
+        self._host = settings.host
         self._waiting: deque[Order] = deque()
         self._child: _Child | None = None
         self._sweep()  # what a builder left that was killed itself
@@ -122,7 +124,9 @@ class Workshop:
 
     def _do(self, order: Order) -> None:
         if order.do == "snapshot":
-            self._snapshots.put(make_snapshot(self._snapshots, self._language(order.language), order))
+            language = self._language(order.language)
+            images = {} if self._host is None else images_of(self._images, self._host)
+            self._snapshots.put(make_snapshot(self._snapshots, language, images.get(language.name), order))
         elif order.do == "cancel":
             self._cancel(order.of)
         elif order.do == "collect":
@@ -216,8 +220,11 @@ def _ended_by(status: int) -> str:
     return f"by signal {-status}" if status < 0 else f"with status {status}"
 
 
-def make_snapshot(store: SnapshotStore, language: Language, order: Order) -> Snapshot:
-    """Return a snapshot of what the language is on this machine now. *Raises* InvalidRequest, OSError."""
+def make_snapshot(store: SnapshotStore, language: Language, image: Manifest | None, order: Order) -> Snapshot:
+    """Return a snapshot of what the language is on this machine now. *Raises* InvalidRequest, OSError.
+
+    On an image that is pinned, which has all that the language is made of; else the host's programs are.
+    """
     try:
         revision = store.get(order.name).revision + 1
     except (SnapshotNotFound, SnapshotConflict):
@@ -233,7 +240,8 @@ def make_snapshot(store: SnapshotStore, language: Language, order: Order) -> Sna
         revision=revision,
         toolchain=order.toolchain,
         preload=template.preload,
-        pins=pin(language.programs),
+        pins=() if image else pin(language.programs),
+        image=image.digest if image else "",
     )
     try:
         return msgspec.convert(msgspec.to_builtins(snapshot), Snapshot)

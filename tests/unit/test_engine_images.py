@@ -18,10 +18,13 @@ from sandfork.errors import (
     SnapshotNotFound,
     UnknownLanguage,
 )
+from sandfork.images.manifest import Manifest, Source
 from sandfork.images.snapshots import Snapshot, SnapshotStore, decode_snapshot, encode_snapshot, pin
 from sandfork.images.state import Kind, Status
 from sandfork.languages.catalogue import Catalogue
 from sandfork.model import Command, ExecRequest, LimitsOverride, SessionUse, Snippet
+from sandfork.serve_builder import Order
+from sandfork.serve_workshop import make_snapshot
 from tests.support.kept_images import CREATED, MemoryImages
 
 
@@ -145,6 +148,36 @@ def test_a_snapshot_whose_toolchain_changed_is_refused(tmp_path: Path) -> None:
     program.unlink()
     with pytest.raises(SnapshotConflict, match="create it again"):
         recall.apply(named("warm"))
+
+
+@pytest.mark.parametrize(
+    ("pinned", "now", "told"),
+    [
+        ("sha256:1", "python@sha256:2", "image python@sha256:2"),
+        ("sha256:1", "", "the host's"),
+        ("", "x@sha256:1", "x@"),
+    ],
+)
+def test_a_snapshot_of_another_image_is_refused(pinned: str, now: str, told: str) -> None:
+    digest = pinned and f"sha256:{pinned[-1] * 64}"
+    recall = kept(image=digest).recall()
+    recall.adopt(Catalogue.load().on_images({"python": f"any@{digest}"} if digest else {}))
+    recall.apply(named("warm"))
+    recall.adopt(Catalogue.load().on_images({"python": now} if now else {}))
+    with pytest.raises(SnapshotConflict, match=f"{told}.*create it again"):
+        recall.apply(named("warm"))
+
+
+def test_on_an_image_a_snapshot_pins_that_and_on_the_host_the_programs(tmp_path: Path) -> None:
+    bash = Catalogue.load().find("bash")
+    assert bash is not None
+    order = Order(1, "snapshot", language="bash", name="b", mem_mb=64, vcpus=1)
+    digest = f"sha256:{'a' * 64}"
+    image = Manifest("b", ("bash",), digest, 1, 1, CREATED, Source("directory"))
+    on_image = make_snapshot(SnapshotStore(tmp_path), bash, image, order)
+    assert (on_image.image, on_image.pins) == (digest, ())
+    on_host = make_snapshot(SnapshotStore(tmp_path), bash, None, order)
+    assert (on_host.image, [each.path for each in on_host.pins]) == ("", ["/bin/bash"])
 
 
 def test_a_snapshot_is_kept_read_and_removed(tmp_path: Path) -> None:

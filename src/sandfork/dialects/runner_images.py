@@ -40,7 +40,9 @@ class SnapshotBody(msgspec.Struct, frozen=True):
 
     language: Language
     mem_mb: Annotated[int, Meta(ge=8, le=MAX_MB, description="The memory of its sandboxes, in MiB.")] = 512
-    vcpus: Annotated[int, Meta(ge=1, le=1024, description="The processors of its sandboxes.")] = 1
+    vcpus: Annotated[
+        int, Meta(ge=1, le=1024, description="Seconds of processor time for each second of wall time.")
+    ] = 1
     name: Annotated[str, Meta(description="What to call it; its language if not given.")] = ""
 
 

@@ -48,6 +48,11 @@ class Recall:
                 f"snapshot {snapshot.name!r} is of template {snapshot.template}, which {language.name} has no more: "
                 "create it again"
             )
+        if snapshot.image != language.image.partition("@")[2]:
+            raise SnapshotConflict(
+                f"snapshot {snapshot.name!r} was made on {_place(snapshot.image)}, and {language.name} is on "
+                f"{_place(language.image)} now: create it again"
+            )
         if (path := self._pins.changed(snapshot.pins)) is not None:
             raise SnapshotConflict(
                 f"snapshot {snapshot.name!r} was made with another {path} than this server has: create it again"
@@ -72,3 +77,7 @@ class Recall:
         if isinstance(asked.cpu_s, int | float) and asked.cpu_s < cpu_s:
             cpu_s = asked.cpu_s
         return replace(asked, memory_bytes=memory or snapshot.mem_bytes, cpu_s=cpu_s)
+
+
+def _place(image: str) -> str:
+    return f"image {image}" if image else "the host's own files"
