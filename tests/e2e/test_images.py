@@ -15,7 +15,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.images import shell_tree
+from sandfork.errors import BuildFailed
+from sandfork.images.archive import Bounds
+from sandfork.images.building import Wanted, install_beside
+from sandfork.images.installed import npm_packages, pypi_packages
+from tests.support.images import ignore_progress, shell_tree
 from tests.support.service import running_service
 
 HELLO = "import os, numpy; print(os.path.exists('/usr/bin/apt-get'), numpy.arange(3).sum())"
@@ -166,6 +170,23 @@ def test_a_build_that_gets_larger_than_allowed_ends_before_it_is_done(directory:
         told = build.stderr.read() if build.stderr else ""
     assert (build.returncode, "more than 16 MB" in told) == (1, True), told
     assert what_is_left(directory) == []
+
+
+def test_packages_of_npm_and_pypi_are_installed_for_the_image_and_told(directory: Path) -> None:
+    tree, told = directory / "beside", list[str]()
+    (tree / "usr/lib/python3.11").mkdir(parents=True)
+    wanted = Wanted(npm=(("some", ("is-number@7.0.0",)),), pypi=(("other", ("six==1.16.0", "markupsafe==2.1.5")),))
+    install_beside(wanted, tree, Bounds(), lambda percent, now: told.append(now))
+    assert list(npm_packages(tree / "usr/lib/sandfork/npm/some")) == [("is-number", "7.0.0", "npm")]
+    found = list(pypi_packages(tree / "usr/lib/sandfork/pypi/other"))
+    assert found == [("MarkupSafe", "2.1.5", "pypi"), ("six", "1.16.0", "pypi")]
+    assert list(tree.glob("usr/lib/sandfork/pypi/other/markupsafe/_speedups.cpython-311-*.so")), "for its interpreter"
+    assert {"npm install is-number@7.0.0", "pip install six==1.16.0 markupsafe==2.1.5"} <= set(told)
+    (tree / "usr/lib/python3.11").rmdir()
+    install_beside(Wanted(pypi=(("no-python", ("six==1.16.0",)),)), tree, Bounds(), ignore_progress)
+    assert (tree / "usr/lib/sandfork/pypi/no-python/six.py").exists()
+    with pytest.raises(BuildFailed, match="npm failed"):
+        install_beside(Wanted(npm=(("x", ("file:///nowhere",)),)), tree, Bounds(), ignore_progress)
 
 
 def test_an_image_that_is_larger_than_allowed_is_refused(directory: Path) -> None:

@@ -115,20 +115,28 @@ def build_tree(wanted: Wanted, sources: AptSources, tree: Path, bounds: Bounds, 
 
     *Raises* BuildFailed, ArchiveRefused as soon as its files hold more than allowed, what `tell` raises.
     """
-    run = _Runner(tree, bounds.max_bytes, tell)
-    _bootstrap(wanted, sources, tree, run)
+    _bootstrap(wanted, sources, tree, _Runner(tree, bounds.max_bytes, tell))
     for name in _OF_THE_BUILD:
         _empty(tree / name)
+    install_beside(wanted, tree, bounds, tell)
+    compiled_without_times(tree)
+
+
+def install_beside(wanted: Wanted, tree: Path, bounds: Bounds, tell: Tell) -> None:
+    """Install what is wanted of npm and PyPI below usr/lib/sandfork of a tree; nothing of it is run.
+
+    *Raises* BuildFailed, ArchiveRefused, what `tell` raises.
+    """
+    run = _Runner(tree, bounds.max_bytes, tell)
     for language, names in wanted.npm:
         where = tree / f"usr/lib/sandfork/npm/{language}"
         where.mkdir(parents=True)
         tell(91.0, f"npm install {' '.join(names)}")
-        run((*_NPM, "--prefix", where, "--", *names), 91.0)
+        run((*_NPM, "--globalconfig", _npm_settings(), "--prefix", where, "--", *names), 91.0)
     for language, names in wanted.pypi:
         target = tree / f"usr/lib/sandfork/pypi/{language}"
         tell(94.0, f"pip install {' '.join(names)}")
         run((*_PIP, *_for_python_of(tree), "--target", target, "--", *names), 94.0)
-    compiled_without_times(tree)
 
 
 def installed_packages(tree: Path, wanted: Wanted) -> Sequence[tuple[str, str, str]]:
@@ -164,21 +172,21 @@ class _Runner:
 
     def __call__(self, argv: Sequence[str | Path], percent: float, fed: str = "") -> None:
         """Run one. *Raises* BuildFailed with its last words, ArchiveRefused when the tree is too large."""
-        process = subprocess.Popen(
+        with subprocess.Popen(
             (*_CONFINED, *argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             errors="replace", env=_ENVIRONMENT, umask=0o022, start_new_session=True,
-        )  # fmt: skip
-        too_long = Timer(_BUILD_S, process.send_signal, (signal.SIGKILL,))
-        too_long.start()
-        growth = Growth(self._tree, self._max_bytes, _OF_THE_BUILD, process.kill)
-        try:
-            with growth:
-                said = self._follow(process, percent, fed)
-                status = process.wait()
-        finally:
-            too_long.cancel()
-            process.kill()
-            process.wait()
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            too_long = Timer(_BUILD_S, process.send_signal, (signal.SIGKILL,))
+            too_long.start()
+            try:
+                with Growth(self._tree, self._max_bytes, _OF_THE_BUILD, process.kill) as growth:
+                    said = self._follow(process, percent, fed)
+                    status = process.wait()
+            finally:
+                too_long.cancel()
+                process.kill()
+                process.stdout.read()  # it ends when all that was started is gone
         if growth.exceeded:
             raise too_large(self._max_bytes)
         if status:
@@ -196,6 +204,18 @@ class _Runner:
             percent = max([percent, *(at for words, at in _MILESTONES if words in line)])
             self._tell(percent, line.strip().removeprefix("I: ")[:60])
         return said
+
+
+def _npm_settings() -> str:
+    """Return where this machine has npm's settings, such as a registry and certificates of its own.
+
+    With a prefix npm would look for them there. *Raises* BuildFailed.
+    """
+    asked = ("npm", "config", "get", "globalconfig")
+    try:
+        return subprocess.run(asked, env=_ENVIRONMENT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BuildFailed(f"packages of npm are asked for, and npm cannot be run: {error}") from None
 
 
 def _for_python_of(tree: Path) -> tuple[str, ...]:
