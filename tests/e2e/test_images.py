@@ -100,6 +100,60 @@ def test_a_running_service_takes_the_images_that_others_make_and_remove(director
         until_nothing_is_left(directory)
 
 
+#: A language whose "compiler" notes in what it makes where it was run.
+NOTED = """
+name = "noted"
+extension = ".noted"
+file_name = "main.noted"
+argv = ["{out}"]
+[compile]
+argv = [
+  "/usr/bin/bash", "-c",
+  '{ echo "#!/usr/bin/bash"; echo "echo compiled on $(%s)"; cat {name}; } >.build/main',
+]
+[checks]
+hello = "1"
+stdin = "2"
+argv = "3"
+error = "4"
+compile_error = "5"
+wall = "6"
+memory = "7"
+output = "8"
+"""
+WHERE = "test -e /usr/bin/env && echo host || echo image"
+
+
+def test_forked_and_compiled_languages_run_on_an_image(directory: Path, tmp_path: Path) -> None:
+    languages = directory / "languages"
+    languages.mkdir()
+    (languages / "noted.toml").write_text(NOTED % WHERE)
+    tree = shell_tree(directory / "perl", ["perl"])
+    config = f'[languages]\ndirectory = "{languages}"'
+    perl = 'print -e "/usr/bin/env" ? "host" : "image";'
+    with running_service(tmp_path, config=config, env=environment(directory)) as service, service.client as client:
+        assert service.exec(perl, "perl")["stdout"] == "host"
+        assert service.exec(WHERE, "noted")["stdout"] == "compiled on host\nhost\n"
+        words = ("--name", "both", "--language", "perl", "--language", "noted")
+        own = {**environment(directory), "SANDFORK_LANGUAGES_DIRECTORY": str(languages)}
+        argv = command("rootfs", "from-dir", str(tree), *words)
+        imported = subprocess.run(argv, env=own, capture_output=True, text=True, check=False)
+        assert imported.returncode == 0, imported.stderr
+        image = f"both@{imported.stdout.strip()}"
+        while service.exec(perl, "perl")["image"] != image:
+            pass
+        for _ in range(2):  # what was compiled on the host is not run here, and what is compiled here is kept
+            reply = service.exec(WHERE, "noted")
+            assert (reply["stdout"], reply["image"]) == ("compiled on image\nimage\n", image)
+            reply = service.exec(perl, "perl")
+            assert (reply["stdout"], reply["image"]) == ("image", image)
+        perl_state = client.get("/v1/health").json()["templates"]["perl"]
+        assert (perl_state["ready"], perl_state["memory_mb"] > 0) == (True, True), "forked, not executed"
+        assert client.delete("/api/v1/rootfs/both").status_code == 200
+        assert service.exec(WHERE, "noted")["stdout"] == "compiled on host\nhost\n"
+        until_nothing_is_left(directory)
+
+
 def test_an_interrupted_build_leaves_nothing(directory: Path) -> None:
     argv, group = command("rootfs", "build", "python"), {"start_new_session": True}
     with subprocess.Popen(argv, env=environment(directory), stderr=subprocess.PIPE, **group) as build:

@@ -60,10 +60,13 @@ def small_tree(path: Path, text: str = "hello") -> Path:
     return path
 
 
-def shell_tree(tree: Path) -> Path:
-    """Make a root file system of the host's own shell and a few programs, with all the libraries that these need."""
-    for program in ("bash", "cat", "ls", "id", "touch"):
-        _copy(Path("/bin") / program, tree)
+def shell_tree(tree: Path, more: Iterable[str] = ()) -> Path:
+    """Make a root file system of the host's own shell and a few programs, with all the libraries that these need.
+
+    `more` are further programs.
+    """
+    for program in ("bash", "cat", "ls", "id", "touch", *more):
+        _copy(Path("/usr/bin") / program, tree)
     for name in ("bin", "lib", "lib64"):
         (tree / "usr" / name).mkdir(parents=True, exist_ok=True)
         if not (tree / name).exists():
