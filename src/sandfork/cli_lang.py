@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from sandfork.cli_terms import ConfigFile, err, out, print_plain, settings
+from sandfork.images.rooted import Rooted
 from sandfork.languages.catalogue import Catalogue, Language
 from sandfork.languages.draft import draft_language
 from sandfork.languages.language import Packages
@@ -57,14 +59,16 @@ def list_(
 @app.command()
 def info(name: Annotated[str, typer.Argument(help="A language, by name or alias.")], config: ConfigFile = None) -> None:
     """Show what the catalogue says of one language."""
-    language = _find(_catalogue(config), name)
-    missing = language.missing(os.path.exists)
+    catalogue = _catalogue(config)
+    language = _find(catalogue, name)
+    missing = language.missing(Rooted().has)
     rows = {
         "name": language.name,
         "aliases": " ".join(language.aliases),
-        "extension": language.extension,
+        "extension": language.extension + _others(catalogue, language),
         "file": language.file_name,
         "compile": " ".join(language.compile.argv) if language.compile else "",
+        "warm cache": _warm_state(config, language),
         "run": " ".join(language.argv),
         "templates": " ".join(f"{spec.key} ({spec.kind})" for spec in language.templates),
         "packages": _named(language.packages),
@@ -96,9 +100,35 @@ def install(names: Names = None, config: ConfigFile = None) -> None:
             run_command(command, partial(_show, bar, task))
             bar.update(task, completed=100.0, now="")
     for each in languages:
-        if missing := each.missing(os.path.exists):
+        if missing := each.missing(Rooted().has):
             raise Refused(f"{each.name}: its packages are installed, and still there is no {', '.join(missing)}")
+    _fill(config, [each for each in _offered(config).languages() if each.name in {one.name for one in languages}])
     err.print(f"Installed {', '.join(each.name for each in languages)}. A running service finds them when restarted.")
+
+
+@app.command()
+def warm(
+    names: Names = None,
+    again: Annotated[bool, typer.Option("--again", help="Also fill those anew that fit.")] = False,
+    config: ConfigFile = None,
+    tier: Annotated[str, typer.Option(hidden=True)] = "process",
+) -> None:
+    """Fill the warm caches of languages, all that are installed if none is named, where none fits the toolchain."""
+    offered = _offered(config)
+    chosen = list(offered.languages())
+    if names:
+        wanted = {_find(_catalogue(config), name).name for name in names}
+        chosen = [each for each in chosen if each.name in wanted]
+        for name in sorted(wanted - {each.name for each in chosen}):
+            raise Refused(f"{name} is not installed: try `sandfork lang install {name}`")
+        for each in chosen:
+            if each.warm is None:
+                raise Refused(f"{each.name} has no warm cache: its file has no [warm]")
+    filled, failed = _fill(config, chosen, again=again, tier=tier)
+    if not filled:
+        err.print("There is nothing to fill: every warm cache fits its toolchain.")
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command("test")
@@ -110,22 +140,24 @@ def prove(
     tier: Annotated[str, typer.Option(hidden=True)] = "process",
 ) -> None:
     """Prove languages, all that are installed if none is named: run their checks in the sandbox of this host."""
+    from sandfork.serve_caches import with_caches
     from sandfork.serve_local import run_privately  # the whole service, which `--help` does not need
     from sandfork.serve_proofs import prove_all
 
     loaded, catalogue = settings(config), _catalogue(config)
     chosen = [_find(catalogue, name) for name in names or ()] or list(catalogue.languages())
     for each in chosen:
-        if names and (missing := each.missing(os.path.exists)):
+        if names and (missing := each.missing(Rooted().has)):
             raise Refused(f"{each.name}: there is no {', '.join(missing)}: try `sandfork lang install {each.name}`")
-    chosen = [each for each in chosen if each.installed(os.path.exists)]
+    chosen = [each for each in chosen if each.installed(Rooted().has)]
     with _bar() as bar:
         task = bar.add_task("proving", total=sum(len(each.checks) + bool(runs) for each in chosen), now="")
 
         def tell(language: str, check: str) -> None:
             bar.update(task, advance=1, now=f"{language}: {check}")
 
-        proofs = run_privately(loaded, tier, Catalogue(chosen), lambda engine: prove_all(engine, chosen, runs, tell))
+        warmed = with_caches(loaded.config, Catalogue(chosen))
+        proofs = run_privately(loaded, tier, warmed, lambda engine: prove_all(engine, warmed.languages(), runs, tell))
     _report(proofs, page=page)
 
 
@@ -152,6 +184,48 @@ def _catalogue(config: Path | None) -> Catalogue:
     return load_catalogue(settings(config).config)
 
 
+def _offered(config: Path | None) -> Catalogue:
+    """Return what a service would offer."""
+    from sandfork.serve_engine import choose_languages
+
+    return choose_languages(settings(config).config)
+
+
+def _fill(
+    config: Path | None, languages: Sequence[Language], *, again: bool = False, tier: str = "process"
+) -> tuple[int, int]:
+    """Fill the warm caches of languages where none fits; return how many those were, and how many failed."""
+    from sandfork.errors import SandforkError
+    from sandfork.serve_caches import find_cache
+    from sandfork.serve_warm import make_cache
+
+    loaded, failed = settings(config), 0
+    wanted = [each for each in languages if each.warm and (again or find_cache(loaded.config, each)[0] is None)]
+    for each in wanted:
+        err.print(f"{each.name}: filling its warm cache")
+        try:
+            made = make_cache(loaded, tier, each)
+        except (SandforkError, Refused) as error:
+            failed += 1
+            err.print(f"{each.name}: no warm cache, so it is slower: {error}", markup=False, style="red")
+        else:
+            err.print(f"{each.name}: {made.tree_bytes / 1e6:.1f} MB, {made.digest[:19]}")
+    return len(wanted), failed
+
+
+def _warm_state(config: Path | None, language: Language) -> str:
+    """Say what a language's warm cache is, nothing for a language that has none."""
+    from sandfork.serve_caches import find_cache
+
+    offered = _offered(config).find(language.name) if language.warm else None
+    if offered is None:
+        return ""
+    found, reason = find_cache(settings(config).config, offered)
+    if found is None:
+        return f"no: {reason}; `sandfork lang warm {language.name}` fills it, and makes it faster"
+    return f"{found.tree_bytes / 1e6:.1f} MB of {found.created}, {found.digest[:19]}"
+
+
 def _find(catalogue: Catalogue, name: str) -> Language:
     from sandfork.serve_engine import find_language
 
@@ -161,6 +235,16 @@ def _find(catalogue: Catalogue, name: str) -> Language:
 def _named(packages: Packages) -> str:
     parts = (("debian", packages.debian), ("npm", packages.npm), ("pypi", packages.pypi))
     return "; ".join(f"{registry}: {' '.join(names)}" for registry, names in parts if names)
+
+
+def _others(catalogue: Catalogue, language: Language) -> str:
+    """Say who else has a language's extension, and what a file of it is then taken for."""
+    others = [each.name for each in catalogue.languages() if each.extension == language.extension and each != language]
+    if not others:
+        return ""
+    found = catalogue.with_extension(language.extension)
+    taken = f"a file of it is taken for {found[0].name}" if len(found) == 1 else "name the language of such a file"
+    return f" (as {', '.join(others)}: {taken})"
 
 
 def _bar() -> Progress:

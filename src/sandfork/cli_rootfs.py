@@ -166,7 +166,7 @@ def _report(config: Path | None, made: Manifest, chosen: list[Language]) -> None
 
     tree = Rooted(str(_store(config).tree(made)))
     for each in chosen:
-        if missing := each.missing(tree.exists):
+        if missing := each.missing(tree.has):
             err.print(f"{each.name} cannot run on it: there is no {', '.join(missing)}", style="yellow", markup=False)
     files, stored = made.tree_bytes / 1e6, made.size / 1e6
     err.print(

@@ -119,15 +119,21 @@ def _read_stdin() -> bytes:
 
 
 def _language_of(file: str | None) -> str:
-    """Return the language of a file's extension; python where there is none. *Raises* Refused for an unknown one."""
+    """Return the language of a file's extension, python where it has none.
+
+    *Raises* Refused for an extension that is unknown, or that several languages have and none takes.
+    """
     suffix = Path(file or "").suffix
     if not suffix:
         return "python"
-    languages = Catalogue.load().languages()
-    for language in languages:
-        if language.extension == suffix:
-            return language.name
-    known = ", ".join(language.extension for language in languages)
+    catalogue = Catalogue.load()
+    found = catalogue.with_extension(suffix)
+    if len(found) == 1:
+        return found[0].name
+    if found:
+        names = " and ".join(language.name for language in found)
+        raise Refused(f"{file}: {names} have the extension {suffix}: name one with --language", status=2)
+    known = ", ".join(sorted({language.extension for language in catalogue.languages()}))
     raise Refused(f"{file}: no language has the extension {suffix}, only {known}: name one with --language", status=2)
 
 

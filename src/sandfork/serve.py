@@ -43,6 +43,7 @@ from sandfork.languages.catalogue import Catalogue
 from sandfork.metrics import Metrics
 from sandfork.model import Caller, ExecPlan, ExecResult, Limits
 from sandfork.serve_builder import Builder, start_builder
+from sandfork.serve_caches import cold_languages
 from sandfork.serve_engine import build_engine, choose_languages, pool_targets
 from sandfork.serve_http import build_server, stop_on_signals
 from sandfork.serve_listen import is_loopback, listen
@@ -101,6 +102,8 @@ def serve(loaded: Loaded, *, tier: str, announce: Announce) -> None:
     dialects = choose_dialects(config)
     choose_quotas(config, dialects)
     lines = set_up_logging(config.server.log_level)
+    if cold := cold_languages(catalogue):
+        log.warning("no warm cache fits %s, which start slower: `sandfork lang warm` fills them", ", ".join(cold))
     raise_open_files()
     sock = listen(config.server.host, config.port)
     # Both are root's to start, if this is root; after the tier it is not any more.
@@ -179,13 +182,18 @@ def choose_quotas(config: Config, dialects: Sequence[Dialect]) -> dict[str, tupl
     return chosen
 
 
+def dialect_bounds(config: Config) -> Bounds:
+    """Return what dialects must know to parse."""
+    server, maximum = config.server, Limits(**asdict(config.limits.maximum))
+    return Bounds(maximum.wall_s, server.max_code_bytes, server.max_batch, maximum, config.sessions.disk_bytes)
+
+
 def http_settings(service: Service, renewal: Renewal) -> HttpSettings:
     """Return the settings of the HTTP side."""
     config, server = service.config, service.config.server
-    maximum = Limits(**asdict(config.limits.maximum))
     return HttpSettings(
         dialect=None if server.dialect == ALL_DIALECTS else server.dialect,
-        bounds=Bounds(maximum.wall_s, server.max_code_bytes, server.max_batch, maximum),
+        bounds=dialect_bounds(config),
         max_body_bytes=server.max_body_bytes,
         max_upload_bytes=server.max_upload_bytes,
         stall_s=server.stall_s,
@@ -276,7 +284,9 @@ async def _serve(service: Service, app: App, engine: Engine, announce: Announce,
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(server.serve(sockets=[service.socket]))
         serving.add_done_callback(lambda _: end.asked.set())
-        watching = [group.create_task(_watch(service.tier, end)), group.create_task(renewal.watch())]
+        background = [group.create_task(_watch(service.tier, end)), group.create_task(renewal.watch())]
+        if service.config.languages.versions_at_start:
+            background.append(group.create_task(app.find_versions(lambda: engine.statistics().admission.running > 0)))
         await end.asked.wait()
         log.info("draining for at most %g s", drain_s)
         app.drain()
@@ -286,8 +296,8 @@ async def _serve(service: Service, app: App, engine: Engine, announce: Announce,
         if end.hurried.is_set():
             server.force_exit = True
             await engine.drain(0)
-        for each in watching:
-            each.cancel()
+        for task in background:
+            task.cancel()
     if end.tier_lost:
         raise TierUnavailable("the process that makes sandboxes died, and the service cannot go on without it")
 

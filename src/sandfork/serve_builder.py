@@ -3,7 +3,8 @@
 It is started before the server gives root up, as pid 1 of a pid namespace where there may be one, so that everything
 that it starts ends with it; and it ends when the server does, for then its socket closes. Over that socket it takes
 JSON of at most 4 KiB: names of languages in the catalogue that it read itself, names of a form that is no path, numbers
-in range, one line that a toolchain told of its version. Never a path, never a command. It checks what it is asked.
+in range, one line that a toolchain told of its version. Never a path, never a command. It checks what it is asked,
+and keeps no more snapshots than the settings allow, for the server may not be the one that it was when it started.
 
     server   {"id": 7, "do": "build", "language": "python", "size_mb": 1024}
     builder  {"id": 7, "percent": 40, "now": "unpacking"}      any number of these
@@ -32,6 +33,7 @@ import msgspec
 from sandfork.config import Config
 from sandfork.engine.images import Tell
 from sandfork.errors import (
+    Forbidden,
     ImageError,
     NotSupported,
     SandforkError,
@@ -45,9 +47,10 @@ from sandfork.serve_images import languages_on_host
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 4096
+MAX_REPORT = 16 << 10  # an error has up to 2000 characters, each of up to six bytes in JSON
 ISOLATED = ("unshare", "--pid", "--fork", "--kill-child=KILL", "--mount", "--mount-proc", "--ipc", "--")
 _ERRORS: dict[str, type[SandforkError]] = {
-    each.code: each for each in (ImageError, NotSupported, SnapshotConflict, SnapshotNotFound)
+    each.code: each for each in (Forbidden, ImageError, NotSupported, SnapshotConflict, SnapshotNotFound)
 }
 
 
@@ -85,6 +88,8 @@ class BuilderSettings(msgspec.Struct, frozen=True):
 
     root: str
     languages: str = ""
+    max_snapshots: int = 0
+    max_size_mb: int = 0
     host: tuple[str, ...] | None = ()
 
 
@@ -136,7 +141,7 @@ class Builder:
     async def close(self) -> None:
         """End the builder and whatever it is doing."""
         asyncio.get_running_loop().remove_reader(self._socket.fileno())
-        self._lose()
+        self._lose("was ended")
         self._socket.close()
         await asyncio.to_thread(self._process.wait)
 
@@ -157,7 +162,7 @@ class Builder:
 
     def _take(self) -> None:
         try:
-            message = self._socket.recv(MAX_MESSAGE)
+            message = self._socket.recv(MAX_REPORT)
         except BlockingIOError:
             return
         except OSError:
@@ -165,9 +170,14 @@ class Builder:
         if not message:
             log.error("the process that makes images ended")
             asyncio.get_running_loop().remove_reader(self._socket.fileno())
-            self._lose()
+            self._lose("ended; restart the service")
             return
-        report = msgspec.json.decode(message, type=Report)
+        try:
+            report = msgspec.json.decode(message, type=Report)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            log.error("the process that makes images made no sense: %s", error)
+            self._lose("made no sense; see the log")
+            return
         done, tell = self._waiting.get(report.id, (None, None))
         if done is None or done.done() or tell is None:
             return
@@ -178,10 +188,11 @@ class Builder:
         elif report.percent is not None:
             tell(report.percent, report.now)
 
-    def _lose(self) -> None:
+    def _lose(self, why: str) -> None:
+        """Nobody knows any more for whom what comes next would be: all that wait have failed."""
         for done, _ in self._waiting.values():
             if not done.done():
-                done.set_exception(ImageError("the process that makes images ended; restart the service"))
+                done.set_exception(ImageError(f"the process that makes images {why}"))
 
 
 def _ignore(percent: float, now: str) -> None:
@@ -192,7 +203,14 @@ def start_builder(config: Config, root: Path) -> Builder:
     """Start the builder, as root where this is root. *Raises* OSError."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        settings = BuilderSettings(str(root.absolute()), config.languages.directory, languages_on_host(config))
+        images = config.images
+        settings = BuilderSettings(
+            str(root.absolute()),
+            config.languages.directory,
+            images.max_snapshots,
+            images.max_size_mb if images.build else 0,
+            languages_on_host(config),
+        )
         source = str(Path(__file__).resolve().parents[1])
         # The first word of sys.path is taken away by -I; what remains is what this process itself was started from.
         code = f"import sys; sys.path.insert(0, {source!r}); from sandfork.serve_workshop import main; main()"

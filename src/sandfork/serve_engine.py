@@ -19,6 +19,7 @@ from sandfork.engine.sessions import SessionSettings
 from sandfork.engine.tasks import TaskSettings
 from sandfork.languages.catalogue import BUILT_IN, Catalogue, CatalogueError, Language
 from sandfork.model import Limits
+from sandfork.serve_caches import with_caches
 from sandfork.serve_images import chosen_images, exists_on, reference
 from sandfork.serve_refusal import Refused
 from sandfork.tiers.base import Tier
@@ -37,7 +38,8 @@ def choose_languages(config: Config, known: Catalogue | None = None) -> Catalogu
     exists = exists_on(config, chosen)
     enabled = config.languages.enable
     wanted = {_enabled(every, name, exists).name for name in enabled}
-    return every.only(lambda each: each.name in wanted if enabled else each.installed(exists(each.name)))
+    ones = every.only(lambda each: each.name in wanted if enabled else each.installed(exists(each.name)))
+    return with_caches(config, ones)
 
 
 def load_catalogue(config: Config) -> Catalogue:

@@ -64,12 +64,12 @@ def image_sizes(config: Config) -> Mapping[str, int]:
 
 
 def exists_on(config: Config, chosen: Mapping[str, Manifest]) -> Callable[[str], Callable[[str], bool]]:
-    """Return what returns, by the name of a language, what tells whether a path is there for it: on its image, or on
-    the host. *Raises* ImageError.
+    """Return what returns, by the name of a language, what tells whether a path or a pattern is there for it:
+    on its image, or on the host. *Raises* ImageError.
     """
     store = open_store(config)
     trees = {name: Rooted(str(store.tree(manifest))) for name, manifest in chosen.items()}
-    return lambda language: trees[language].exists if language in trees else os.path.exists
+    return lambda language: trees.get(language, Rooted()).has
 
 
 def hold_images(config: Config, catalogue: Catalogue) -> Mapping[str, Lease]:

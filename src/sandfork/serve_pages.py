@@ -18,7 +18,7 @@ _INTRODUCTION = """\
 
 Written by `./dev test languages`: every language that is installed on the host that ran it, proven by the checks of its
 file on its real toolchain in the real sandbox. `checks` counts those that passed of those there are; a language without
-one says why in its file (`sandfork lang info NAME`). Times are medians in milliseconds of the hello program, taken in
+one says why in its file (`sandfork lang info NAME`). `warm` stands for a warm cache, which bare has not. Times are medians in milliseconds of the hello program, taken in
 turns in one run: `bare` is the toolchain alone, unconfined; `run` an execution with a warm pool, compiled anew where
 there is a compiler; `again` one whose artefacts were kept from the run before. Ratios are to bare.
 

@@ -33,7 +33,7 @@ class Proof:
         """How its programs come to run."""
         kind = self.language.templates[0].kind
         ways = (["compile"] if self.language.compile else []) + ["exec" if kind is TemplateKind.NONE else str(kind)]
-        return ", ".join(ways)
+        return ", ".join((*ways, *(["warm"] if self.language.warm_path else [])))
 
     @property
     def passed(self) -> int:

@@ -41,6 +41,8 @@ class Renewal:
         self._store = open_store(config)
         self._every = load_catalogue(config)
         self._catalogue = catalogue
+        # Warm caches are held, and seen by sandboxes, from the start on or not at all.
+        self._warm = {each.warm_path for each in catalogue.languages()}
         self._stamp: object = None
         self._states = language_states(catalogue, self._every, image_sizes(config))
         self._renewing = asyncio.Lock()
@@ -82,7 +84,8 @@ class Renewal:
     async def _renew(self) -> None:
         """*Raises* ImageError, Refused."""
         config = self._config
-        catalogue = await asyncio.to_thread(choose_languages, config, self._every)
+        there = await asyncio.to_thread(choose_languages, config, self._every)
+        catalogue = there.warmed(lambda language: language.warm_path if language.warm_path in self._warm else "")
         if catalogue.templates() == self._catalogue.templates() and catalogue.names() == self._catalogue.names():
             return
         targets = pool_targets(config, catalogue)

@@ -43,6 +43,7 @@ class DiskShelf:
         self._config = config
         self._snapshots = SnapshotStore(root)
         self._images = Store(root)
+        self._asked: dict[Kind, asyncio.Task[Sequence[ImageState]]] = {}
 
     def local(self, kind: Kind) -> Sequence[ImageState]:
         """Return what is there; a document that is none is told as failed."""
@@ -51,9 +52,16 @@ class DiskShelf:
         return [self._snapshot(name) for name in self._snapshots.names()]
 
     async def remote(self, kind: Kind) -> Sequence[ImageState]:
-        """Return what the bucket holds. *Raises* NotSupported, RemoteFailed."""
+        """Return what the bucket holds. *Raises* NotSupported, RemoteFailed.
+
+        Whoever asks while the bucket is being read gets what that comes to: it may be slow, and costs a thread.
+        """
         remote = open_remote(self._config)
-        return await in_thread(lambda: remote_states(remote, kind))
+        asked = self._asked.get(kind)
+        if asked is None or asked.done():
+            asked = asyncio.create_task(in_thread(lambda: remote_states(remote, kind)))
+            self._asked[kind] = asked
+        return await asyncio.shield(asked)
 
     def _snapshot(self, name: str) -> SnapshotState:
         try:

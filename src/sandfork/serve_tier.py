@@ -11,6 +11,7 @@ from sandfork.config import Config
 from sandfork.languages.catalogue import Catalogue
 from sandfork.linux.privileges import drop_privileges
 from sandfork.model import Limits
+from sandfork.serve_caches import hold_caches
 from sandfork.serve_engine import default_limits, load_catalogue, pool_targets
 from sandfork.serve_images import hold_images
 from sandfork.serve_refusal import Refused
@@ -60,6 +61,7 @@ def process_settings(config: Config, catalogue: Catalogue) -> ProcessSettings:
         guest=PACKAGE / "guest",
         guest_packages=guest_packages(config),
         images=hold_images(config, catalogue),
+        warm=hold_caches(config, catalogue),
         limits=default_limits(config),
         most=Limits(**asdict(config.limits.maximum)),
         most_sandboxes=most_sandboxes(config, catalogue),

@@ -24,6 +24,7 @@ import msgspec
 
 from sandfork.errors import (
     BuildFailed,
+    Forbidden,
     ImageError,
     InvalidRequest,
     SandforkError,
@@ -33,6 +34,7 @@ from sandfork.errors import (
 from sandfork.images.archive import Bounds
 from sandfork.images.making import build_image
 from sandfork.images.manifest import Manifest
+from sandfork.images.rooted import Rooted
 from sandfork.images.snapshots import Snapshot, SnapshotStore, pin
 from sandfork.images.state import Kind
 from sandfork.images.store import Store
@@ -43,6 +45,8 @@ from sandfork.serve_images import images_of, wanted_for
 
 log = logging.getLogger(__name__)
 
+#: The server asks for fewer; but it may not be the one that it was when it started.
+MOST_WAITING = 64
 #: Builds give way to sandboxes.
 NICENESS = 10
 
@@ -73,6 +77,7 @@ class Workshop:
         self._catalogue = Catalogue.load(BUILT_IN, *directories)
         self._snapshots = SnapshotStore(Path(settings.root))
         self._images = Store(Path(settings.root))
+        self._max_snapshots, self._max_size_mb = settings.max_snapshots, settings.max_size_mb
         self._host = settings.host
         self._waiting: deque[Order] = deque()
         self._child: _Child | None = None
@@ -99,7 +104,7 @@ class Workshop:
             order = msgspec.json.decode(message, type=Order)
         except msgspec.DecodeError:
             return  # nobody to answer: the server sends no such thing
-        if order.do == "build":
+        if order.do == "build" and len(self._waiting) < MOST_WAITING:
             self._waiting.append(order)
             if self._child is not None:
                 self._tell(Report(order.id, percent=0.0, now="waiting for another image"))
@@ -124,17 +129,28 @@ class Workshop:
 
     def _do(self, order: Order) -> None:
         if order.do == "snapshot":
+            self._make_room(order.name)
             language = self._language(order.language)
             images = {} if self._host is None else images_of(self._images, self._host)
             self._snapshots.put(make_snapshot(self._snapshots, language, images.get(language.name), order))
+        elif order.do == "build":
+            raise ImageError(f"{MOST_WAITING} images wait to be built, the most that may")
         elif order.do == "cancel":
             self._cancel(order.of)
         elif order.do == "collect":
             self._images.collect()
         elif order.kind is Kind.SNAPSHOT:
             self._snapshots.remove(order.name)
+        elif not self._max_size_mb:
+            raise Forbidden("rootfs: callers may not have images removed on this server (images.build)")
         else:
             self._images.remove(order.name)  # what it names is collected once nothing runs on it
+
+    def _make_room(self, name: str) -> None:
+        """*Raises* Forbidden where one more snapshot would be one too many."""
+        there = self._snapshots.names()
+        if name not in there and len(there) >= self._max_snapshots:
+            raise Forbidden(f"name: there are {len(there)} snapshots, the server's ceiling; remove one")
 
     # --- builds ---
 
@@ -162,8 +178,8 @@ class Workshop:
 
     def _build(self, order: Order) -> None:
         language = self._language(order.language)
-        if not 0 < order.size_mb <= 1 << 24:
-            raise InvalidRequest("size_mb", "is out of range")
+        if not 0 < order.size_mb <= self._max_size_mb:
+            raise Forbidden(f"size_mb: {order.size_mb} is above the server's ceiling of {self._max_size_mb}")
 
         def tell(percent: float, now: str) -> None:
             self._tell(Report(order.id, percent=percent, now=now[:200]))
@@ -240,10 +256,16 @@ def make_snapshot(store: SnapshotStore, language: Language, image: Manifest | No
         revision=revision,
         toolchain=order.toolchain,
         preload=template.preload,
-        pins=() if image else pin(language.programs),
+        pins=() if image else pin(_paths(language)),
         image=image.digest if image else "",
     )
     try:
         return msgspec.convert(msgspec.to_builtins(snapshot), Snapshot)
     except msgspec.ValidationError as error:
         raise InvalidRequest("snapshot", str(error)) from None
+
+
+def _paths(language: Language) -> list[str]:
+    """Return the paths of what a language needs; a pattern that nothing matches stays, and is no file to pin."""
+    found = [tuple(Rooted().matching(pattern)) or (pattern,) for pattern in language.programs]
+    return [path for paths in found for path in paths]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from typing import Any
 
@@ -256,6 +257,52 @@ async def test_files_go_into_a_session_and_come_out_again(base: str, dialect: st
     assert (nothing.status, set(nothing.json)) == (404, {"error"})
     unsaid = await client.get(f"{base}/file?sessionId=my-session")
     assert (unsaid.status, unsaid.json) == (400, {"error": "Missing sessionId or path"})
+
+
+def cut(body: str, size: int) -> list[bytes]:
+    return [body.encode()[start : start + size] for start in range(0, len(body), size)]
+
+
+@everywhere
+@pytest.mark.parametrize("size", [1, 7, 1 << 20])
+@in_virtual_time
+async def test_a_file_is_taken_out_of_its_body_however_that_is_written_and_cut(
+    base: str, dialect: str | None, size: int
+) -> None:
+    client = Client(stub_app(StubEngine(), dialect=dialect))
+    assert (await client.post(f"{base}/execute", {**HELLO, "sessionId": "s"})).status == 200
+    content = bytes(range(256)) * 3
+    text = base64.encodebytes(content).decode().replace("/", "\\/").replace("\n", "\\n").replace("+", "\\u002b")
+    body = f'{{"other": {{"content": [1]}}, "\\u0063ontent": "{text}", "path": "a\\"b", "sessionId": "s"}}'
+    written = await client.send("POST", f"{base}/file", cut(body, size))
+    assert (written.status, written.json) == (200, {"ok": True})
+    read = await client.get(f"{base}/file?sessionId=s&path=a%22b")
+    assert base64.b64decode(read.json["content"]) == content
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "words"),
+    [
+        ('"*"', 400, "content: is not valid base64"),
+        ('"QQ="', 400, "content: is not valid base64"),
+        ('"QQ==", "content": "QQ=="', 400, "content: is given twice"),
+        ("7", 400, "content: expected str, got int"),
+        ('"QQ\\x"', 400, "the body is not valid JSON"),
+        ('"QQ==', 400, "the body is not valid JSON"),
+        (f'"{"QUFB" * 100}"', 413, None),
+        ('"", "more": "' + "x" * (2 << 20) + '"', 413, None),
+    ],
+)
+@in_virtual_time
+async def test_a_file_that_cannot_be_taken_is_refused(content: str, status: int, words: str | None) -> None:
+    client = Client(stub_app(StubEngine(), max_upload_bytes=256))
+    assert (await client.post("/isol8/execute", {**HELLO, "sessionId": "s"})).status == 200
+    body = f'{{"sessionId": "s", "path": "a", "content": {content}}}'
+    for size in (1000, 1 << 22):
+        refused = await client.send("POST", "/isol8/file", cut(body, size))
+        assert (refused.status, set(refused.json)) == (status, {"error"})
+        assert words is None or refused.json == {"error": words}
+    assert (await client.get("/isol8/file?sessionId=s&path=a")).status == 404
 
 
 @everywhere

@@ -165,6 +165,24 @@ async def test_a_language_on_an_image_tells_which_and_how_large_it_is() -> None:
 
 
 @in_virtual_time
+async def test_versions_found_since_the_start_are_there_and_those_that_are_not_yet_are_not_waited_for() -> None:
+    loop, running = asyncio.get_running_loop(), [True]
+    engine = StubEngine(lambda request: ended(stdout=b"1.2\n"))
+    app = stub_app(engine, languages=LANGUAGES)
+    finding = loop.create_task(app.find_versions(lambda: running[0]))
+    await asyncio.sleep(1)
+    asked = loop.time()
+    first = await Client(app).get("/runner/api/v1/languages")
+    assert [each["version"] for each in first.json["languages"]] == [None, None, None]
+    assert (loop.time(), engine.requests) == (asked, []), "programs run: nothing was begun, nor waited for"
+    running[0] = False
+    await finding
+    second = await Client(app).get("/runner/api/v1/languages")
+    assert [each["version"] for each in second.json["languages"]] == [None, "1.2", "1.2"]
+    assert [request.program for request in engine.requests] == [Command(NODE), Command(PYTHON)]
+
+
+@in_virtual_time
 async def test_a_language_that_is_compiled_tells_how() -> None:
     answer = await Client(stub_app(languages=LANGUAGES)).get("/runner/api/v1/languages/cobol")
     assert answer.json["compile_command"] == "/usr/bin/cobc -x -o {out} {name}"

@@ -5,12 +5,12 @@ The control is the same command line, executed in a sandbox of its own.
 
 from __future__ import annotations
 
-import os
 import re
 
 import pytest
 
 from sandfork.engine.compilation import command_words
+from sandfork.images.rooted import Rooted
 from sandfork.languages.catalogue import COMMAND, Catalogue, Language
 from sandfork.model import Limits, Step
 from tests.e2e.forked_programs import DIFFERENCES, PROGRAMS, RANDOM
@@ -29,7 +29,7 @@ CASES = [(language, name) for language, programs in PROGRAMS.items() for name in
 
 def offered(name: str) -> Language:
     """Return an installed language, or skip the test saying what is missing."""
-    if missing := FORKED[name].missing(os.path.exists):
+    if missing := FORKED[name].missing(Rooted().has):
         pytest.skip(f"{missing[0]} is not installed")
     return FORKED[name]
 

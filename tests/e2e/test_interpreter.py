@@ -21,8 +21,9 @@ LIMITS = Limits(wall_s=20, pids=64)
 STDIN = b"first line\nsecond \xc3\xa9\n\nlast"
 ENVIRONMENT = (("GIVEN", "väl=ue"),)
 
-#: What differs between any two plain runs: addresses of objects, and names made up for temporary files.
-VARIES = re.compile(rb"0x[0-9a-f]{6,}|Thread 0x\w+|tmp\w{8}\b")
+#: What differs between any two plain runs: addresses of objects, names made up for temporary files, and the pid in what
+#: Python 3.12 and later say of a fork among threads.
+VARIES = re.compile(rb"0x[0-9a-f]{6,}|Thread 0x\w+|tmp\w{8}\b|\(pid=\d+\)")
 
 
 def same_every_run(text: bytes) -> bytes:

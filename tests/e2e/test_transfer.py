@@ -89,6 +89,32 @@ def by_our_own(client: httpx.Client) -> str:
     return found
 
 
+def in_json(session: str) -> Iterator[bytes]:
+    """Yield a body with the file as base64 in it, before and after other fields."""
+    yield f'{{"sessionId": "{session}", "content": "'.encode()
+    rest = b""
+    for chunk in content():
+        chunk = rest + chunk
+        whole = len(chunk) // 3 * 3
+        yield binascii.b2a_base64(chunk[:whole], newline=False)
+        rest = chunk[whole:]
+    yield binascii.b2a_base64(rest, newline=False)
+    yield b'", "path": "/sandbox/big.bin"}'
+
+
+def by_isol8(client: httpx.Client) -> str:
+    session = "transfer"
+    run = {"request": {"code": "", "runtime": "python"}, "options": {"sandboxSize": "200m"}, "sessionId": session}
+    assert client.post("/isol8/execute", json=run).status_code == 200
+    sent = client.post("/isol8/file", content=in_json(session), headers={"content-type": "application/json"})
+    assert (sent.status_code, sent.json()) == (200, {"ok": True})
+    wanted = {"sessionId": session, "path": "/sandbox/big.bin"}
+    with client.stream("GET", "/isol8/file", params=wanted) as answer:
+        found = digest(base64_content(answer))
+    assert client.delete(f"/isol8/session/{session}").json() == {"ok": True}
+    return found
+
+
 def multipart(session: str) -> Iterator[bytes]:
     for name, value in (("session_id", session), ("remote_path", "big.bin")):
         yield f'--limit\r\ncontent-disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
@@ -109,7 +135,7 @@ def by_instavm(client: httpx.Client) -> str:
     return found
 
 
-@pytest.mark.parametrize("move", [by_our_own, by_instavm])
+@pytest.mark.parametrize("move", [by_our_own, by_instavm, by_isol8])
 def test_a_file_of_100_mb_goes_up_and_down_in_bounded_memory(
     server: Service, move: Callable[[httpx.Client], str]
 ) -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 import uvloop
 
 from sandfork.errors import DiskFull, FileNotInSandbox, FileTooLarge, ForkFailed, GuestLost
-from sandfork.model import InputFile, Limits, Outcome
+from sandfork.linux.landlock import LandlockAbi
+from sandfork.model import InputFile, Limits, Outcome, Step
 from sandfork.tiers.process import ProcessTier
 from sandfork.tiers.process.sandbox import JoinedGuest, ProcessSandbox
 from tests.support.process import LIMITS, STUCK_S, Tape, make_step, process_tier, start_native
+
+#: So often is a race run that one which can be lost was lost, several times, each time it was tried.
+JOINS = 800
 
 Check = Callable[[ProcessTier, ProcessSandbox], Awaitable[None]]
 
@@ -23,12 +28,12 @@ def _root(as_root: None) -> None:
     """Every test here starts processes as root."""
 
 
-def with_sandbox(check: Check, key: str = "python", limits: Limits = LIMITS) -> None:
+def with_sandbox(check: Check, key: str = "python", limits: Limits = LIMITS, **settings: Any) -> None:
     """Run `check` in a kept sandbox of a tier of its own; afterwards no sandbox may be left."""
     launched = start_native()
 
     async def run() -> None:
-        tier = process_tier(launched)
+        tier = process_tier(launched, **settings)
         try:
             async with asyncio.timeout(STUCK_S):
                 await tier.start()
@@ -273,3 +278,49 @@ def test_a_disk_that_is_full_is_told() -> None:
             await sandbox.files.write("big", pieces(*[b"x" * (1 << 20)] * 2))
 
     with_sandbox(check, limits=Limits(disk_bytes=1 << 20))
+
+
+#: Waits for whoever joins next, opens its memory as soon as that is allowed, stops it there, and looks at what it was.
+LURKER = """
+import os, signal
+found = 0
+def status(pid):
+    return dict(line.split(":\\t", 1) for line in open(f"/proc/{pid}/status").read().splitlines() if ":\\t" in line)
+walls = status("self")["Seccomp_filters"]
+print("lurking", walls, flush=True)
+while True:
+    newest = int(open("/proc/loadavg").read().split()[-1])
+    for nearby in [newest + 1] * 200:
+        try:
+            fd = os.open(f"/proc/{nearby}/mem", os.O_RDWR)
+            os.kill(nearby, signal.SIGSTOP)
+        except OSError:
+            continue
+        try:
+            print("caught" if status(nearby)["Seccomp_filters"] != walls else "late", flush=True)
+            os.kill(nearby, signal.SIGCONT)
+        except OSError:
+            pass
+        os.close(fd)
+        break
+"""
+
+
+def test_whoever_joins_cannot_be_written_to_before_its_last_wall_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Landlock keeps others of the sandbox out of a process that joins; each wall must do without the others."""
+    monkeypatch.setattr("sandfork.tiers.process.tier.landlock_abi", lambda: LandlockAbi(0, 0, 0, 0))
+
+    async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
+        lurker, tape = await (await tier.template("command")).join(sandbox), Tape()
+        lurking = asyncio.create_task(lurker.exec(Step(("python3", "-c", LURKER)), LIMITS, tape))
+        await tape.until(b"lurking")
+        for _ in range(JOINS):
+            guest = await (await tier.template("command")).join(sandbox)
+            await guest.close()
+        assert b"late" in tape.stdout, "the lurker is too slow to prove anything"
+        assert b"caught" not in tape.stdout
+        await lurker.close()
+        with pytest.raises(GuestLost):
+            await lurking
+
+    with_sandbox(check, "command", allow_missing=frozenset({"landlock"}))

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
 from sandfork.engine.engine import Engine
+from sandfork.images.rooted import Rooted
 from sandfork.languages.catalogue import Catalogue
 from sandfork.languages.checks import check_request, judge
 from sandfork.languages.language import Check
@@ -46,7 +46,7 @@ def installed(name: str) -> None:
     """Skip, by name, what this host has no toolchain for."""
     language = CATALOGUE.find(name)
     assert language is not None
-    if missing := language.missing(os.path.exists):
+    if missing := language.missing(Rooted().has):
         pytest.skip(f"{name}: there is no {missing[0]}: sandfork lang install {name}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 import struct
 import subprocess
 from pathlib import Path
@@ -33,9 +34,18 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compile_target(tmp_path_factory.mktemp("fuzz"))
 
 
+def limit_files() -> None:
+    """Have a file end at a megabyte with an error; its signal is ignored, as Python does."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+
 def run(program: Path, inputs: list[bytes], *args: str) -> subprocess.CompletedProcess[str]:
     stream = b"".join(struct.pack("=I", len(each)) + each for each in inputs)
-    done = subprocess.run([program, *args], input=stream, capture_output=True, env=ENVIRONMENT, check=False, timeout=60)
+    # A file with holes may be told to be of any size, and would be read to its end.
+    done = subprocess.run(
+        [program, *args], input=stream, capture_output=True, env=ENVIRONMENT, check=False, timeout=60,
+        restore_signals=False, preexec_fn=limit_files,
+    )  # fmt: skip
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
@@ -71,9 +81,9 @@ PATHS = ["f", "d/f", "d", ".", "..", "../x", "/etc/passwd", "link", "link/x", ""
 def some_requests(rng: random.Random) -> bytes:
     requests = []
     for _ in range(rng.randrange(1, 6)):
-        kind = rng.choice(b"PGLFU?")
+        kind = rng.choice(b"PGLFUQrwK?")
         number = rng.choice([0, 1, 0o644, 1 << 20, (1 << 48) - 1, rng.getrandbits(48)])
-        content = rng.randbytes(rng.choice([0, 1, 100, 70_000]))
+        content = rng.randbytes(rng.choice([0, 1, 8, 8, 100, 70_000]))
         requests.append(m.agent_request(kind, rng.choice(PATHS), number, content))
     return b"".join(requests)
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import pytest
 
 NETWORK = "there is no network policy but none at all"
-IMPORTS = "nothing is imported: no archives, images or snapshots"
-LANGUAGES = "the languages are here, the attempts on them are not written yet"
 OTHER_TIERS = "the process tier is the only one"
 
 WAITING: dict[str, str] = {
@@ -20,11 +18,6 @@ WAITING: dict[str, str] = {
     "requests are pipelined through CONNECT, or upgraded to WebSocket": NETWORK,
     "a callback's address leads inside": "callbacks are not built",
     "a package's installer runs hostile code": "packages are not installed on request",
-    "a zip or tar bomb, members with .., absolute names, links, devices, sparse headers": IMPORTS,
-    "a template, image or snapshot is named with .., or overwrites a built-in one": IMPORTS,
-    "a snapshot carries its author's secrets": IMPORTS,
-    "randomness of two forks in Ruby and PHP": LANGUAGES,
-    "bombs for the compilers of C++ templates, Go and Rust macros; heap flags of Java": LANGUAGES,
     "handles of a GPU are inherited": "no GPU is given to sandboxes",
     "the same attempts on gVisor and on a microVM": OTHER_TIERS,
     "the wall clock jumps an hour during a run": "needs a machine whose clock may be set; limits use CLOCK_MONOTONIC",

@@ -80,5 +80,5 @@ class MemoryImages:
     ) -> ImageDesk:
         return ImageDesk(Catalogue.load(), self, self, execute, bounds)
 
-    def recall(self) -> Recall:
-        return Recall(Catalogue.load(), self.find, 30.0)
+    def recall(self, catalogue: Catalogue | None = None) -> Recall:
+        return Recall(catalogue or Catalogue.load(), self.find, 30.0)

@@ -110,7 +110,9 @@ def _running(
     settings = directory / "settings.toml"
     settings.write_text(config)
     words = ("serve", "--config", str(settings), "--port", str(port), "--tier", tier, *options)
-    environ = {"PATH": os.environ["PATH"], "HOME": str(directory), **env}
+    # What languages tell of themselves would be running beside the tests.
+    quiet = {"SANDFORK_LANGUAGES_VERSIONS_AT_START": "false"}
+    environ = {"PATH": os.environ["PATH"], "HOME": str(directory), **quiet, **env}
     with log.open("wb") as errors:
         process = subprocess.Popen(
             [*prefix, *command(*words)],

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sandfork.images.rooted import Rooted
 from sandfork.languages.catalogue import (
     COMMAND,
     Catalogue,
@@ -158,6 +159,7 @@ def test_a_directory_of_ones_own_replaces_the_shipped_languages(tmp_path: Path) 
         (lambda t: t.replace('["rb"]', '"rb"'), "ruby.toml: aliases: must be a list"),
         (lambda t: t.replace('["rb"]', '["rb", 1]'), "ruby.toml: aliases: must be a list"),
         (lambda t: t.replace('".rb"', '"rb"'), "ruby.toml: extension:"),
+        (lambda t: "takes_extension = 1\n" + t, "ruby.toml: takes_extension: must be true or false"),
         (lambda t: t.replace('"main.rb"', '"../main.rb"'), "ruby.toml: file_name:"),
         (lambda t: t.replace('"/usr/bin/ruby", "{file}"', '"ruby", "{file}"'), "ruby.toml: argv:"),
         (lambda t: t.replace('"/usr/bin/ruby", "{file}"', '"/usr/bin/ruby"'), "ruby.toml: argv:"),
@@ -238,6 +240,33 @@ def test_a_compiled_language_needs_its_compiler_and_what_it_names() -> None:
     assert language.installed(lambda path: True)
 
 
+def test_what_the_path_of_has_a_machine_or_a_version_in_it_is_needed_by_pattern(tmp_path: Path) -> None:
+    language = Catalogue.load().find("objc")
+    assert language is not None
+    rooted = Rooted(str(tmp_path))
+    for path in ("usr/bin/gcc", "usr/include/stdio.h"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).touch()
+    assert language.missing(rooted.has) == ("/usr/lib*/gcc/*/*/cc1obj",)
+    compiler = tmp_path / "usr/libexec/gcc/aarch64-linux-gnu/14/cc1obj"
+    compiler.parent.mkdir(parents=True)
+    compiler.touch()
+    assert language.installed(rooted.has)
+
+
+def test_no_language_shipped_names_a_machine_or_a_version_of_gcc_in_a_path() -> None:
+    for language in Catalogue.load().languages():
+        paths = [path for path in language.programs if "x86_64" in path or "aarch64" in path or "/gcc/1" in path]
+        assert not paths, language.name
+
+
+def test_a_language_that_a_shell_starts_names_what_it_needs() -> None:
+    for language in Catalogue.load().languages():
+        firsts = [language.argv[0]] + ([language.compile.argv[0]] if language.compile else [])
+        if {"/bin/sh", "/usr/bin/env"}.intersection(firsts) and language.name not in ("sh", "dash"):
+            assert language.needs, language.name
+
+
 def test_every_language_shipped_is_proven_by_every_check_it_does_not_excuse() -> None:
     for language in Catalogue.load().languages():
         wanted = {name for name, each in STANDARD.items() if language.compile or not each.of_compilers}
@@ -265,6 +294,20 @@ def test_a_name_taken_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(RUBY)
     (tmp_path / "b.toml").write_text(RUBY.replace('name = "ruby"', 'name = "jruby"', 1))
     with pytest.raises(CatalogueError, match="'rb' already means"):
+        Catalogue.load(tmp_path)
+
+
+def test_an_extension_of_several_languages_is_that_of_the_one_that_takes_it(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(RUBY)
+    (tmp_path / "b.toml").write_text(RUBY.replace('"ruby"', '"jruby"').replace('["rb"]', "[]"))
+    names = [each.name for each in Catalogue.load(tmp_path).with_extension(".rb")]
+    assert names == ["jruby", "ruby"]
+    (tmp_path / "a.toml").write_text("takes_extension = true\n" + RUBY)
+    assert [each.name for each in Catalogue.load(tmp_path).with_extension(".rb")] == ["ruby"]
+    assert Catalogue.load(tmp_path).with_extension(".py") == ()
+    taken = (tmp_path / "b.toml").read_text()
+    (tmp_path / "b.toml").write_text("takes_extension = true\n" + taken)
+    with pytest.raises(CatalogueError, match=r"\.rb is (jruby|ruby)'s already"):
         Catalogue.load(tmp_path)
 
 

@@ -96,13 +96,15 @@ def test_run_says_which_limit_stopped_the_program(tmp_path: Path) -> None:
     [
         (("none.py",), "none.py: No such file or directory"),
         (("program.xyz",), "program.xyz: no language has the extension .xyz"),
+        (("program.m",), "program.m: objective-c and octave have the extension .m: name one with --language"),
         (("binary.py",), "binary.py: is not UTF-8 text"),
         (("--env", "NAME", "-e", ""), "--env NAME: expected NAME=VALUE"),
         (("--memory", "lots", "-e", ""), "--memory: expected a size"),
     ],
 )
 def test_run_refuses_what_it_cannot_use_with_status_2(words: tuple[str, ...], told: str, tmp_path: Path) -> None:
-    (tmp_path / "program.xyz").write_text("")
+    for name in ("program.xyz", "program.m"):
+        (tmp_path / name).write_text("")
     (tmp_path / "binary.py").write_bytes(b"\xff")
     assert told in refused(*RUN, *words, cwd=tmp_path, status=2)
 

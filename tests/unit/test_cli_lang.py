@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
@@ -9,15 +10,20 @@ import pytest
 from typer.testing import CliRunner
 
 from sandfork.cli import app
-from sandfork.config.schema import Config, Languages
+from sandfork.config.schema import Config, Images, Languages
+from sandfork.images.archive import Bounds
+from sandfork.images.making import import_stream
 from sandfork.languages.catalogue import Catalogue, Language
 from sandfork.languages.language import CompileSpec, Packages
+from sandfork.serve_caches import cache_key, cache_store
 from sandfork.serve_engine import load_catalogue
 from sandfork.serve_install import PREFIX, InstallCommand, commands_for, run_command
 from sandfork.serve_pages import proof_page, proof_rows
 from sandfork.serve_proofs import Proof
 from sandfork.serve_refusal import Refused
 from sandfork.serve_speed import Speed
+from tests.support.warm import TEXT as WARM
+from tests.support.warm import cache_tar
 
 DRAFTED = """
 name = "zog"
@@ -68,6 +74,8 @@ def test_one_language_is_shown_whole_also_by_an_alias() -> None:
     for word in ("cpp", "/usr/bin/g++", "{out}", "debian: g++", "compile_error"):
         assert word in said
     assert "SQL has no command line" in lang("info", "sqlite")[1]
+    assert "(as prolog: a file of it is taken for perl)" in lang("info", "perl")[1]
+    assert "(as verilog: name the language of such a file)" in lang("info", "coq")[1]
 
 
 @pytest.mark.parametrize("words", [("info", "pyton"), ("install", "pyton"), ("test", "pyton")])
@@ -161,3 +169,25 @@ def test_a_language_that_is_not_there_says_what_would_install_it() -> None:
         "zog", (), ".zog", "main.zog", ("{out}",), compile=CompileSpec(("/nowhere/zog", "{name}"), (".build/main",))
     )
     assert missing.missing(lambda path: False) == ("/nowhere/zog",)
+
+
+def test_a_language_without_a_warm_cache_is_not_warmed(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANDFORK_IMAGES_DIRECTORY", str(own / "images"))
+    (own / "zog.toml").write_text(DRAFTED)
+    assert lang("warm", "sh") == (1, "sh has no warm cache: its file has no [warm]")
+    assert lang("warm", "zog") == (1, "zog is not installed: try `sandfork lang install zog`")
+
+
+def test_info_tells_whether_a_warm_cache_fits(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANDFORK_IMAGES_DIRECTORY", str(own / "images"))
+    (own / "made.toml").write_text(WARM.replace("FILL", ":").replace("TOOL", "/bin/sh"))
+    status, said = lang("info", "made")
+    assert (status, "no: none was made; `sandfork lang warm made`" in " ".join(said.split())) == (0, True)
+    config = Config(images=Images(directory=str(own / "images")), languages=Languages(directory=str(own)))
+    language = load_catalogue(config).find("made")
+    assert language is not None
+    key = cache_key(config, language)
+    import_stream(cache_store(config), "made", io.BytesIO(cache_tar()), lambda: None, key, Bounds())
+    assert "0.0 MB of 20" in " ".join(lang("info", "made")[1].split())
+    assert lang("warm", "made")[1].startswith("There is nothing to fill")
+    assert "warm cache" not in lang("info", "sh")[1]

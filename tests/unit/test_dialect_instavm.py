@@ -341,6 +341,11 @@ def test_a_session_is_made_as_asked() -> None:
 def test_a_session_has_room_for_files_but_not_more_than_its_caller_may_have() -> None:
     bounds = Bounds(ceilings=Limits(disk_bytes=1 << 20))
     assert sessions.parse_create(raw({}), bounds).spec.limits == LimitsOverride(disk_bytes=1 << 20)
+    for wanted in (1 << 20, 1 << 30):
+        bounds = Bounds(session_disk_bytes=wanted).lowered_to(Limits(disk_bytes=1 << 29))
+        limits = LimitsOverride(disk_bytes=min(wanted, 1 << 29))
+        assert sessions.parse_create(raw({}), bounds).spec.limits == limits
+        assert sessions.default_spec("python", bounds).limits == limits
 
 
 def test_a_session_lives_five_minutes_unless_it_is_told_otherwise() -> None:

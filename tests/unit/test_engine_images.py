@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from sandfork.engine.images import ImageBounds, ImageDesk
@@ -19,7 +22,7 @@ from sandfork.errors import (
     UnknownLanguage,
 )
 from sandfork.images.manifest import Manifest, Source
-from sandfork.images.snapshots import Snapshot, SnapshotStore, decode_snapshot, encode_snapshot, pin
+from sandfork.images.snapshots import Pin, Snapshot, SnapshotStore, decode_snapshot, encode_snapshot, pin
 from sandfork.images.state import Kind, Status
 from sandfork.languages.catalogue import Catalogue
 from sandfork.model import Command, ExecRequest, LimitsOverride, SessionUse, Snippet
@@ -140,7 +143,7 @@ def test_what_does_not_fit_its_snapshot_is_refused(request_: ExecRequest, error:
 def test_a_snapshot_whose_toolchain_changed_is_refused(tmp_path: Path) -> None:
     program = tmp_path / "python3"
     program.write_bytes(b"one")
-    recall = kept(pins=pin([str(program)])).recall()
+    recall = kept(pins=pin([str(program)])).recall(python_that_needs(program))
     recall.apply(named("warm"))
     program.write_bytes(b"other")
     with pytest.raises(SnapshotConflict, match="create it again"):
@@ -178,6 +181,31 @@ def test_on_an_image_a_snapshot_pins_that_and_on_the_host_the_programs(tmp_path:
     assert (on_image.image, on_image.pins) == (digest, ())
     on_host = make_snapshot(SnapshotStore(tmp_path), bash, None, order)
     assert (on_host.image, [each.path for each in on_host.pins]) == ("", ["/bin/bash"])
+
+
+def python_that_needs(path: Path) -> Catalogue:
+    python = Catalogue.load().find("python")
+    assert python is not None
+    return Catalogue((replace(python, needs=(str(path),)),))
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/etc/shadow", "FIFO"])
+def test_a_document_has_no_file_read_that_is_no_program_of_its_language(path: str, tmp_path: Path) -> None:
+    """It may be from a bucket: reading what it names could last for ever, and the answer tells what is in it."""
+    os.mkfifo(tmp_path / "fifo")
+    named_by_it = Pin(path.replace("FIFO", str(tmp_path / "fifo")), "0" * 64)
+    with pytest.raises(SnapshotConflict, match="no program of python"):
+        kept(pins=(named_by_it,)).recall().apply(named("warm"))
+
+
+@pytest.mark.parametrize("field", ["toolchain", "created", "preload", "pins"])
+def test_a_document_writes_nothing_but_text_on_a_terminal(field: str) -> None:
+    clear, plain = "\x1b[2J", encode_snapshot(kept(pins=(Pin("/a", "0" * 64),), preload=("a",)).snapshots["warm"])
+    decode_snapshot(plain, "warm")
+    document = msgspec.json.decode(plain)
+    value = {"preload": [clear], "pins": [{"path": f"/{clear}", "sha256": "0" * 64}]}.get(field, clear)
+    with pytest.raises(SnapshotConflict):
+        decode_snapshot(msgspec.json.encode({**document, field: value}), "warm")
 
 
 def test_a_snapshot_is_kept_read_and_removed(tmp_path: Path) -> None:

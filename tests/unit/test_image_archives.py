@@ -135,6 +135,16 @@ def test_more_members_or_more_content_than_allowed_are_refused(tmp_path: Path) -
         extract(tar_of(files), tmp_path / "many", Bounds(1000, 9))
 
 
+def test_directories_that_an_archive_leaves_out_are_bounded_too(tmp_path: Path) -> None:
+    """A member of one block may stand for a hundred directories: a megabyte of them would take all inodes of a disk."""
+    few = [member("a/" * 90 + "f"), member("b/" * 90 + "f")]
+    extract(tar_of(few), tmp_path / "fits", Bounds(1000, 180))
+    many = [member(f"{n}/" + "a/" * 90 + "f") for n in range(10)]
+    with pytest.raises(ArchiveRefused, match="leaves out more than 180 directories"):
+        extract(tar_of(many), tmp_path / "many", Bounds(1000, 180))
+    assert sum(len(names) for _, names, _ in os.walk(tmp_path / "many")) <= 180
+
+
 def test_an_archive_is_refused_wherever_it_is_cut(tmp_path: Path) -> None:
     whole = tar_of([member("a", b"x" * 700), member("b" * 120, b"y" * 10), member("c", type=DIR)])
     end = len(whole.rstrip(b"\0")) // 512 * 512 + 512

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,12 @@ def test_what_docker_saves_is_one_tree_of_its_layers(store: Store, tmp_path: Pat
     }
 
 
+def zipped(path: Path, name: str) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr(name, bytes(2 << 20))
+    return path
+
+
 def test_a_hostile_export_is_refused_and_leaves_nothing(store: Store, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     canary.write_bytes(LOWER)
@@ -98,6 +105,7 @@ def test_a_hostile_export_is_refused_and_leaves_nothing(store: Store, tmp_path: 
         if path.read_bytes() == LOWER:
             path.unlink()
             path.symlink_to(canary)
+    squeeze = zstandard.ZstdCompressor().compress
     (tmp_path / "empty").mkdir()
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep/index.json").write_text("[" * 100_000)
@@ -112,7 +120,11 @@ def test_a_hostile_export_is_refused_and_leaves_nothing(store: Store, tmp_path: 
         "absolute layer": docker_save(tmp_path / "6", [], [str(canary)]),
         "device": docker_save(tmp_path / "7", [tar_of([member("null", type=tarfile.CHRTYPE)])]),
         "wrong digest": wrong, "linked blob": linked, "empty": tmp_path / "empty", "deep": tmp_path / "deep",
-        "digest with a path": tmp_path / "named", "missing": tmp_path / "missing",
+        "digest with a path": tmp_path / "named",
+        "zstd bomb": docker_save(tmp_path / "8", [squeeze(tar_of([member("zeros", bytes(2 << 20))]))]),
+        "zeros without end": docker_save(tmp_path / "9", [gzip.compress(LOWER + bytes(20 << 20))]),
+        "zip": zipped(tmp_path / "10", "../canary"),
+        "missing": tmp_path / "missing",
     }  # fmt: skip
     for name, export in exports.items():
         with pytest.raises(ArchiveRefused):

@@ -25,6 +25,10 @@ def test_links_of_a_tree_lead_nowhere_else(tmp_path: Path) -> None:
     for path in ("/etc/passwd", "/etc", "/loop", "/../../etc/passwd"):
         assert not rooted.exists(path), path
     assert list(rooted.matching("/usr/*/tool")) == ["/usr/bin/tool"]
+    assert rooted.has("/usr/*/tool")
+    assert rooted.has("/bin/tool")
+    assert not rooted.has("/usr/*/other")
+    assert not rooted.has("/etc/pass*"), "a pattern follows no link out of the tree, either"
 
 
 def test_a_plan_over_a_tree_binds_nothing_of_the_host(tmp_path: Path) -> None:

@@ -178,6 +178,10 @@ def test_a_manifest_that_is_damaged_is_told_as_such(store: Store, tree: Path) ->
         path.write_bytes(raw)
         with pytest.raises(ImageCorrupt):
             store.get("image")
+    for shown in ({"created": "\x1b[2J"}, {"languages": ("a\nb",)}):
+        path.write_bytes(encode_manifest(Manifest(**{**msgspec.structs.asdict(manifest), **shown})))
+        with pytest.raises(ImageCorrupt, match="control characters"):
+            store.get("image")
     path.write_bytes(encode_manifest(Manifest(**{**msgspec.structs.asdict(manifest), "name": "another"})))
     with pytest.raises(ImageCorrupt, match="another"):
         store.get("image")

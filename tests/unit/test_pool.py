@@ -319,6 +319,28 @@ async def test_a_template_that_cannot_be_made_fails_leases_with_its_reason() -> 
 
 
 @in_virtual_time
+async def test_a_template_that_can_never_be_made_is_told_once_and_tried_ever_more_rarely(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bench = Bench(target=2)
+    bench.tier.broken["python"] = "no licence"
+    await bench.pool.start()
+    await pass_time(3600)
+    tries = bench.counts.failures
+    assert 3600 / SETTINGS.unmade_last_s <= tries <= 3600 / SETTINGS.unmade_last_s + 15
+    assert "no licence" in bench.pool.health()[0].reason
+    bench.tier.broken["python"] = "no disk"
+    await pass_time(SETTINGS.unmade_last_s * 2)
+    del bench.tier.broken["python"]
+    await pass_time(SETTINGS.unmade_last_s + 1)
+    assert bench.counts.parked == 2
+    told = [record.getMessage() for record in caplog.records if "cannot be made" in record.getMessage()]
+    assert len(told) == 2, told
+    assert ("no licence" in told[0], "no disk" in told[1]) == (True, True)
+    await bench.pool.close()
+
+
+@in_virtual_time
 async def test_a_key_the_pool_does_not_have_is_refused() -> None:
     bench = await Bench().start()
     with pytest.raises(TemplateFailed, match="cobol"):

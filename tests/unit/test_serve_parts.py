@@ -14,6 +14,7 @@ import pytest
 from sandfork.config import Config
 from sandfork.config.schema import Admission, Pool, Server, Sessions
 from sandfork.languages.catalogue import Catalogue
+from sandfork.serve import dialect_bounds
 from sandfork.serve_doctor import Check, State, is_fatal
 from sandfork.serve_engine import engine_settings
 from sandfork.serve_http import HEAD_S, MAX_HEAD_BYTES, BoundedProtocol, HeadWithBody, build_server
@@ -227,6 +228,11 @@ def test_the_bounds_of_sessions_and_tasks_are_the_configurations() -> None:
     assert (bounds.terminals, bounds.file_bytes, bounds.most_waiting) == (5, 9, 10)
     tasks = made.tasks
     assert (tasks.most_running, tasks.most_kept, tasks.keep_s, tasks.keep_bytes) == (6, 7, 8, 11)
+
+
+def test_what_dialects_know_of_sessions_is_the_configurations() -> None:
+    bounds = dialect_bounds(Config(sessions=Sessions(disk_bytes=12 << 20)))
+    assert (bounds.session_disk_bytes, bounds.ceilings.disk_bytes) == (12 << 20, 1 << 30)
 
 
 def test_each_session_has_room_for_its_interpreters_a_program_and_its_terminals() -> None:

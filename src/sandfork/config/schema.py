@@ -196,6 +196,12 @@ class Sessions:
     )
     idle_s: float = setting(3600.0, "How long a session may be unused before it ends.", low=1)
     lifetime_s: float = setting(86_400.0, "How long a session may live, used or not.", low=1)
+    disk_bytes: int = setting(
+        256 * MIB,
+        "Bytes of files in a session whose API cannot ask for an amount, as InstaVM's; less where `limits.maximum` or "
+        "the key allows less.",
+        low=64 * KIB,
+    )
     max_terminals: int = setting(8, "Terminals of one session.", low=1, high=256)
     max_tasks: int = setting(256, "Executions at one time that nobody waits for; one more is answered 503.", low=1)
     max_task_results: int = setting(
@@ -252,6 +258,11 @@ class Languages:
     enable: tuple[str, ...] = setting((), "Languages of the catalogue to offer; none named is all that are installed.")
     directory: str = setting(
         "", "Directory of further languages, a TOML file each; `sandfork lang new` drafts one. Empty is none."
+    )
+    versions_at_start: bool = setting(
+        True,
+        "Have the languages tell their versions after the start, one after the other while no program runs; else when "
+        "a list of languages is first asked for, which then waits for them.",
     )
     compile_cache_bytes: int = setting(
         256 * MIB,

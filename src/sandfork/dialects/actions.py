@@ -64,11 +64,10 @@ class FileReply(msgspec.Struct, frozen=True):
 
 
 class WriteFile(msgspec.Struct, frozen=True):
-    """Write a file: `content`, or the request's body as it arrives. Comes to the size in bytes."""
+    """Write the file that came with the request. Comes to the size in bytes."""
 
     session: str
     path: str
-    content: bytes | None = None
 
 
 class DeleteFile(msgspec.Struct, frozen=True):

@@ -44,13 +44,10 @@ LANGUAGE: dict[str, Any] = {"x-languages": True}
 """Extra schema of a field that names a language: documents list those the server offers."""
 UNAVAILABLE: dict[str, Any] = {"x-unavailable": True}
 """Extra schema of a field that is understood but refused as not supported: documents leave it out.
-
-Where only some values are, `{"x-only": [values]}` lists the others.
-"""
+Where only some values are, `{"x-only": [values]}` lists the others."""
 
 Answer = ExecResult | SandforkError
 """What came of one execution: its result, or why we could not give one."""
-
 
 NO_CEILINGS = Limits(math.inf, math.inf, *[sys.maxsize] * 5)
 
@@ -58,20 +55,21 @@ NO_CEILINGS = Limits(math.inf, math.inf, *[sys.maxsize] * 5)
 class Bounds(msgspec.Struct, frozen=True):
     """The server's maxima a dialect must know to parse.
 
-    `max_wall_s` and `ceilings` are also the caller's own, where those are lower. `ceilings` is for dialects with
-    defaults of their own, which must not be more than a caller may have; its `wall_s` is `max_wall_s`.
+    `max_wall_s` and `ceilings`, whose `wall_s` it is, are also the caller's own, where those are lower; dialects with
+    defaults of their own need them. `session_disk_bytes` is what a session gets where none can ask for an amount.
     """
 
     max_wall_s: float = 300.0
     max_code_bytes: int = 1 << 20
     max_batch: int = 100
     ceilings: Limits = NO_CEILINGS
+    session_disk_bytes: int = 256 << 20
 
     def lowered_to(self, limits: Limits) -> Bounds:
         """Return these bounds, nothing above `limits`."""
         mine = self.ceilings
         ceilings = Limits(*(min(getattr(mine, f), getattr(limits, f)) for f in Limits.__dataclass_fields__))
-        return Bounds(min(self.max_wall_s, limits.wall_s), self.max_code_bytes, self.max_batch, ceilings)
+        return msgspec.structs.replace(self, max_wall_s=min(self.max_wall_s, limits.wall_s), ceilings=ceilings)
 
 
 class FormFile(msgspec.Struct, frozen=True):
@@ -85,8 +83,8 @@ class FormFile(msgspec.Struct, frozen=True):
 class RawRequest(msgspec.Struct, frozen=True):
     """A request as it came: header names are lower case; `params` are the path's; `query` is the raw string.
 
-    `form` has the fields of a form, None where the body is none; a `file` in it is written by a WriteFile without
-    content. `mint_id` makes an id nobody can guess, for what a request begins without naming it.
+    `form` has the fields of a form, None where the body is none; a `file` in it is written by a WriteFile.
+    `mint_id` makes an id nobody can guess, for what a request begins without naming it.
     """
 
     body: bytes = b""
@@ -266,9 +264,11 @@ class ActionRoute(Route):
 
     `space` of what is done is the dialect's name, the owner the caller. `body_type` is the type of a JSON body; None
     reads none. With `upload`, the largest body is that of uploads. A body that is neither JSON nor a form is not read
-    before the action is known: a `WriteFile` without content writes it as it arrives. With `form` the body is a form,
-    urlencoded or multipart, with at most one file; where there is a `body_type` too, it is either. `cost` is what is
-    charged. The rest is for documents: `form_type` tells the fields of a form, `status` is that of a good answer,
+    before the action is known: a `WriteFile` writes it as it arrives. With `form` the body is a form, urlencoded or
+    multipart, with at most one file; where there is a `body_type` too, it is either. `lifted` names a field of the
+    JSON's top level whose text is a file as base64: it is taken out as it arrives, `parse` finds "" there, a
+    `WriteFile` writes it, and the body may be as much longer as base64 is. `cost` is what is charged.
+    The rest is for documents: `form_type` tells the fields of a form, `status` is that of a good answer,
     `reply_content` its content type where it is no JSON, `query` what the query may hold.
     """
 
@@ -278,6 +278,7 @@ class ActionRoute(Route):
     upload: bool = False
     form: bool = False
     form_type: type[Any] | None = None
+    lifted: str | None = None
     cost: int = 0
     status: int = 200
     reply_content: str = "text/plain"

@@ -32,8 +32,6 @@ from sandfork.model import LimitsOverride, SessionSpec, SessionState
 
 ACTIVE = "active"
 DEFAULT_LIFETIME_S = 300.0
-DISK_BYTES = 256 << 20
-"""Of a session, where its caller may have as much: no call of this API can ask for it, and its machines have disks."""
 MAX_LABELS_BYTES = 16 << 10
 MAX_LISTED = 1000
 NO_NETWORK = "no sandbox of this server can reach a network; only a policy that allows nothing can be set"
@@ -73,7 +71,7 @@ def default_spec(language: str | None, bounds: Bounds) -> SessionSpec:
 
 
 def _disk_bytes(bounds: Bounds) -> int:
-    return min(DISK_BYTES, bounds.ceilings.disk_bytes)
+    return min(bounds.session_disk_bytes, bounds.ceilings.disk_bytes)
 
 
 def parse_create(raw: RawRequest, bounds: Bounds) -> CreateSession:

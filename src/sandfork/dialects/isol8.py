@@ -53,7 +53,7 @@ from sandfork.dialects.base import (
     ServiceHealth,
     SocketRoute,
 )
-from sandfork.dialects.fields import around_content, decode_body, from_base64, text, to_base64, with_last_line
+from sandfork.dialects.fields import around_content, decode_body, text, to_base64, with_last_line
 from sandfork.dialects.isol8_events import Events, exit_code, message_of, timed_out
 from sandfork.dialects.isol8_request import read_run, runtime_of, whole_path
 from sandfork.dialects.isol8_wire import (
@@ -191,9 +191,9 @@ def refuse(error: SandforkError, request_id: str) -> str:
 
 
 def parse_upload(raw: RawRequest, bounds: Bounds) -> Action:
-    """Read a file to write. *Raises* InvalidRequest."""
+    """Read which file is written. *Raises* InvalidRequest."""
     body = decode_body(_upload, raw.body)
-    return WriteFile(body.session_id, body.path, from_base64(body.content, "content"))
+    return WriteFile(body.session_id, body.path)
 
 
 def parse_download(raw: RawRequest, bounds: Bounds) -> Action:
@@ -286,6 +286,8 @@ _SESSIONS: tuple[Route, ...] = (
         parse=parse_upload,
         render=render_done,
         body_type=UploadBody,
+        upload=True,
+        lifted="content",
         reply_type=DoneReply,
         examples=UPLOAD_EXAMPLES,
         at_root=True,

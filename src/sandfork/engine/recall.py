@@ -53,6 +53,11 @@ class Recall:
                 f"snapshot {snapshot.name!r} was made on {_place(snapshot.image)}, and {language.name} is on "
                 f"{_place(language.image)} now: create it again"
             )
+        if not {pin.path for pin in snapshot.pins} <= set(language.programs):
+            # Whatever a document names would be read, however large, and whether it is the same would be told.
+            raise SnapshotConflict(
+                f"snapshot {snapshot.name!r} pins what is no program of {language.name} on this server: create it again"
+            )
         if (path := self._pins.changed(snapshot.pins)) is not None:
             raise SnapshotConflict(
                 f"snapshot {snapshot.name!r} was made with another {path} than this server has: create it again"

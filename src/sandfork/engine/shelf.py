@@ -26,6 +26,7 @@ class PoolSettings:
     lease_s: float = 30.0
     backoff_first_s: float = 0.05
     backoff_last_s: float = 2.0
+    unmade_last_s: float = 60.0  # the same for a template that cannot be made, mostly until somebody mends it
     retire_after_s: float = 3600.0
     idle_s: float = 300.0
 
@@ -259,7 +260,7 @@ class Shelf:
                 self._dispose(sandbox)  # of a template that was renewed meanwhile
 
     async def _make_template(self) -> bool:
-        generation = self._generation
+        generation, told = self._generation, self._unavailable.get(self._key)
         try:
             async with asyncio.timeout(self._settings.template_s):
                 template = await self._tier.template(self._key)
@@ -273,8 +274,9 @@ class Shelf:
             self._template = template
             self._unavailable.pop(self._key, None)
             return True
-        log.warning("a template cannot be made: %s", self._unavailable[self._key])
-        self._back_off()
+        if self._unavailable[self._key] != told:
+            log.warning("a template cannot be made: %s", self._unavailable[self._key])
+        self._back_off(self._settings.unmade_last_s)
         self._fail_waiters(self._template_error)
         return False
 
@@ -308,17 +310,17 @@ class Shelf:
         if asyncio.get_running_loop().time() < self._blocked_until:
             self._failures += 1
             return
-        self._back_off()
+        self._back_off(self._settings.backoff_last_s)
         if self._failed_in_row > 1:
             pause_s = self._pause_s()
             self._fail_waiters(lambda: ForkFailed(reason, step=step, errno=errno, retry_after_s=pause_s))
 
-    def _back_off(self) -> None:
+    def _back_off(self, last_s: float) -> None:
         self.first.set()
         self._failures += 1
         pause_s = self._settings.backoff_first_s * 2.0 ** min(self._failed_in_row, 30)
         self._failed_in_row += 1
-        self._blocked_until = asyncio.get_running_loop().time() + min(pause_s, self._settings.backoff_last_s)
+        self._blocked_until = asyncio.get_running_loop().time() + min(pause_s, last_s)
 
     def _pause_s(self) -> float:
         return max(self._blocked_until - asyncio.get_running_loop().time(), 0.0)

@@ -40,6 +40,7 @@ from sandfork.http.endpoints import DialectEndpoint, Service
 from sandfork.http.exchange import Exchange
 from sandfork.http.forms import Form, Room
 from sandfork.http.intake import bounds_for, charge, identify
+from sandfork.http.lifting import Lifted, body_bytes
 from sandfork.http.outbox import Patience
 from sandfork.http.ports import ExecutionEngine
 from sandfork.model import Caller, SessionKey
@@ -48,7 +49,7 @@ OCTETS = b"application/octet-stream"
 
 
 class Doing:
-    """Does what one caller asks of the engine; `content` is what a WriteFile without content writes."""
+    """Does what one caller asks of the engine; `content` is what a WriteFile writes."""
 
     def __init__(self, engine: ExecutionEngine, space: str, caller: Caller, content: AsyncIterable[bytes]) -> None:
         self._sessions = engine.sessions
@@ -99,8 +100,7 @@ class Doing:
             case ListFiles():
                 return await self._sessions.list_files(key, action.path)
             case WriteFile():
-                content = self._content if action.content is None else _once(action.content)
-                return await self._sessions.write_file(key, action.path, content)
+                return await self._sessions.write_file(key, action.path, self._content)
             case DeleteFile():
                 return await self._sessions.delete_file(key, action.path)
 
@@ -139,10 +139,6 @@ class Doing:
                 return self._images.snapshot(action.name, action.language, action.mem_mb, action.vcpus)
 
 
-async def _once(content: bytes) -> AsyncIterator[bytes]:
-    yield content
-
-
 async def _generator(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     """Yield from any iterator as a generator, so that it can be closed; a generator behind it is closed with it."""
     try:
@@ -167,6 +163,8 @@ class ActionEndpoint(DialectEndpoint):
         self._room = room
         self._quotas = service.settings.quotas_of(dialect)
         self._max_bytes = self._settings.max_upload_bytes if route.upload else self._settings.max_body_bytes
+        if route.lifted is not None:
+            self._max_bytes = body_bytes(self._settings.max_upload_bytes)
 
     async def answer(self, exchange: Exchange) -> Reply | None:
         """Body limit, identify, read what is not passed on as it comes, parse, charge, perform, render."""
@@ -177,16 +175,16 @@ class ActionEndpoint(DialectEndpoint):
         has_json = route.body_type is not None and not (form is not None and form.fits(exchange))
         if has_json:
             exchange.check_json()
-        caller = await identify(service, self._of, exchange, with_body=has_json)
         settings = self._settings
+        taken = form if route.lifted is None else Lifted(self._room, route.lifted, settings.max_upload_bytes)
+        caller = await identify(service, self._of, exchange, with_body=has_json and route.lifted is None)
         chunks = exchange.body_chunks(self._max_bytes, settings.body_timeout_s, settings.upload_s)
         try:
-            if has_json:
+            if has_json and route.lifted is None:
                 await exchange.read_body(self._max_bytes, settings.body_timeout_s)
-            elif form is not None:
-                await form.read(exchange, chunks)
-                exchange.form, exchange.file = form.fields, form.file
-            content = chunks if form is None else form.spool.chunks()
+            elif taken is not None:
+                await taken.read(exchange, chunks)
+            content = chunks if taken is None else taken.spool.chunks()
             action = route.parse(exchange.raw, bounds_for(caller, settings.bounds))
             charge(service, caller, route.cost, self._quotas)
             doing = Doing(service.engine, self.dialect, caller, content)
@@ -198,8 +196,8 @@ class ActionEndpoint(DialectEndpoint):
             return reply
         finally:
             await chunks.aclose()
-            if form is not None:
-                form.close()
+            if taken is not None:
+                taken.close()
 
     async def _send_file(self, exchange: Exchange, doing: Doing, action: ReadFile) -> None:
         """Send a file as it is read. One that is shorter than it was ends the connection, which tells the client."""

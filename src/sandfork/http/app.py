@@ -44,7 +44,7 @@ from sandfork.http.endpoints import (
 )
 from sandfork.http.exchange import ClientGone, Exchange, Message, Receive, Send
 from sandfork.http.forms import Room
-from sandfork.http.languages import LanguageEndpoint, QueryEndpoint, language_names
+from sandfork.http.languages import LanguageEndpoint, QueryEndpoint, find_versions, language_names
 from sandfork.http.log import ExecutionLog, current
 from sandfork.http.metered import MeteredEndpoint
 from sandfork.http.openapi import Spoken, openapi_document
@@ -94,6 +94,10 @@ class App:
     def drain(self) -> None:
         """Close every WebSocket, as soon as nothing runs on it: HTTP answers under way are the server's to wait for."""
         self._service.drain.begin()
+
+    async def find_versions(self, busy: Callable[[], bool]) -> None:
+        """Have languages tell their versions before anybody asks, each when `busy` says that no program runs."""
+        await find_versions(self._service, busy)
 
     async def _answer(self, exchange: Exchange) -> None:
         current.set(exchange)

@@ -74,19 +74,29 @@ class HttpSettings:
         return self.quotas.get(dialect.name, dialect.quotas)
 
 
+@dataclass(slots=True)
+class Versions:
+    """What languages told so far, by name and image, None where that was nothing; and what asks them at the start."""
+
+    told: dict[tuple[str, str], str | None] = field(default_factory=dict)
+    finding: asyncio.Task[None] | None = None
+
+    @property
+    def are_sought(self) -> bool:
+        """Whether they are being asked since the start."""
+        return self.finding is not None and not self.finding.done()
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What endpoints work with; `now` gives Unix time in seconds.
-
-    `versions` are those that languages told so far, by their names and images; None is for one that told none.
-    """
+    """What endpoints work with; `now` gives Unix time in seconds."""
 
     settings: HttpSettings
     engine: ExecutionEngine
     access: Access
     metrics: RequestMetrics
     now: Callable[[], float] = time.time
-    versions: dict[tuple[str, str], str | None] = field(default_factory=dict)
+    versions: Versions = field(default_factory=Versions)
     drain: Drain = field(default_factory=Drain)
 
 

@@ -141,6 +141,10 @@ class Exchange:
                 raise BodyTimeout(f"the request body did not arrive within {timeout_s:g} s") from None
         return self._body
 
+    def keep_body(self, body: bytes) -> None:
+        """Note what is left of a body that was read otherwise."""
+        self._body = body
+
     async def _collect(self, max_bytes: int) -> bytes:
         message = await self._receive()
         body: bytes = message.get("body", b"")

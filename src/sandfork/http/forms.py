@@ -117,7 +117,7 @@ class Form:
         return exchange.headers.get(b"content-type", b"").partition(b";")[0].strip().lower() in FORM_TYPES
 
     async def read(self, exchange: Exchange, chunks: AsyncIterator[bytes]) -> None:
-        """Read a request's body. *Raises* UnsupportedMedia, InvalidRequest, PayloadTooLarge, Overloaded."""
+        """Read a request's body, and tell the exchange. *Raises* UnsupportedMedia, CallerError, Overloaded."""
         header = exchange.headers.get(b"content-type", b"").decode("latin-1")
         essence, options = multipart.parse_options_header(header)
         if essence == URLENCODED:
@@ -126,6 +126,7 @@ class Form:
             await self._read_multipart(options.get("boundary", ""), chunks)
         else:
             raise UnsupportedMedia(f"the body must be a form: content-type {MULTIPART} or {URLENCODED}")
+        exchange.form, exchange.file = self.fields, self.file
 
     async def _read_urlencoded(self, chunks: AsyncIterator[bytes]) -> None:
         body = bytearray()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from sandfork.dialects.base import Dialect, LanguageRoute, LanguageState, QueryRoute, RawRequest, Reply
@@ -16,7 +16,10 @@ from sandfork.model import Caller, Command, ExecRequest, LimitsOverride
 
 VERSION_S = 10.0
 VERSIONS_S = 3.0
-"""How long a list of languages waits for versions that nobody has asked for before; the others come with the next."""
+"""How long a list of languages waits for versions that nobody has looked for before; the others come with the next."""
+QUIET_S = 0.25
+"""How long after a look at whether programs run there is another, while versions are found without being asked for."""
+OURSELVES = Caller("sandfork")
 _VERSION = re.compile(rb"\d+(\.\d+)+|\d{4,}")
 
 
@@ -29,14 +32,16 @@ def language_states(service: Service) -> Sequence[LanguageState]:
     """Return all languages, with the versions found so far; one whose template cannot be made is not runnable."""
     broken = {template.key for template in service.engine.health() if not (template.ready or template.dormant)}
     return [
-        replace(each, runnable=each.runnable and each.template not in broken, version=service.versions.get(_key(each)))
+        replace(
+            each, runnable=each.runnable and each.template not in broken, version=service.versions.told.get(_key(each))
+        )
         for each in service.settings.languages()
     ]
 
 
 async def find_version(service: Service, state: LanguageState, caller: Caller) -> str | None:
     """Return what a language's version command tells, None when it tells none or could not be run."""
-    if _key(state) not in service.versions and state.version_argv:
+    if _key(state) not in service.versions.told and state.version_argv:
         limits = LimitsOverride(wall_s=VERSION_S)
         request = ExecRequest(Command(state.version_argv), template=state.commands, limits=limits)
         try:
@@ -44,13 +49,30 @@ async def find_version(service: Service, state: LanguageState, caller: Caller) -
         except SandforkError:
             return None
         match = _VERSION.search(result.stdout + result.stderr)
-        service.versions[_key(state)] = match[0].decode() if match else None
-    return service.versions.get(_key(state))
+        service.versions.told[_key(state)] = match[0].decode() if match else None
+    return service.versions.told.get(_key(state))
 
 
 def _key(state: LanguageState) -> tuple[str, str]:
     """Return what a version is kept under: another image may have another."""
     return state.name, state.image
+
+
+async def find_versions(service: Service, busy: Callable[[], bool]) -> None:
+    """Have all versions found before anybody asks, one after the other, each when no program is running."""
+    service.versions.finding = asyncio.current_task()
+    left = _unknown(service)
+    while left:
+        if busy():
+            await asyncio.sleep(QUIET_S)
+        else:
+            await find_version(service, left.pop(0), OURSELVES)
+
+
+def _unknown(service: Service) -> list[LanguageState]:
+    """Return the languages whose versions could be found and are not known."""
+    states = language_states(service)
+    return [each for each in states if each.runnable and each.version_argv and _key(each) not in service.versions.told]
 
 
 class QueryEndpoint(DialectEndpoint):
@@ -71,13 +93,12 @@ class QueryEndpoint(DialectEndpoint):
         return self._route.render(raw, language_states(self._service))
 
     async def _find_versions(self, caller: Caller) -> None:
-        """Have versions found that are not known, one after the other, charged as one run; wait for them a while."""
-        unknown = [
-            each
-            for each in language_states(self._service)
-            if each.runnable and each.version_argv and _key(each) not in self._service.versions
-        ]
-        if not unknown:
+        """Have versions found that are not known, one after the other, charged as one run; wait for them a while.
+
+        Those that are being found since the start are not waited for.
+        """
+        versions, unknown = self._service.versions, _unknown(self._service)
+        if not unknown or versions.are_sought:
             return
         if self._finding is None or self._finding.done():
             self._service.access.charge(caller, 1)
@@ -102,7 +123,7 @@ class LanguageEndpoint(DialectEndpoint):
         """Identify, find, ask for the version, render. *Raises* NoSuchLanguage."""
         raw = await take_query(self._service, self._of, exchange, with_body=False)
         state = self._route.select(raw, language_states(self._service))
-        if state.runnable and state.version_argv and _key(state) not in self._service.versions:
+        if state.runnable and state.version_argv and _key(state) not in self._service.versions.told:
             self._service.access.charge(exchange.caller, 1)
             state = replace(state, version=await find_version(self._service, state, exchange.caller))
         return self._route.render(state)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sandfork.errors import ArchiveRefused, BuildFailed
-from sandfork.images.archive import Bounds, Tell
+from sandfork.images.archive import Bounds, ByteStream, Tell
 from sandfork.images.building import (
     EPOCH,
     Wanted,
@@ -23,6 +23,7 @@ from sandfork.images.oci import import_oci
 from sandfork.images.packing import pack
 from sandfork.images.sbom import digest_of, spdx
 from sandfork.images.store import Store
+from sandfork.images.tree import tree_writer
 
 
 def build_image(
@@ -60,6 +61,26 @@ def import_directory(
     with store.work(name) as work, _told(tree):
         (work / "tree").symlink_to(tree.resolve())
         return _publish(store, work, name, languages, Source("directory", origin=(tree.name,)), (), bounds, tell)
+
+
+def import_stream(
+    store: Store, name: str, stream: ByteStream, confirm: Callable[[], None], key: str, bounds: Bounds
+) -> Manifest:
+    """Make a warm cache of the tar that comes out of a sandbox. *Raises* ArchiveRefused, StoreUnusable.
+
+    `confirm` is called when it has ended, whole or not, and raises when whoever wrote it says that it is not good.
+    """
+    check_name(name)
+    with store.work() as work:
+        (work / "tree").mkdir()
+        try:
+            with tree_writer(str(work / "tree")) as writer:
+                writer.extract(stream, bounds)
+        except ArchiveRefused:
+            confirm()
+            raise
+        confirm()
+        return _publish(store, work, name, (), Source("warm", origin=(key,)), (), bounds, lambda percent, now: None)
 
 
 class _told:  # noqa: N801

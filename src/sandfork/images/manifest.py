@@ -25,11 +25,12 @@ class Package(msgspec.Struct, frozen=True):
 class Source(msgspec.Struct, frozen=True):
     """How an image was made.
 
-    `origin` is where from: the archives of a build, one line each; the name of what was imported. `packages` are those
-    that were asked for, which the image's own list has with all that they need.
+    `origin` is where from: the archives of a build, one line each; the name of what was imported; the key of the
+    toolchain that filled a warm cache. `packages` are those that were asked for, which the image's own list has with
+    all that they need.
     """
 
-    kind: Literal["build", "oci", "directory"]
+    kind: Literal["build", "oci", "directory", "warm"]
     suite: str = ""
     packages: tuple[str, ...] = ()
     origin: tuple[str, ...] = ()
@@ -86,6 +87,8 @@ def decode_manifest(raw: bytes) -> Manifest:
     hex_of(manifest.digest)
     if manifest.sbom:
         hex_of(manifest.sbom)
+    if not all(text.isprintable() for text in (manifest.created, *manifest.languages)):
+        raise ImageCorrupt("this is no manifest of an image: it has control characters, and would be shown")
     if min(manifest.size, manifest.tree_bytes) < 0:
         raise ImageCorrupt("this is no manifest of an image: a size is negative")
     return manifest

@@ -52,6 +52,13 @@ class Rooted:
         except OSError:
             return False
 
+    def has(self, pattern: str) -> bool:
+        """Tell whether a path, or one that matches a pattern, leads to something."""
+        try:
+            return next(self.matching(pattern), None) is not None
+        except OSError:
+            return False
+
     def isdir(self, path: str) -> bool:
         """Tell whether a path leads to a directory."""
         return self.exists(path) and os.path.isdir(self.real(path))

@@ -29,14 +29,16 @@ MAX_MEM_MB = 1 << 20
 MAX_VCPUS = 1024
 _NAME = re.compile(r"(?!.{65})[a-z0-9][a-z0-9_-]*([.+][a-z0-9_-]+)*")
 
-Text = Annotated[str, Meta(max_length=4096)]
+_ONE_LINE = r"^[^\x00-\x1f\x7f-\x9f]*\Z"  # it is shown on terminals
+Text = Annotated[str, Meta(max_length=4096, pattern=_ONE_LINE)]
+Line = Annotated[str, Meta(max_length=64, pattern=_ONE_LINE)]
 Word = Annotated[str, Meta(max_length=64, pattern=r"^[a-z0-9][a-z0-9+._-]*\Z")]
 
 
 class Pin(msgspec.Struct, frozen=True):
     """A program that the template is made of, and the SHA-256 of its content."""
 
-    path: Annotated[str, Meta(max_length=4096, pattern=r"^/")]
+    path: Annotated[str, Meta(max_length=4096, pattern=r"^/[^\x00-\x1f\x7f-\x9f]*\Z")]
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
@@ -52,9 +54,9 @@ class Snapshot(msgspec.Struct, frozen=True):
     template: Word
     mem_mb: Annotated[int, Meta(ge=8, le=MAX_MEM_MB)]
     vcpus: Annotated[int, Meta(ge=1, le=MAX_VCPUS)]
-    created: Annotated[str, Meta(max_length=32)]
+    created: Line
     revision: Annotated[int, Meta(ge=1)] = 1
-    toolchain: Annotated[str, Meta(max_length=64)] = ""
+    toolchain: Line = ""
     preload: Annotated[tuple[Text, ...], Meta(max_length=256)] = ()
     pins: Annotated[tuple[Pin, ...], Meta(max_length=64)] = ()
     image: Annotated[str, Meta(pattern=r"^(sha256:[0-9a-f]{64})?\Z")] = ""

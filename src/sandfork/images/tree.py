@@ -30,6 +30,8 @@ class TreeWriter:
         self._root = os.open(root, _DIRECTORY)
         self._parent: tuple[bytes, ...] = ()
         self._parent_fd = os.dup(self._root)
+        self._implied = 0
+        self._may_imply = 0
         self.bytes_written = 0
 
     def close(self) -> None:
@@ -40,6 +42,7 @@ class TreeWriter:
     def extract(self, stream: ByteStream, bounds: Bounds, *, whiteouts: bool = False) -> None:
         """Make all members of a tar; with `whiteouts` it is a layer over what is there. *Raises* ArchiveRefused."""
         seen: dict[tuple[bytes, ...], Kind] = {}
+        self._implied, self._may_imply = 0, bounds.max_members
         for member, chunks in read_members(stream, bounds):
             name = member.path[-1] if member.path else b""
             if {member.kind, seen.get(member.path, member.kind)} != {Kind.DIRECTORY} and member.path in seen:
@@ -79,7 +82,7 @@ class TreeWriter:
                 try:
                     below = os.open(part, _DIRECTORY, dir_fd=fd)
                 except FileNotFoundError:
-                    os.mkdir(part, 0o755, dir_fd=fd)
+                    self._imply(part, fd)
                     below = os.open(part, _DIRECTORY, dir_fd=fd)
                 os.close(fd)
                 fd = below
@@ -91,6 +94,13 @@ class TreeWriter:
         os.close(self._parent_fd)
         self._parent, self._parent_fd = parts, fd
         return fd
+
+    def _imply(self, name: bytes, parent: int) -> None:
+        """Make a directory that the archive left out: a member of a few bytes could name a hundred."""
+        self._implied += 1
+        if self._implied > self._may_imply:
+            raise ArchiveRefused(f"the archive leaves out more than {self._may_imply:,} directories")
+        os.mkdir(name, 0o755, dir_fd=parent)
 
     def _directory(self, parent: int, name: bytes, member: Member) -> None:
         there = _status(parent, name)

@@ -37,11 +37,16 @@ class Catalogue:
         self._languages = tuple(sorted(languages, key=lambda language: language.name))
         self._by_name: dict[str, Language] = {}
         self._templates: dict[str, TemplateSpec] = {COMMAND.key: COMMAND}
+        self._by_extension: dict[str, Language] = {}
         for language in self._languages:
             for name in (language.name, *language.aliases):
                 if name in self._by_name:
                     raise CatalogueError(f"{language.name}: the name {name!r} already means {self._by_name[name].name}")
                 self._by_name[name] = language
+            if language.takes_extension:
+                taken = self._by_extension.setdefault(language.extension, language)
+                if taken is not language:
+                    raise CatalogueError(f"{language.name}: {language.extension} is {taken.name}'s already")
             for spec in (*language.templates, language.commands):
                 if self._templates.setdefault(spec.key, spec) != spec:
                     raise CatalogueError(f"{language.name}: template {spec.key!r} is described differently elsewhere")
@@ -55,6 +60,11 @@ class Catalogue:
     def find(self, name: str) -> Language | None:
         """Return the language of that name or alias, spelt exactly, or None."""
         return self._by_name.get(name)
+
+    def with_extension(self, extension: str) -> tuple[Language, ...]:
+        """Return the language that a file of that extension is in; where none takes it, all that have it."""
+        taken = self._by_extension.get(extension)
+        return (taken,) if taken else tuple(each for each in self._languages if each.extension == extension)
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all languages, sorted, without aliases."""
@@ -82,6 +92,10 @@ class Catalogue:
             for each in self._languages
             for moved in [tuple(_moved(spec, images.get(each.name, ""), users) for spec in each.templates)]
         )
+
+    def warmed(self, path_of: Callable[[Language], str]) -> Catalogue:
+        """Return the catalogue with warm caches: `path_of` tells where sandboxes see a language's, "" for none."""
+        return Catalogue(each.warmed(path_of(each)) if each.warm else each for each in self._languages)
 
     def only(self, keep: Callable[[Language], bool]) -> Catalogue:
         """Return the catalogue of those languages for which `keep` is true."""

@@ -15,6 +15,8 @@ NAME_MARK, MEMORY_MARK = "{name}", "{memory_bytes}"
 """The same within words: the name of the program's file, and the memory that the step may use, in bytes."""
 FORK_MARK, DRIVER_MARK = "{fork}", "{driver}"
 """Within words that start a template: the paths of what it opens to have it fork, and of its driver."""
+WARM_MARK = "{warm}"
+"""Within words and variables: the directory of the language's warm cache; where there is none, they are left out."""
 BUILD_DIR, OUT_NAME = ".build", "main"
 """Where compilers write, below the work directory, and what `{out}` is called there."""
 
@@ -90,6 +92,27 @@ class CompileSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class WarmSpec:
+    """What fills a warm cache, beside the program `code`, and what the language's file says with {warm} still in it."""
+
+    argv: tuple[str, ...]
+    code: str
+    run: tuple[str, ...]
+    compile: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+
+
+def warm_words(words: tuple[str, ...], path: str) -> tuple[str, ...]:
+    """Return a command line with the warm cache at `path`, or without the words that need one."""
+    return tuple(word.replace(WARM_MARK, path) for word in words if path or WARM_MARK not in word)
+
+
+def warm_env(env: tuple[tuple[str, str], ...], path: str) -> tuple[tuple[str, str], ...]:
+    """Return variables with the warm cache at `path`, or without those that need one."""
+    return tuple((name, value.replace(WARM_MARK, path)) for name, value in env if path or WARM_MARK not in value)
+
+
+@dataclass(frozen=True, slots=True)
 class Packages:
     """What to install, by registry; a name may carry a version as that registry's client takes it."""
 
@@ -111,7 +134,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """One language of the catalogue; `templates[0]` is the default. See `parsing` for the fields."""
+    """One language of the catalogue; `templates[0]` is the default. See `parsing` for the fields.
+
+    `warm_path` is where its sandboxes see its warm cache; empty is none, and then nothing here names one.
+    """
 
     name: str
     aliases: tuple[str, ...]
@@ -122,10 +148,13 @@ class Language:
     session_argv: tuple[str, ...] = ()
     compile: CompileSpec | None = None
     env: tuple[tuple[str, str], ...] = ()
+    warm: WarmSpec | None = None
+    warm_path: str = ""
     limits: LimitsOverride = NO_LIMITS
     version_argv: tuple[str, ...] = ()
     packages: Packages = field(default_factory=Packages)
     needs: tuple[str, ...] = ()
+    takes_extension: bool = False
     checks: tuple[Check, ...] = ()
     without: tuple[tuple[str, str], ...] = ()
     scans: tuple[tuple[TemplateSpec, Callable[[str], bool]], ...] = field(compare=False, repr=False, default=())
@@ -147,18 +176,27 @@ class Language:
 
     @property
     def programs(self) -> tuple[str, ...]:
-        """The paths of what must be there for a program to run, the compiler first."""
+        """What must be there for a program to run, the compiler first: paths, and patterns among those of `needs`."""
         firsts = [self.compile.argv[0]] if self.compile else []
         firsts += [self.argv[0], *(t.interpreter for t in self.templates), *self.needs]
         return tuple(dict.fromkeys(path for path in firsts if path.startswith("/")))
 
     def missing(self, exists: Callable[[str], bool]) -> tuple[str, ...]:
-        """Return those of `programs` that are not there; `exists` says whether a path of the sandbox's root is."""
+        """Return those of `programs` that are not there; `exists` says whether a path or pattern of its root is."""
         return tuple(path for path in self.programs if not exists(path))
 
     def installed(self, exists: Callable[[str], bool]) -> bool:
         """Tell whether everything is there that a program needs to run."""
         return not self.missing(exists)
+
+    def warmed(self, path: str) -> Language:
+        """Return the language with its warm cache at `path`, or without one."""
+        warm = self.warm
+        if warm is None:
+            return self
+        compiled = self.compile and replace(self.compile, argv=warm_words(warm.compile, path))
+        argv, env = warm_words(warm.run, path), warm_env(warm.env, path)
+        return replace(self, argv=argv, compile=compiled, env=env, warm_path=path)
 
     def choose_template(self, code: str, unavailable: Mapping[str, str] = MappingProxyType({})) -> TemplateSpec:
         """Return the template to run `code` in: the first whose `imports` it names, else the default.

@@ -3,10 +3,12 @@
     name = "c"                             what requests and replies call it
     aliases = ["gcc"]                      other names accepted in requests
     extension = ".c"
+    takes_extension = true                 a file of it is this language, where others have that extension, too
     file_name = "main.c"                   what the program's text is written to, in the work directory
     argv = ["{out}"]                       the program's command line; its arguments follow
     version = ["/usr/bin/gcc", "--version"]    a command that tells the version somewhere in its output
-    needs = ["/usr/include/stdio.h"]       what must be there beside the programs that the command lines begin with
+    needs = ["/usr/include/stdio.h"]       what must be there beside the programs that the command lines begin with; a
+                                           pattern, /usr/lib*/gcc/*/*/cc1obj, where a path has a version or machine
     packages = { debian = ["gcc"], npm = [], pypi = [] }
     session = ["/bin/bash", "-i"]          for a default of kind none: the interpreter that keeps a session's state
     [compile]                              run first, in a sandbox of its own; the program runs if it ends with 0
@@ -15,6 +17,10 @@
     limits = { wall_s = 30, memory_bytes = "1g" }    what the compiler may use at least; else the server's defaults
     [limits]                               the same for the program, where the request names none
     [env]                                  variables for both steps; a request's own win
+    [warm]                                 run once a toolchain, by its owner, to fill the directory {warm}: programs
+                                           and compilers see that read-only from then on
+    argv = ["/usr/bin/go", "build", "std"]
+    code = '''...'''                       what the program's file holds meanwhile; else the check `hello`
     [[template]]                           the first is the default and names no `imports`; none is the command template
     key = "python"                         what the tier, the pool and health call it
     kind = "fork"                          fork: a zygote; park: a booted process waits; none: a ready cell execs argv
@@ -34,7 +40,8 @@
 Only `name`, `extension`, `file_name`, `argv` and the checks are required. In command lines the words {file}, {out} and
 {build} become absolute paths: of the program's text, of what is compiled from it, and of the directory that is in.
 Within words {name} becomes the name of the program's file and {memory_bytes} the step's limit. A command starts in the
-work directory.
+work directory. Within words and variables {warm} is the directory that [warm] filled; where nobody has filled it, every
+word and variable that names it is left out.
 
 Packages of npm and PyPI are installed below /usr/lib/sandfork, in `npm/NAME/node_modules` and `pypi/NAME` for a
 language's name; sandboxes see it as they see all of /usr. Two files may share a template key when they say the same
@@ -59,19 +66,21 @@ from sandfork.languages.language import (
     NAME_MARK,
     OUT_MARK,
     OUT_NAME,
+    WARM_MARK,
     Check,
     CompileSpec,
     Language,
     Packages,
     TemplateKind,
     TemplateSpec,
+    WarmSpec,
 )
 from sandfork.languages.tables import CatalogueError, Table
 from sandfork.model import LimitsOverride
 
 _KEYS = (
-    "name", "aliases", "extension", "file_name", "argv", "version", "needs", "packages", "session", "compile", "limits",
-    "env", "template", "checks", "without",
+    "name", "aliases", "extension", "takes_extension", "file_name", "argv", "version", "needs", "packages", "session",
+    "compile", "limits", "env", "template", "checks", "without", "warm",
 )  # fmt: skip
 _TEMPLATE_KEYS = (
     "key", "kind", "interpreter", "preload", "imports", "pool_weight", "fork_at", "start", "driver",
@@ -105,24 +114,29 @@ def parse_language(where: str, values: Mapping[str, object]) -> Language:
     table = Table(where, values, _KEYS)
     compiled = _parse_compile(table) if "compile" in table else None
     templates = tuple(_complete(table, spec, compiled=compiled is not None) for spec in _parse_templates(table))
-    return Language(
+    argv, env = _parse_argv(table, compiled), _parse_env(table)
+    checks = _parse_checks(table, compiled=compiled is not None)
+    language = Language(
         name=table.text("name", _NAME),
         aliases=table.texts("aliases", (), _NAME),
         extension=table.text("extension", _EXTENSION),
         file_name=table.text("file_name", _FILE_NAME),
-        argv=_parse_argv(table, compiled),
+        argv=argv,
         templates=templates,
         session_argv=_parse_session(table, templates[0], compiled=compiled is not None),
         compile=compiled,
-        env=_parse_env(table),
+        env=env,
+        warm=_parse_warm(table, argv, compiled, env, templates, checks),
         limits=_parse_limits(table),
         version_argv=table.texts("version", ()),
         packages=_parse_packages(table),
         needs=table.texts("needs", (), _PATH),
-        checks=_parse_checks(table, compiled=compiled is not None),
+        takes_extension=table.flag("takes_extension"),
+        checks=checks,
         without=tuple((key, table.table("without").text(key)) for key in table.table("without").names()),
         scans=tuple((spec, compile_scan(spec.imports)) for spec in templates if spec.imports),
     )
+    return language.warmed("")
 
 
 def _parse_argv(table: Table, compiled: CompileSpec | None) -> tuple[str, ...]:
@@ -159,6 +173,31 @@ def _parse_compile(table: Table) -> CompileSpec:
         inner.refuse("argv", f"must start with an absolute path and name {FILE_MARK!r} or {NAME_MARK!r}")
     artefacts = inner.texts("artefacts", (f"{BUILD_DIR}/{OUT_NAME}",), _ARTEFACT)
     return CompileSpec(_check_marks(inner, argv), artefacts, _parse_limits(inner))
+
+
+def _parse_warm(
+    table: Table,
+    run: tuple[str, ...],
+    compiled: CompileSpec | None,
+    env: tuple[tuple[str, str], ...],
+    templates: tuple[TemplateSpec, ...],
+    checks: tuple[Check, ...],
+) -> WarmSpec | None:
+    compiling = compiled.argv if compiled else ()
+    named = any(WARM_MARK in text for text in (*run, *compiling, *(value for _, value in env)))
+    if named != ("warm" in table):
+        table.refuse("warm", f"is there if, and only if, a command line or a variable names {WARM_MARK!r}")
+    if not named:
+        return None
+    if any(spec.kind is not TemplateKind.NONE for spec in templates):
+        table.refuse("warm", "is for languages whose programs are executed: a template has started already")
+    inner = table.table("warm", ("argv", "code"))
+    argv = inner.texts("argv")
+    if not argv or not argv[0].startswith("/"):
+        inner.refuse("argv", "must start with an absolute path")
+    hello = () if "code" in inner else (each.code for each in checks if each.name == "hello")
+    code = inner.text("code", None, next(iter(hello), None))
+    return WarmSpec(_check_marks(inner, argv), code, run, compiling, env)
 
 
 def _parse_limits(table: Table) -> LimitsOverride:

@@ -71,6 +71,13 @@ class Table:
             self.refuse(key, f"must be a number from {low:g} to {high:g}")
         return float(value)
 
+    def flag(self, key: str) -> bool:
+        """Return true or false; false when it is not there."""
+        value = self._value(key, False)
+        if not isinstance(value, bool):
+            self.refuse(key, "must be true or false")
+        return value
+
     def whole(self, key: str) -> int:
         """Return a whole number above zero; a text such as "512m" is one, too."""
         value = self._value(key, None)

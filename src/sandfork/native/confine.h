@@ -3,7 +3,8 @@
  *
  *   attach to the sandbox's cgroups -> own cgroup namespace -> join the cell's user, mount, network, ipc and uts
  *   namespaces in one setns -> work directory, session, descriptors -> rlimits -> empty bounding set -> uid 1000,
- *   no groups -> no capabilities -> no_new_privs -> Landlock -> the seal of the seccomp policy (see messages.h)
+ *   no groups -> no capabilities -> no_new_privs -> Landlock -> the seal of the seccomp policy (see messages.h) ->
+ *   dumpable, so that /proc/self is its own
  *
  * Kernel: 5.12 (mount_setattr) for the sandbox's root, 5.13 for Landlock, 6.12 for its `scoped` bits. What the host
  * lacks is known before: the profile then carries zeros, and start-up has refused unless that was configured.
@@ -173,10 +174,17 @@ static void confine_privileges(const struct confinement *c, int ctl, const struc
         child_fail(ctl, STEP_UID, r);
     if ((r = drop_capabilities()) < 0)
         child_fail(ctl, STEP_CAPSET, r);
-    /* A changed uid makes the process undumpable and its /proc/self unreadable to itself. */
-    SYS(prctl, PR_SET_DUMPABLE, 1, 0, 0, 0);
     if ((r = SYS(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) < 0)
         child_fail(ctl, STEP_NNP, r);
+}
+
+/*
+ * A changed uid makes the process undumpable and its /proc/self unreadable to itself. But as long as it is, no process of the
+ * sandbox that it joins can open its memory through /proc: so this comes after the last wall.
+ */
+static void become_dumpable(void)
+{
+    SYS(prctl, PR_SET_DUMPABLE, 1, 0, 0, 0);
 }
 
 static void confine_seal(const struct confinement *c, int ctl)
@@ -227,6 +235,7 @@ static void confine_child(const struct confinement *c, const struct fork_order *
     if ((r = confine_landlock(&c->profile, "/sandbox")) < 0)
         child_fail(CTL_FD, STEP_LANDLOCK, r);
     confine_seal(c, CTL_FD);
+    become_dumpable();
 }
 
 #endif

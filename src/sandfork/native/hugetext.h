@@ -36,6 +36,22 @@ static uint64_t read_digits(const char **at, unsigned base)
     }
 }
 
+/* /proc/self/maps as text, or as much of it as fits, in whole lines; "" when it cannot be read. */
+static const char *read_maps(void)
+{
+    static char maps[MAPS_BYTES];
+    size_t len = 0;
+    long fd = SYS(openat, AT_FDCWD, "/proc/self/maps", O_RDONLY | O_CLOEXEC, 0);
+    for (long n; fd >= 0 && (n = SYS(read, fd, maps + len, sizeof maps - 1 - len)) > 0;)
+        len += (size_t)n;
+    if (fd >= 0)
+        SYS(close, fd);
+    while (len && maps[len - 1] != '\n')
+        len--;
+    maps[len] = 0;
+    return maps;
+}
+
 /* Take one line of /proc/self/maps: START-END PERM OFFSET MAJOR:MINOR INODE PATH; the next line, or NULL at the end. */
 static const char *read_mapping(const char *at, struct mapping *m)
 {
@@ -74,16 +90,8 @@ static void move_to_huge_pages(uint64_t start, uint64_t end)
 /* Find the adjacent read-only mappings of one file around `text`, the address of a function of the interpreter's. */
 static void huge_text(uint64_t text)
 {
-    static char maps[MAPS_BYTES];
     struct mapping m = {0}, run = {0};
-    size_t len = 0;
-    long fd = SYS(openat, AT_FDCWD, "/proc/self/maps", O_RDONLY | O_CLOEXEC, 0);
-    if (fd < 0)
-        return;
-    for (long n; (n = SYS(read, fd, maps + len, sizeof maps - 1 - len)) > 0;)
-        len += (size_t)n;
-    SYS(close, fd);
-    for (const char *line = maps; line && *line;) {
+    for (const char *line = read_maps(); line && *line;) {
         line = read_mapping(line, &m);
         if (m.constant && m.inode && m.inode == run.inode && m.start == run.end)
             run.end = m.end;

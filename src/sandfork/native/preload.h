@@ -191,13 +191,8 @@ static void be_program(void)
  */
 static void prepare_memory(void)
 {
-    static char maps[MAPS_BYTES];
-    size_t len = 0, left = PREPARED_BYTES;
-    long fd = SYS(openat, AT_FDCWD, "/proc/self/maps", O_RDONLY | O_CLOEXEC, 0);
-    for (long n; fd >= 0 && (n = SYS(read, fd, maps + len, sizeof maps - 1 - len)) > 0;)
-        len += (size_t)n;
-    SYS(close, fd);
-    for (const char *line = maps; *line;) {
+    size_t left = PREPARED_BYTES;
+    for (const char *line = read_maps(); *line;) {
         const char *at = line;
         uint64_t start = read_digits(&at, 16);
         at++;
@@ -253,23 +248,19 @@ static bool same_file(const char *a, const char *b)
            of_a.stx_dev_minor == of_b.stx_dev_minor;
 }
 
-/* Take a variable out, also where /proc/self/environ shows what we were started with; its value, or NULL. */
-static char *take_variable(const char *name, char *copy, size_t size)
+/* Take a variable out, also where /proc/self/environ shows what we were started with. */
+static void take_variable(const char *name)
 {
     size_t len = str_len(name);
     for (char **each = environ; each && *each; each++) {
         char *text = *each;
         if (!bytes_eq(text, name, len) || text[len] != '=')
             continue;
-        size_t n = str_len(text);
-        if (copy && n - len <= size)
-            memcpy(copy, text + len + 1, n - len);
-        memset(text, 0, n);
+        memset(text, 0, str_len(text));
         for (; *each; each++)
             *each = each[1];
-        return copy;
+        return;
     }
-    return NULL;
 }
 
 static const char *variable(const char *name)
@@ -334,9 +325,9 @@ static __attribute__((constructor)) void set_up(void)
     if (!same_file("/proc/self/exe", interpreter))
         return; /* a script that starts it, or a command of that */
     /* Twice in the environment is twice a shell's doing. */
-    take_variable("SANDFORK_FORK", NULL, 0);
-    take_variable("LD_PRELOAD", NULL, 0);
-    take_variable("LD_BIND_NOW", NULL, 0);
+    take_variable("SANDFORK_FORK");
+    take_variable("LD_PRELOAD");
+    take_variable("LD_BIND_NOW");
     lift_descriptors(next_word(&at));
     program_path = path;
     make_program_file();

@@ -70,6 +70,7 @@ static void confine_reduced(const struct confinement *c, const struct fork_order
     SYS(umask, 022);
     keep_stdio_and_ctl(fds, ctl);
     confine_privileges(c, CTL_FD, order, order->uid);
+    become_dumpable(); /* now, for rules of Landlock are made of paths below /proc/self; no other has this uid */
     /* After the change of ids, which clears it. Only the program itself can die so; the slot's killer finds the others. */
     SYS(prctl, PR_SET_PDEATHSIG, SF_SIGKILL, 0, 0, 0);
     if (!order->uid || !c->profile.landlock_fs)

@@ -157,17 +157,28 @@ static long slot_open_cgroups(uint32_t id, int *fds)
     return 0;
 }
 
+/* Put a new cgroup in the place of an empty one. One that could not be made is made with the next tenant's others. */
+static long renew_cgroup(const struct hierarchy *h, uint32_t id)
+{
+    struct text path = {0};
+    slot_path(&path, id, NULL);
+    long r = SYS(unlinkat, h->dir, path.buf, AT_REMOVEDIR);
+    if (r < 0)
+        return r;
+    r = SYS(mkdirat, h->dir, path.buf, 0755);
+    if (r < 0)
+        host.slots[id].has_cgroup = 0;
+    return r;
+}
+
 /* v1 offers no way to reset pids.peak and pids.events, and a cgroup of pids is cheap to make. */
 static long renew_pids_cgroup(uint32_t id)
 {
     const struct hierarchy *pids = hierarchy_named("pids");
-    struct text path = {0};
     if (!pids)
         return 0;
-    slot_path(&path, id, NULL);
     host.slots[id].limits.pids = 0;
-    long r = SYS(unlinkat, pids->dir, path.buf, AT_REMOVEDIR);
-    return r < 0 ? r : SYS(mkdirat, pids->dir, path.buf, 0755);
+    return renew_cgroup(pids, id);
 }
 
 /*
@@ -208,10 +219,8 @@ static long slot_renew_memory(uint32_t id)
         return charged;
     if (charged <= LEFT_CHARGED_MAX)
         return write_limit(memory, id, "memory.max_usage_in_bytes", 0);
-    slot_path(&path, id, NULL);
     host.slots[id].limits.memory_bytes = 0;
-    long r = SYS(unlinkat, memory->dir, path.buf, AT_REMOVEDIR);
-    return r < 0 ? r : SYS(mkdirat, memory->dir, path.buf, 0755);
+    return renew_cgroup(memory, id);
 }
 
 /* A child in a new user namespace, alive just long enough to be mapped and opened. */
@@ -261,7 +270,7 @@ static long make_user_ns(uint32_t id)
 
 /*
  * What a network namespace says of its past: packets over its loopback, its protocols' counters, IPv6 flow labels, and,
- * in the first line of sockstat, the sockets in it (the other lines count the whole host's memory).
+ * in the first line of sockstat, the sockets in it (the other lines count the whole host's memory). 0: more than fits.
  */
 static size_t read_net(char *to, size_t size)
 {
@@ -277,6 +286,8 @@ static size_t read_net(char *to, size_t size)
         if (fd >= 0)
             SYS(close, fd);
     }
+    if (len == size)
+        return 0;
     while (start < len && to[start] != '\n')
         start++;
     return start;
@@ -325,7 +336,7 @@ static bool net_ns_is_pristine(int fd)
     size_t len = read_net(now, sizeof now);
     if (SYS(setns, host.own_net_ns, CLONE_NEWNET) < 0)
         SYS(exit_group, 70); /* never go on in a tenant's namespace */
-    return len == host.pristine_len && bytes_eq(now, host.pristine, len);
+    return len && len == host.pristine_len && bytes_eq(now, host.pristine, len);
 }
 
 /* Make whatever the slot lacks for its next tenant. */

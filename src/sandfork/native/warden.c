@@ -139,9 +139,16 @@ static void drop_root(uint32_t id)
     }
 }
 
+static void close_pair(const int *pair)
+{
+    for (int i = 0; i < 2; i++)
+        if (pair[i] >= 0)
+            SYS(close, pair[i]);
+}
+
 static void handle_root(const struct request *req, const int *fds, int nfds)
 {
-    int pair[2];
+    int pair[2] = {-1, -1};
     if (!nfds)
         return drop_root(req->id);
     if (req->id >= ROOTS_MAX || roots[req->id].mnt || roots[req->id].pid || nfds != 1)
@@ -151,8 +158,10 @@ static void handle_root(const struct request *req, const int *fds, int nfds)
         r = fork_with(0, SF_SIGCHLD, NULL);
     if (r == 0)
         root_builder(pair[1], fds[0]);
-    if (r < 0)
+    if (r < 0) {
+        close_pair(pair);
         return tell_failure(EV_ROOT, req->id, STEP_CLONE, r);
+    }
     SYS(close, pair[1]);
     roots[req->id].pid = (int32_t)r;
     roots[req->id].result_fd = pair[0];
@@ -297,7 +306,7 @@ static __attribute__((noreturn)) void zygote_child(const struct request *req, ch
 
 static void handle_zygote(const struct request *req, char *payload, int *fds, int nfds)
 {
-    int pair[2];
+    int pair[2] = {-1, -1};
     if (req->id >= ZYGOTES_MAX || zygotes[req->id].pid || req->root >= ROOTS_MAX ||
         !(roots[req->root].mnt || host.reduced) || req->profile >= PROFILES_MAX || nfds < 1 || nfds > 8)
         return tell_failure(EV_ZYGOTE_END, req->id, STEP_SLOT, -EINVAL);
@@ -306,8 +315,10 @@ static void handle_zygote(const struct request *req, char *payload, int *fds, in
         r = fork_with(0, SF_SIGCHLD, NULL);
     if (r == 0)
         zygote_child(req, payload, pair[0], fds, nfds);
-    if (r < 0)
+    if (r < 0) {
+        close_pair(pair);
         return tell_failure(EV_ZYGOTE_END, req->id, STEP_CLONE, r);
+    }
     SYS(close, pair[0]);
     zygotes[req->id] = (struct zygote){(int32_t)r, pair[1], req->root, false};
 }

@@ -15,6 +15,8 @@ from sandfork.images.rooted import Rooted
 from sandfork.tiers.process.messages import field as packed_field
 
 _COPIED_MAX_BYTES = 512 << 10  # a larger file in /etc is no setting of a program
+WARM_INSIDE = "/run/sandfork/warm"
+"""Where sandboxes see the warm caches, each in a directory of its digest."""
 _SCRATCH = "/sys"  # where native/root.h builds the tree; a source below it is inside the new root
 
 
@@ -44,11 +46,14 @@ def python_of(source: Rooted) -> str:
     return os.path.basename(source.real("/usr/bin/python3")) if source.exists("/usr/bin/python3") else ""
 
 
-def plan_root(guest_packages: Path | None, extra: Mapping[str, bytes], source: Rooted | None = None) -> RootPolicy:
+def plan_root(
+    guest_packages: Path | None, extra: Mapping[str, bytes], source: Rooted | None = None, warm: Path | None = None
+) -> RootPolicy:
     """Plan a root over the host's own files, or over those of an image.
 
     `guest_packages` is a directory of Python packages for the host's interpreter that appears where the distribution's
-    interpreter looks for local packages, if that is of the same version; `extra` are further files, path to content.
+    interpreter looks for local packages, if that is of the same version; `extra` are further files, path to content;
+    `warm` is the host's directory of warm caches.
     """
     source = source or Rooted()
     python_tag = python_of(source)
@@ -78,6 +83,8 @@ def plan_root(guest_packages: Path | None, extra: Mapping[str, bytes], source: R
         _bind(plan, bind)
     if guest_packages is not None:
         plan.add(b"B", f"/usr/local/lib/{python_tag}/dist-packages", str(guest_packages))
+    if warm is not None:
+        plan.add(b"B", WARM_INSIDE, str(warm))
     for device in policy["devices"]["names"]:
         plan.add(b"V", f"/dev/{device}", f"/dev/{device}")
     plan.add(b"P", "/proc")

@@ -27,10 +27,11 @@ _INSIDE = "/run/sandfork"
 
 @dataclass(frozen=True, slots=True)
 class RootParts:
-    """What every root has of ours: `files` in /run/sandfork, and a directory of Python packages."""
+    """What every root has of ours: `files` in /run/sandfork, a directory of Python packages, one of warm caches."""
 
     files: tuple[Path, ...]
     packages: Path | None
+    warm: Path | None = None
 
 
 class Roots:
@@ -107,7 +108,7 @@ class Roots:
 
     async def _make(self, number: int, source: Rooted) -> RootPolicy:
         inside = {f"{_INSIDE}/{path.name}": path.read_bytes() for path in self._parts.files}
-        root = plan_root(self._parts.packages, inside, source)
+        root = plan_root(self._parts.packages, inside, source, self._parts.warm)
         with tempfile.TemporaryFile() as plan:
             plan.write(root.plan)
             plan.flush()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -54,12 +54,14 @@ class ProcessSettings:
     `guest_packages` is a directory of Python packages for the sandboxes, `native` holds zygote.so and `guest` the
     files that run inside. `limits` are those a parked sandbox is forked with; `most` is what any program may ask for,
     which matters where there is no cgroup, for a process' own limits can only be lowered. `allow_missing` names
-    primitives whose absence is accepted. `images` are those that templates name; the tier lets go of them.
+    primitives whose absence is accepted. `images` are those that templates name, `warm` the warm caches, all of one
+    store; the tier lets go of both.
     """
 
     native: Path
     guest: Path
     images: Mapping[str, Lease] = field(default_factory=dict)
+    warm: Sequence[Lease] = ()
     guest_packages: Path | None = None
     limits: Limits = field(default_factory=Limits)
     most: Limits = field(default_factory=Limits)
@@ -184,13 +186,15 @@ class ProcessTier:
         """Return what of ours a reduced sandbox must be able to read."""
         packages = self._settings.guest_packages
         scripts = [self._settings.guest / name for name in _SCRIPTS]
-        return [*scripts, self._settings.native / _BREAKER, *([packages] if packages is not None else [])]
+        warm = [lease.tree for lease in self._settings.warm]
+        return [*scripts, *warm, self._settings.native / _BREAKER, *([packages] if packages is not None else [])]
 
     async def _build_root(self) -> None:
         settings = self._settings
         assert self._warden is not None
         files = (*(settings.guest / name for name in _SCRIPTS), settings.native / _BREAKER)
-        self._roots = Roots(self._warden, RootParts(files, settings.guest_packages), settings.images)
+        warm = next((lease.tree.parent for lease in settings.warm), None)
+        self._roots = Roots(self._warden, RootParts(files, settings.guest_packages, warm), settings.images)
         if self._launched.reduced:
             self._root = shared_root(settings.guest_packages)
         else:
@@ -327,6 +331,8 @@ class ProcessTier:
         if self._slots is not None:
             await self._slots.close()
         self._launched.warden.close()
+        for lease in self._settings.warm:
+            lease.close()
         for lease in self._settings.images.values() if self._roots is None else ():
             lease.close()
         if self._roots is not None:

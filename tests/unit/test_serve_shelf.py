@@ -1,0 +1,52 @@
+"""What a bucket holds is read once for all that ask meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandfork import serve_shelf
+from sandfork.config import Config
+from sandfork.config.schema import Remote
+from sandfork.errors import RemoteFailed
+from sandfork.images.state import ImageState, Kind
+from sandfork.serve_shelf import DiskShelf
+
+CONFIG = Config(remote=Remote(bucket="slow"))
+
+
+async def test_a_slow_bucket_is_read_by_one_thread_however_many_ask(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    go, read = threading.Event(), []
+
+    def slowly(remote: Any, kind: Kind) -> Sequence[ImageState]:
+        read.append(kind)
+        go.wait()
+        return ()
+
+    monkeypatch.setattr(serve_shelf, "remote_states", slowly)
+    shelf = DiskShelf(CONFIG, tmp_path)
+    asked = [asyncio.create_task(shelf.remote(kind)) for kind in (Kind.SNAPSHOT, Kind.ROOTFS) for _ in range(50)]
+    await asyncio.sleep(0)
+    asked[0].cancel()  # one that goes takes the answer from nobody
+    go.set()
+    assert await asyncio.gather(*asked[1:]) == [()] * 99
+    assert sorted(read) == [Kind.ROOTFS, Kind.SNAPSHOT]
+    assert await shelf.remote(Kind.ROOTFS) == ()
+    assert len(read) == 3, "what was read is not kept"
+
+
+async def test_all_that_ask_are_told_why_it_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(remote: Any, kind: Kind) -> Sequence[ImageState]:
+        raise RemoteFailed("it is not there")
+
+    monkeypatch.setattr(serve_shelf, "remote_states", broken)
+    shelf = DiskShelf(CONFIG, tmp_path)
+    found = await asyncio.gather(*(shelf.remote(Kind.ROOTFS) for _ in range(3)), return_exceptions=True)
+    assert [str(each) for each in found] == ["it is not there"] * 3
