@@ -59,8 +59,3 @@ def workbench(as_root: None) -> Iterator[Workbench]:
     """One process tier for the whole run, driven directly; tests share it and must not end it."""
     with open_workbench() as opened:
         yield opened
-
-
-@pytest.fixture
-def host_only() -> None:
-    """Keep a test out of the guest of tests/vm, whose emulated processor or small disk it asks too much of."""

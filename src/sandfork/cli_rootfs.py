@@ -55,7 +55,7 @@ def from_oci(
     size_mb: SizeMb = DEFAULT_MB,
     config: ConfigFile = None,
 ) -> None:
-    """Import an image from other tools. Its layers are made one tree, without set-uid bits and owners."""
+    """Import an image from other tools. Its layers are made one tree, without owners and set-uid bits."""
     from sandfork.images.archive import Bounds
     from sandfork.images.making import import_image
 
@@ -168,6 +168,13 @@ def _report(config: Path | None, made: Manifest, chosen: list[Language]) -> None
     for each in chosen:
         if missing := each.missing(tree.has):
             err.print(f"{each.name} cannot run on it: there is no {', '.join(missing)}", style="yellow", markup=False)
+    if made.set_id:
+        first = ", ".join(made.set_id[:5]) + (", …" if len(made.set_id) > 5 else "")
+        err.print(
+            f"{len(made.set_id)} files lost their set-uid or set-gid bits, which give nothing in a sandbox: {first}",
+            style="yellow",
+            markup=False,
+        )
     files, stored = made.tree_bytes / 1e6, made.size / 1e6
     err.print(
         f"{made.name}: {files:.1f} MB of files, {stored:.1f} MB stored, {len(made.packages)} packages", markup=False
@@ -181,7 +188,12 @@ def _bar(what: str) -> Iterator[Callable[[float, str], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[now]}"))
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task(escape(what), total=100.0, now="")
-        yield lambda percent, now: bar.update(task, completed=percent, now=escape(now))
+        yield lambda percent, now: bar.update(task, completed=percent, now=escape(_printable(now)))
+
+
+def _printable(text: str) -> str:
+    """Return text without what orders a terminal about: it may be the name of a file of an archive."""
+    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def _list_remote(config: Path | None) -> None:

@@ -18,9 +18,11 @@ _INTRODUCTION = """\
 
 Written by `./dev test languages`: every language that is installed on the host that ran it, proven by the checks of its
 file on its real toolchain in the real sandbox. `checks` counts those that passed of those there are; a language without
-one says why in its file (`sandfork lang info NAME`). `warm` stands for a warm cache, which bare has not. Times are medians in milliseconds of the hello program, taken in
-turns in one run: `bare` is the toolchain alone, unconfined; `run` an execution with a warm pool, compiled anew where
-there is a compiler; `again` one whose artefacts were kept from the run before. Ratios are to bare.
+one says why in its file (`sandfork lang info NAME`). `warm` stands for a warm cache, which bare has not. Times are
+medians in milliseconds of the hello program, taken in turns in one run, fewer if it is slow: `bare` is the toolchain
+alone, unconfined; `run` an execution with a warm pool, compiled anew where there is a compiler; `again` one whose
+artefacts were kept from the run before. Ratios are to bare. A language without times is one whose toolchain does not
+run bare as a user without a name, such as the service's.
 
 {host}
 

@@ -21,7 +21,7 @@ _VERSION_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What came of a language's checks: `problems` are names of checks and what went wrong."""
+    """What came of a language's checks: `problems` are names of checks, or "time", and what went wrong."""
 
     language: Language
     version: str
@@ -38,7 +38,8 @@ class Proof:
     @property
     def passed(self) -> int:
         """How many checks passed."""
-        return len(self.language.checks) - len(self.problems)
+        failed = {name for name, _ in self.problems}
+        return sum(check.name not in failed for check in self.language.checks)
 
 
 Tell = Callable[[str, str], None]
@@ -61,7 +62,10 @@ async def prove(engine: Engine, language: Language, runs: int, tell: Tell) -> Pr
     speed = None
     if runs and not problems:
         tell(language.name, "time")
-        speed = await measure(engine, language, runs)
+        try:
+            speed = await measure(engine, language, runs)
+        except RuntimeError as error:
+            problems.append(("time", str(error)))
     return Proof(language, await find_version(engine, language), tuple(problems), speed)
 
 

@@ -412,6 +412,26 @@ def test_calls_in_one_session_run_one_after_another(reach: Reach, service: Servi
     assert log == ["in", "out"] * 3
 
 
+def test_a_client_that_goes_away_ends_its_own_program_and_no_other(
+    reach: Reach, service: Service, session: str
+) -> None:
+    client = reach(service.url)
+    client.run("import os, time\nos.mkfifo('wait')", session=session)
+    left = "(read line < wait; echo $line > heard) > /dev/null 2>&1 & echo left"
+    answer = client.post("/execute", {"request": {"cmd": left}, "sessionId": session})
+    assert answer.json()["stdout"] == "left\n"
+    code = "import os, time\nif os.fork(): print('up', flush=True)\ntime.sleep(3600)\nopen('outlived', 'w')"
+    message = {"type": "execute", "request": {"code": code, "runtime": "python"}, "sessionId": session}
+    with connect(client.socket_url, additional_headers=client.headers) as socket:
+        socket.send(json.dumps(message))
+        assert json.loads(socket.recv(STUCK_S)) == {"type": "stdout", "data": "up\n"}
+    told = client.run("open('wait', 'w').write('still here\\n')", session=session, timeoutMs=20_000)
+    assert told["exitCode"] == 0
+    look = "import os, time\nwhile not (os.path.exists('heard') and open('heard').read()): time.sleep(0.01)\n"
+    reply = client.run(look + "print(open('heard').read())", session=session, timeoutMs=20_000)
+    assert reply["stdout"] == "still here\n\n"
+
+
 @pytest.fixture(scope="module")
 def keyed(as_root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service of this dialect alone, with two keys."""

@@ -165,6 +165,25 @@ async def test_a_kill_in_a_kept_sandbox_ends_every_process_and_keeps_the_files(g
 
 
 @on_every_tier
+async def test_a_program_that_nobody_waits_for_is_killed_alone(ground: Ground) -> None:
+    sandbox = await ground.keep()
+    await ground.run_in(sandbox, "set", lasting=True)
+    along, killed = [await ground.join(sandbox) for _ in range(2)]
+    others = await ground.begin_in(along, "forever", Recorder())
+    running = await ground.begin_in(killed, "forever", Recorder())
+    killed.kill(Outcome.SIGNALLED)
+    end = await running
+    assert (end.outcome, end.signal, end.alive) == (Outcome.SIGNALLED, 9, False)
+    await sandbox.cleared()
+    await killed.close()
+    assert not others.done()
+    assert await has_state(ground, sandbox)
+    along.kill(Outcome.TIMED_OUT)
+    assert (await others).outcome is Outcome.TIMED_OUT
+    await sandbox.close()
+
+
+@on_every_tier
 async def test_a_kill_of_a_lasting_process_that_rests_does_nothing(ground: Ground) -> None:
     sandbox = await ground.keep()
     await ground.run_in(sandbox, "set", lasting=True)

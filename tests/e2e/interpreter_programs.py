@@ -346,6 +346,40 @@ _add(
 _add("interactive helpers of site", "print(help, copyright, credits, license)\n")
 _add("breakpoint without a terminal", "breakpoint()\n")
 _add(
+    "a tracer that stays on",
+    "import sys\ndef t(f, *a):\n    if f.f_code.co_filename == __file__: print(f.f_code.co_name, a[0])\n    return t\ndef g(): pass\nsys.settrace(t)\ng()\n",
+)
+_add(
+    "an exception under a tracer",
+    "import sys\ndef t(f, *a):\n    if f.f_code.co_filename == __file__: print(f.f_code.co_name, f.f_lineno, a[0])\n    return t\ndef g(): 1 / 0\nsys.settrace(t)\nsys._getframe().f_trace = t\ng()\n",
+)
+_add(
+    "an exception under a profiler",
+    "import sys\ndef p(f, *a): seen.append((f.f_code.co_name, a[0]))\nseen = []\ndef g(): len('a'); 1 / 0\nsys.setprofile(p)\ntry: g()\nfinally:\n    sys.setprofile(None)\n    print(seen)\n",
+)
+_add(
+    "a profiler that stays on",
+    "import sys\ndef p(f, *a):\n    if f.f_code.co_filename == __file__: print(f.f_code.co_name, a[0])\nsys.setprofile(p)\nlen('a')\n",
+)
+_add(
+    "a profile",
+    "import cProfile, pstats\ndef f(): return [len('a') for _ in range(3)]\np = cProfile.Profile()\np.runcall(f)\nprint(sorted((k[2], v[0]) for k, v in pstats.Stats(p).stats.items()))\n",
+)
+_add(
+    "a tracer sees what is done at exit",
+    "import atexit, sys\ndef bye(): pass\natexit.register(bye)\nseen = []\natexit.register(lambda: print([n for n in seen if n == 'bye']))\natexit.register(bye)\nsys.settrace(lambda f, *a: seen.append(f.f_code.co_name))\n",
+)
+_add(
+    "a tracer and a hook of exceptions",
+    "import sys\ndef hook(*a): print('hook', a[0].__name__, seen)\nsys.excepthook = hook\nseen = []\nsys.settrace(lambda f, *a: seen.append(f.f_code.co_name))\n1 / 0\n",
+)
+_add("code that is traced line by line", "import trace\ntrace.Trace(count=0, trace=1).run('x = 1')\n")
+if sys.version_info >= (3, 12):
+    _add(
+        "monitoring",
+        "import sys\nm = sys.monitoring\nm.use_tool_id(1, 'own')\nfor e in (m.events.RAISE, m.events.PY_UNWIND, m.events.PY_START, m.events.EXCEPTION_HANDLED):\n    m.register_callback(1, e, lambda c, *a: c.co_filename == __file__ and print(c.co_name))\nm.set_events(1, m.events.RAISE | m.events.PY_UNWIND | m.events.PY_START | m.events.EXCEPTION_HANDLED)\ndef g(): 1 / 0\ntry: g()\nexcept ZeroDivisionError: pass\ng()\n",
+    )
+_add(
     "code of modules loaded before",
     "import json, io, os\nprint(json.__file__, io.__file__, os.__file__, json.loads.__code__.co_filename)\n",
 )

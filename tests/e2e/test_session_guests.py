@@ -10,6 +10,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,13 @@ MANY = {
     "bash": "head -c 3000000 /dev/zero | tr '\\0' x; echo",
 }
 UNICODE = {"python": "print('é€𝄞')", "node": "console.log('é€𝄞')", "bash": "echo 'é€𝄞'"}
+SPINNING = """import asyncio
+def spin():
+    print('go', flush=True)
+    while True: pass
+asyncio.get_running_loop().call_soon(spin)
+await asyncio.sleep(1000)
+"""
 EXITS = {"python": "import os; os._exit(3)", "node": "process.exit(3)", "bash": "exit 3"}
 
 
@@ -198,6 +206,19 @@ def test_a_traceback_shows_the_lines_of_every_step_and_no_frame_of_ours(python: 
     assert '  File "<step-1>", line 2, in divide\n    return a / b\n' in ran.stderr.decode()
 
 
+# Before 3.12 a profiler is told when functions of ours return.
+@pytest.mark.parametrize("kind", ["settrace", "setprofile"] if sys.version_info >= (3, 12) else ["settrace"])
+def test_a_tracer_lasts_and_sees_no_frame_of_ours(python: Guest, kind: str) -> None:
+    python.run(f"import sys\nseen = []\nsys.{kind}(lambda f, *a: seen.append(f.f_code.co_filename))")
+    ran = python.run("def f(): pass\nf()\n1 / 0", rich=True)
+    assert ran.status == 1
+    assert ran.stderr.endswith(b"ZeroDivisionError: division by zero\n")
+    ran = python.run(
+        f"sys.{kind}(None)\nprint('<step-2>' in seen, [n for n in seen if 'sandfork' in n or '/fd/' in n])"
+    )
+    assert ran.stdout == b"True []\n"
+
+
 def test_no_frame_of_ours_is_on_the_stack(python: Guest) -> None:
     ran = python.run("import traceback; print(len(traceback.extract_stack()))")
     assert ran.stdout == b"1\n"
@@ -242,10 +263,11 @@ def test_an_interrupt_during_an_await_is_told_where_it_waited(python: Guest) -> 
     [
         "import asyncio\nawait asyncio.sleep(0.01)\nprint('go', flush=True)\nwhile True: pass",
         "import asyncio\nprint('go', flush=True)\nwhile True: await asyncio.sleep(0)",
+        SPINNING,
         "print('go', flush=True)\nimport re; re.match('(a+)+$', 'a' * 60 + 'b')",
         "import threading\nprint('go', flush=True)\nthreading.Event().wait()",
     ],
-    ids=["after an await", "a loop of awaits", "a pattern", "a lock"],
+    ids=["after an await", "a loop of awaits", "a callback", "a pattern", "a lock"],
 )
 def test_python_heeds_an_interrupt_in_awaits_patterns_and_locks(python: Guest, code: str) -> None:
     python.run("x = 41; file = open('/dev/null')")

@@ -109,6 +109,87 @@ def test_a_limit_kill_ends_every_process_and_keeps_the_files() -> None:
     with_sandbox(check)
 
 
+#: How many there are: /proc hides what was forked and has exec'd nothing.
+COUNT = """
+import os
+found = 0
+for pid in range(2, 1 << 16):
+    try:
+        os.getsid(pid)
+        found += 1
+    except ProcessLookupError:
+        pass
+print(found)
+"""
+FAMILY = """
+import os, signal
+def child(leave):
+    if os.fork():
+        return
+    if leave:
+        os.setsid()
+    os.write(1, b"up\\n")
+    signal.pause()
+child(False)
+if not os.fork():  # an orphan of the same session
+    child(False)
+    os._exit(0)
+child(True)  # of a session of its own, whose parent is there
+if not os.fork():  # of neither: nothing tells whose it is
+    os.setsid()
+    child(False)
+    os._exit(0)
+signal.pause()
+"""
+
+
+def test_a_program_is_killed_with_all_that_belongs_to_it_and_nothing_else() -> None:
+    async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
+        template = await tier.template("python")
+        others, tapes = [await template.join(sandbox) for _ in range(2)], [Tape(), Tape()]
+        waiting = "print('begun', flush=True)\nimport time\ntime.sleep(3600)"
+        running = [
+            asyncio.create_task(guest.exec(make_step(waiting), LIMITS, tape))
+            for guest, tape in zip(others, tapes, strict=True)
+        ]
+        for tape in tapes:
+            await tape.until(b"begun")
+        guest, tape = await template.join(sandbox), Tape()
+        killed = asyncio.create_task(guest.exec(make_step(FAMILY), LIMITS, tape))
+        await tape.until(b"up\nup\nup\nup\n")
+        guest.kill(Outcome.SIGNALLED)
+        assert (await killed).outcome is Outcome.SIGNALLED
+        await asyncio.gather(sandbox.cleared(), guest.close())
+        assert not any(each.done() for each in running)
+        # Two others, one that left, who counts, and the sandbox's first process.
+        assert await run_in(sandbox, tier, COUNT) == (0, b"5\n")
+        others[0].kill(Outcome.TIMED_OUT)
+        await asyncio.gather(*running)
+
+    with_sandbox(check)
+
+
+def test_a_fork_bomb_is_killed_alone() -> None:
+    async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
+        template = await tier.template("python")
+        other, bomb, tape = await template.join(sandbox), await template.join(sandbox), Tape()
+        waiting = "print('begun', flush=True)\nimport time\ntime.sleep(3600)"
+        running = asyncio.create_task(other.exec(make_step(waiting), LIMITS, tape))
+        await tape.until(b"begun")
+        code = "import os\nos.write(1, b'begun')\nwhile True:\n try: os.fork()\n except OSError: pass"
+        exploding = asyncio.create_task(bomb.exec(make_step(code), LIMITS, tape := Tape()))
+        await tape.until(b"begun")
+        bomb.kill(Outcome.SIGNALLED)
+        await exploding
+        await asyncio.gather(sandbox.cleared(), bomb.close())
+        assert not running.done()
+        assert await run_in(sandbox, tier, COUNT) == (0, b"3\n")
+        other.kill(Outcome.SIGNALLED)
+        assert (await running).outcome is Outcome.SIGNALLED
+
+    with_sandbox(check)
+
+
 def test_a_process_that_is_killed_and_closed_at_once_keeps_nobody_waiting() -> None:
     async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
         template = await tier.template("python")
@@ -183,7 +264,7 @@ def test_stdin_can_be_kept_open_and_fed() -> None:
     with_sandbox(check)
 
 
-def test_a_terminal_is_the_controlling_one_and_knows_its_size(host_only: None) -> None:
+def test_a_terminal_is_the_controlling_one_and_knows_its_size() -> None:
     async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
         template = await tier.template("command")
         guest = await template.join(sandbox, terminal=(100, 30))
@@ -203,7 +284,7 @@ def test_a_terminal_is_the_controlling_one_and_knows_its_size(host_only: None) -
         step = make_step("", "command")
         step = type(step)(("/bin/bash", "--norc", "-i"), None, None)
         running = asyncio.create_task(guest.exec(step, LIMITS, tape := Tape()))
-        await guest.feed(b"sh -c 'echo on$((40+2)); exec sleep 3600'\n")
+        await guest.feed(b"bash -c 'echo on$((40+2)); exec sleep 3600'\n")
         await tape.until(b"on42")
         await guest.feed(b"\x03")
         await guest.feed(b"echo still $((40+2)); exit 5\n")

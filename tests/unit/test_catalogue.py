@@ -260,6 +260,21 @@ def test_no_language_shipped_names_a_machine_or_a_version_of_gcc_in_a_path() -> 
         assert not paths, language.name
 
 
+@pytest.mark.parametrize(
+    ("name", "spellings"),
+    [
+        ("node", "nodejs javascript"), ("typescript", "ts"), ("csharp", "dotnet"), ("nasm", "asm"), ("bash", "bash"),
+        ("postgresql", "postgres"), ("mysql", "mariadb"), ("bun", "bun"), ("deno", "deno"), ("lisp", "lisp"),
+        ("scheme", "scheme"), ("r", "r"), ("octave", "octave"), ("cobol", "cobol"), ("crystal", "crystal"), ("d", "d"),
+    ],
+)  # fmt: skip
+def test_a_language_is_found_by_the_names_that_other_services_give_it(name: str, spellings: str) -> None:
+    for spelling in spellings.split():
+        found = Catalogue.load().find(spelling)
+        assert found is not None, spelling
+        assert found.name == name
+
+
 def test_a_language_that_a_shell_starts_names_what_it_needs() -> None:
     for language in Catalogue.load().languages():
         firsts = [language.argv[0]] + ([language.compile.argv[0]] if language.compile else [])

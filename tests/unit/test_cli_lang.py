@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 from typer.testing import CliRunner
 
 from sandfork.cli import app
 from sandfork.config.schema import Config, Images, Languages
+from sandfork.engine.engine import Engine
 from sandfork.images.archive import Bounds
 from sandfork.images.making import import_stream
 from sandfork.languages.catalogue import Catalogue, Language
-from sandfork.languages.language import CompileSpec, Packages
+from sandfork.languages.language import Check, CompileSpec, Packages
 from sandfork.serve_caches import cache_key, cache_store
 from sandfork.serve_engine import load_catalogue
 from sandfork.serve_install import PREFIX, InstallCommand, commands_for, run_command
 from sandfork.serve_pages import proof_page, proof_rows
 from sandfork.serve_proofs import Proof
 from sandfork.serve_refusal import Refused
-from sandfork.serve_speed import Speed
+from sandfork.serve_speed import Speed, measure
 from tests.support.warm import TEXT as WARM
 from tests.support.warm import cache_tar
 
@@ -162,6 +165,32 @@ def test_proofs_are_shown_with_times_where_there_are_any() -> None:
     assert proof_rows(timed)[2][4:] == ("50", "52.5", "1.05x", "2", "0.04x")
     assert proof_rows(timed)[1][4:] == ("",) * 5
     assert "| c | 12.2.0 | compile, exec | 8/8 | 50 | 52.5 | 1.05x | 2 | 0.04x |" in proof_page(timed)
+
+
+def test_a_program_that_cannot_be_timed_is_a_problem_and_no_check_that_failed() -> None:
+    c = Catalogue.load().find("c")
+    assert c is not None
+    assert Proof(c, "", (("time", "no sandboxes"),)).passed == len(c.checks)
+
+
+class ResizedEngine:
+    """What is asked of an engine before the first sandbox is timed."""
+
+    def __init__(self) -> None:
+        self.targets: dict[str, int] = {}
+
+    def resize(self, key: str, target: int) -> None:
+        """Note it."""
+        self.targets[key] = target
+
+
+def test_a_toolchain_that_does_not_run_bare_has_no_times_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    fails = ("/bin/sh", "-c", "echo no such user >&2; exit 3", "{file}")
+    engine = ResizedEngine()
+    made = Language("zog", (), ".zog", "main.zog", fails, checks=(Check("hello", "1"),))
+    assert asyncio.run(measure(cast(Engine, engine), made, 3)) is None
+    assert "zog: its bare toolchain does not run: no such user" in caplog.text
+    assert engine.targets == {"command": 0}
 
 
 def test_a_language_that_is_not_there_says_what_would_install_it() -> None:

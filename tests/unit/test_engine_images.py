@@ -116,6 +116,19 @@ async def test_an_image_can_be_made_of_a_language_that_is_not_on_offer() -> None
         desk.snapshot("", "lua", 64, 1)
 
 
+async def test_of_what_could_not_be_made_only_the_last_are_told() -> None:
+    """Else a caller could have the server remember names without end."""
+    images = MemoryImages()
+    images.failure = SnapshotConflict("no")
+    desk = images.desk(execute, ImageBounds(failed=3))
+    names = ("python", "node", "bash", "sh", "awk")
+    for name in names:
+        desk.build(name, 1024)
+        assert (await desk.settled(Kind.ROOTFS, name)).making.status is Status.FAILED
+    assert {state.name for state in await desk.list(Kind.ROOTFS)} == set(names[-3:])
+    await desk.close()
+
+
 def test_a_request_runs_in_its_snapshots_template_under_its_limits() -> None:
     asked = kept().recall().apply(named("warm", program=Snippet("py", "1")))
     assert (asked.template, asked.program) == ("python", Snippet("python", "1"))

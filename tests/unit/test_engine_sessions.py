@@ -407,6 +407,20 @@ async def test_a_client_that_goes_away_is_outlived_by_what_heeds_no_interrupt_fo
 
 
 @in_virtual_time
+async def test_a_fresh_program_whose_client_goes_away_is_killed_and_all_state_stays() -> None:
+    async with rig() as it:
+        await it.step("set x one")
+        going = begin(it, "write f made\nsleep 100", FRESH)
+        await asyncio.sleep(1)
+        began = virtual_loop().time()
+        going.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await going
+        assert said(await it.step("get x\ncat f")) == (0, b"one\nmade")
+        assert virtual_loop().time() - began < SETTINGS.interrupt_grace_s
+
+
+@in_virtual_time
 async def test_a_client_that_goes_away_before_its_turn_has_nothing_run() -> None:
     async with rig(ONE_AT_A_TIME) as it:
         await it.step("set x one")

@@ -76,6 +76,19 @@ def test_an_oci_layout_is_one_tree_of_its_layers(packed: object, store: Store, t
     assert imported(store, tmp_path / "layout.tar") == wanted
 
 
+def test_what_lost_its_set_uid_bit_is_told(store: Store, tmp_path: Path) -> None:
+    lower = tar_of([member("bin/su", b"1", mode=0o4755), member("bin/gone", b"1", mode=0o4755), member("bin/ls", b"1")])
+    upper = tar_of([member("bin/.wh.gone"), member("bin/wall\n", b"1", mode=0o2755), member("plain", b"1")])
+    again = tar_of([member("bin/su", b"2", mode=0o755)])
+    one = import_image(store, "one", (), docker_save(tmp_path / "1", [lower, upper]), BOUNDS, ignore_progress)
+    assert one.set_id == ("bin/su", "bin/wall\\n")
+    other = import_image(store, "other", (), docker_save(tmp_path / "2", [lower, again]), BOUNDS, ignore_progress)
+    assert other.set_id == ("bin/gone",)
+    tree = import_directory(store, "tree", (), small_tree(tmp_path / "tree"), BOUNDS, ignore_progress)
+    assert (tree.set_id, store.get("tree").set_id) == (("usr/bin/same",), ("usr/bin/same",))
+    assert all(path.lstat().st_mode & 0o6000 == 0 for path in store.tree(tree).rglob("*"))
+
+
 def test_what_docker_saves_is_one_tree_of_its_layers(store: Store, tmp_path: Path) -> None:
     assert imported(store, docker_save(tmp_path / "saved.tar", [LOWER, UPPER])) == {
         "etc/kept": "1",

@@ -38,13 +38,17 @@ VERSION_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class ImageBounds:
-    """The most that callers may ask for; `rootfs` says whether they may have images made and removed at all."""
+    """The most that callers may ask for; `rootfs` says whether they may have images made and removed at all.
+
+    Of what could not be made the last `failed` are told.
+    """
 
     size_mb: int = 16_384
     mem_mb: int = 2048
     vcpus: int = 1
     snapshots: int = 256
     under_way: int = 16
+    failed: int = 64
     rootfs: bool = True
 
 
@@ -246,6 +250,9 @@ class ImageDesk:
     def _fail(self, job: _Job, why: str) -> None:
         log.warning("could not make %s: %s", job.state.name, why)
         job.state = replace(job.state, making=Making(Status.FAILED, job.state.making.percent, why))
+        failed = [key for key, each in self._jobs.items() if each.state.making.status is Status.FAILED]
+        for key in failed[: -self._bounds.failed]:
+            del self._jobs[key]
 
     async def _version(self, language: Language, mem_mb: int) -> str:
         """Run what tells the toolchain's version, as a program under the snapshot's own memory; it must end well."""

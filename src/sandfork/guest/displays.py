@@ -110,9 +110,9 @@ def run_code(source: bytes, path: str, main: types.ModuleType) -> BaseException 
     try:
         if zygote.plain.reads_as_text(source):
             body, last = split(source, path, 0)
-            exec(body, main.__dict__)
+            zygote.plain.call(exec, body, main.__dict__)
             if last is not None:
-                show_result(eval(last, main.__dict__))
+                show_result(zygote.plain.call(eval, last, main.__dict__))
         else:
             zygote.plain.run_file(path, main)
     except BaseException as raised:

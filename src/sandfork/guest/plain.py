@@ -35,12 +35,44 @@ OUR_FILES = ("/proc/self/fd/6", "<sandfork plain>", "<sandfork session>", "<sand
 LAST_PRELOADED = ""  # the last name in sys.modules before a program runs; the zygote sets it
 
 
+native: Any = globals()["native"]  # zygote.so, without letting other threads run
+
 UNSEEN: dict[str, types.ModuleType] = {}  # modules that are imported, and that programs find not imported
 
 # CPython's small objects (obmalloc.c, 3.10 to 3.14): pools of objects of one size, each behind a head.
 SIZES, POOL_BYTES, POOL_HEAD_BYTES = range(16, 513, 16), 1 << 14, 48
 MOST_GAPS = 8192  # of a size
 FILLERS: list[object] = []
+
+
+# What native/traced.h calls, in its order. Before 3.12 a tracer passes over frames that it cannot see by itself.
+UNTRACED = sys.version_info >= (3, 12)
+API = ("PyThreadState_Get", "PyThreadState_EnterTracing", "PyThreadState_LeaveTracing", "PyObject_Call")
+if UNTRACED:
+    FUNCTIONS = [getattr(ctypes.pythonapi, name) for name in (*API, "PyErr_GetRaisedException")]
+    TABLE = (ctypes.c_void_p * len(FUNCTIONS))(*(ctypes.cast(each, ctypes.c_void_p).value for each in FUNCTIONS))
+    RAISED = ctypes.c_int()
+    call_traced = native.sandfork_call_traced
+    call_traced.argtypes = ctypes.c_void_p, ctypes.py_object, ctypes.py_object, ctypes.c_void_p
+    call_traced.restype = ctypes.py_object
+
+
+def call(function: Callable[..., Any], *args: Any) -> Any:
+    """Call what belongs to the program: with its tracers, which must not follow into our own frames."""
+    if not UNTRACED:
+        return function(*args)
+    result = call_traced(TABLE, function, args, ctypes.byref(RAISED))
+    if RAISED.value:
+        raise result
+    return result
+
+
+def thread_state() -> int:
+    """Return the address of this thread's state."""
+    get_state = ctypes.pythonapi.PyThreadState_Get
+    get_state.restype = ctypes.c_void_p
+    address: int = get_state()
+    return address
 
 
 def reads_as_text(source: bytes) -> bool:
@@ -59,7 +91,7 @@ def run_file(path: str, main: types.ModuleType) -> None:
     run = ctypes.pythonapi.PyRun_FileExFlags
     run.restype, names = ctypes.py_object, ctypes.py_object(main.__dict__)
     file = ctypes.c_void_p(libc.fopen(os.fsencode(path), b"rb"))
-    run(file, os.fsencode(path), 257, names, names, 1, None)  # 257: Py_file_input
+    call(run, file, os.fsencode(path), 257, names, names, 1, None)  # 257: Py_file_input
 
 
 def tell(text: str) -> None:
@@ -89,7 +121,7 @@ def show_exception(error: BaseException) -> int:
         DISPLAY(type(error), error, trace)
         return 1
     try:
-        hook(type(error), error, trace)
+        call(hook, type(error), error, trace)
         return 1
     except BaseException as raised:
         failure = raised
@@ -131,7 +163,7 @@ def status_of(error: BaseException | None) -> int:
 def shut_down(status: int) -> int:
     """What the interpreter does at its end: join threads, run exit handlers, let go. Returns the status."""
     join_threads()
-    atexit._run_exitfuncs()
+    call(atexit._run_exitfuncs)
     drop_traceback()
     return let_go(status)
 
@@ -148,7 +180,7 @@ def join_threads() -> None:
     """Wait for the program's threads."""
     if len(threading._active) > 1 or threading._threading_atexits:  # type: ignore[attr-defined]
         try:
-            threading._shutdown()  # type: ignore[attr-defined]
+            call(threading._shutdown)  # type: ignore[attr-defined]
         except BaseException as error:
             show_exception(error)
 
@@ -245,8 +277,9 @@ def hide_frames(below: types.CodeType, scope: dict[str, Any], later: Iterable[ty
     """Have nothing that walks the stack see the frames of our own, which lie below the program's.
 
     SAFETY: CPython (3.11 to 3.14) passes over frames that have not reached their code's first traceable instruction.
-    That number is set beyond the code's end, and only if it is found at its place in code where its value is known.
-    `scope` holds the functions of the zygote, `below` is the code that called them first, `later` are modules to come.
+    That number is set beyond the code's end, or to its last, and only if it is found at its place in code where its
+    value is known. `scope` holds what the zygote is made of, `below` is the code that called them first, `later` are
+    modules to come.
     """
     for cells in range(4):
         names = ", ".join(f"n{i}" for i in range(cells))
@@ -254,9 +287,12 @@ def hide_frames(below: types.CodeType, scope: dict[str, Any], later: Iterable[ty
         exec(f"def f({names}):\n return lambda: ({names})", made)
         if traceable(made["f"].__code__).value != cells:
             return
-    ours = [each.__code__ for each in (*scope.values(), *globals().values()) if isinstance(each, types.FunctionType)]
+    made_here = [*scope.values(), *globals().values()]
+    made_here += [each for kind in made_here if isinstance(kind, type) for each in vars(kind).values()]
+    ours = [each.__code__ for each in made_here if isinstance(each, types.FunctionType)]
     for code in (below, *ours, *(each for module in later for each in functions_in(module))):
-        traceable(code).value = 1 << 24
+        # 3.12 would look for ever for where to trace a code in which there is no place at all.
+        traceable(code).value = len(code.co_code) // 2 - 1 if sys.version_info[:2] == (3, 12) else 1 << 24
 
 
 def find_depth() -> tuple[ctypes.Array[ctypes.c_int], int]:
@@ -265,9 +301,7 @@ def find_depth() -> tuple[ctypes.Array[ctypes.c_int], int]:
     SAFETY: a view of the interpreter's memory. The count lies before the limit, which is found by setting one that no
     other of the state's ints holds.
     """
-    get_state = ctypes.pythonapi.PyThreadState_Get
-    get_state.restype = ctypes.c_void_p
-    state = (ctypes.c_int * 32).from_address(get_state())
+    state = (ctypes.c_int * 32).from_address(thread_state())
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(7919)
     places = [at for at, value in enumerate(state) if value == 7919]
@@ -309,3 +343,7 @@ def fill_gaps() -> None:
             if row == 4:
                 del FILLERS[-row:]
                 break
+
+
+if UNTRACED:  # what this thread does outside of `call`
+    ctypes.pythonapi.PyThreadState_EnterTracing(ctypes.c_void_p(thread_state()))

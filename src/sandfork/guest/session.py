@@ -32,6 +32,7 @@ ALLOW_AWAIT = 0x2000  # ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, without importing ast
 IS_COROUTINE = 0x80  # inspect.CO_COROUTINE
 INTERRUPTED = 130
 STEP_NAME = "<step-"
+MACHINERY = "asyncio", "selectors"  # what the event loop is made of
 
 
 class Signals:
@@ -89,10 +90,11 @@ class Loop:
         task = self.loop.create_task(coroutine)
         before = signal.getsignal(signal.SIGINT)
         if before is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self.interrupter(asyncio, task))
+            signal.signal(signal.SIGINT, self.interrupter(task))
         self.interrupted = False
         try:
-            return self.loop.run_until_complete(task)
+            value: object = zygote.plain.call(self.loop.run_until_complete, task)
+            return value
         except asyncio.CancelledError as error:
             if not self.interrupted:
                 raise
@@ -107,17 +109,29 @@ class Loop:
                 signal.signal(signal.SIGINT, before)
         raise KeyboardInterrupt().with_traceback(cancelled.__traceback__)
 
-    def interrupter(self, asyncio: Any, task: Any) -> Callable[[int, types.FrameType | None], None]:
-        """Return a handler of SIGINT: it interrupts code that runs, and cancels `task` while everything waits."""
+    def interrupter(self, task: Any) -> Callable[[int, types.FrameType | None], None]:
+        """Return a handler of SIGINT: it interrupts code of the program's, else it cancels `task`.
+
+        An exception in the event loop's own code could leave a task that no event ever comes to.
+        """
 
         def interrupt(number: int, frame: types.FrameType | None) -> None:
-            if asyncio.current_task(self.loop) is not None:
+            if is_above(MACHINERY, frame):
                 raise KeyboardInterrupt
             self.interrupted = True
             task.cancel()
             self.loop.call_soon_threadsafe(int)  # wakes it
 
         return interrupt
+
+
+def is_above(machinery: tuple[str, ...], frame: types.FrameType | None) -> bool:
+    """Tell whether anything on the stack down to ours is not of these packages."""
+    while frame is not None and frame.f_code.co_filename not in zygote.plain.OUR_FILES:
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in machinery:
+            return True
+        frame = frame.f_back
+    return False
 
 
 class Session:
@@ -208,7 +222,7 @@ class Session:
 
     def evaluate(self, code: types.CodeType) -> object:
         """Run code in __main__ and return its value; what awaits runs on the event loop."""
-        value: object = eval(code, self.main.__dict__)
+        value: object = zygote.plain.call(eval, code, self.main.__dict__)
         return self.loop.run(value) if code.co_flags & IS_COROUTINE else value
 
     def tell(self, error: BaseException | None) -> int:

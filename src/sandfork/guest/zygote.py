@@ -76,7 +76,7 @@ RUN = (ctypes.c_char * 16376).from_address(short_run())
 # Kept from programs, which may put something else in their places.
 leave, getpid, kill, set_signal = os._exit, os.getpid, os.kill, _signal.signal
 
-plain = load(read(PLAIN, "plain"))
+plain = load(read(PLAIN, "plain"), native=native)
 LATER: dict[str, Any] = {}  # modules for the children that are asked for what is in there
 CODES: list[types.CodeType] = []  # of those; kept, for letting go of one writes to all that it names
 
@@ -146,7 +146,7 @@ def run_code(source: bytes, path: str, main: types.ModuleType) -> BaseException 
     """Compile and execute; return what was raised."""
     try:
         if plain.reads_as_text(source):
-            exec(compile(source, path, "exec", dont_inherit=True), main.__dict__)
+            plain.call(exec, compile(source, path, "exec", dont_inherit=True), main.__dict__)
         else:
             plain.run_file(path, main)
     except BaseException as error:

@@ -18,7 +18,7 @@ from sandfork.images.building import (
     installed_packages,
     what_a_build_lacks,
 )
-from sandfork.images.manifest import Manifest, Package, Source, check_name
+from sandfork.images.manifest import SET_ID_MAX, Manifest, Package, Source, check_name
 from sandfork.images.oci import import_oci
 from sandfork.images.packing import pack
 from sandfork.images.sbom import digest_of, spdx
@@ -49,8 +49,9 @@ def import_image(
     check_name(name)
     with store.work(name) as work, _told(export):
         (work / "tree").mkdir()
-        import_oci(export, work, work / "tree", bounds, tell)
-        return _publish(store, work, name, languages, Source("oci", origin=(export.name,)), (), bounds, tell)
+        set_id = import_oci(export, work, work / "tree", bounds, tell)
+        source = Source("oci", origin=(export.name,))
+        return _publish(store, work, name, languages, source, (), bounds, tell, set_id=set_id)
 
 
 def import_directory(
@@ -108,6 +109,7 @@ def _publish(
     bounds: Bounds,
     tell: Tell,
     since: float | None = None,
+    set_id: Sequence[str] = (),
 ) -> Manifest:
     tree = (work / "tree").resolve()
     packed = pack(tree, work / "made", bounds, _share(tell, 70.0, 85.0), written_since=since, epoch=EPOCH)
@@ -115,7 +117,7 @@ def _publish(
     bill = spdx(name, packed.digest, distribution_of(tree), "2000-01-01T00:00:00Z", packages) if packages else b""
     manifest = Manifest(
         name, tuple(languages), packed.digest, packed.size, packed.tree_bytes, created, source, packages,
-        digest_of(bill) if bill else "",
+        digest_of(bill) if bill else "", tuple(ascii(each)[1:-1] for each in (*set_id, *packed.set_id))[:SET_ID_MAX],
     )  # fmt: skip
     return store.adopt(manifest, work / "made", bill, bounds=bounds, tell=_share(tell, 85.0, 100.0))
 

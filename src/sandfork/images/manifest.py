@@ -12,6 +12,7 @@ from sandfork.errors import ImageCorrupt, InvalidRequest
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*([.+][a-z0-9_-]+)*")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _MAX_NAME = 64
+SET_ID_MAX = 100
 
 
 class Package(msgspec.Struct, frozen=True):
@@ -41,7 +42,8 @@ class Manifest(msgspec.Struct, frozen=True):
 
     `digest` ("sha256:" and 64 hexadecimal digits) and `size` (bytes) are of the blob, a tar compressed with zstd;
     `tree_bytes` is what its files hold. `created` is RFC 3339 in UTC. `sbom` is the digest of the bill of materials, an
-    SPDX 2.3 document in JSON, or empty. `languages` are the names of those that can run on it.
+    SPDX 2.3 document in JSON, or empty. `languages` are the names of those that can run on it. `set_id` names files
+    that had set-uid or set-gid bits where they came from, the first SET_ID_MAX of them: an image has none.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Manifest(msgspec.Struct, frozen=True):
     source: Source
     packages: tuple[Package, ...] = ()
     sbom: str = ""
+    set_id: tuple[str, ...] = ()
 
 
 def check_name(name: str) -> str:
@@ -87,7 +90,7 @@ def decode_manifest(raw: bytes) -> Manifest:
     hex_of(manifest.digest)
     if manifest.sbom:
         hex_of(manifest.sbom)
-    if not all(text.isprintable() for text in (manifest.created, *manifest.languages)):
+    if not all(text.isprintable() for text in (manifest.created, *manifest.languages, *manifest.set_id)):
         raise ImageCorrupt("this is no manifest of an image: it has control characters, and would be shown")
     if min(manifest.size, manifest.tree_bytes) < 0:
         raise ImageCorrupt("this is no manifest of an image: a size is negative")

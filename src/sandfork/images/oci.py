@@ -73,8 +73,10 @@ class _Gunzip:
                 return data
 
 
-def import_oci(export: Path, work: Path, tree: Path, bounds: Bounds, tell: Tell) -> None:
+def import_oci(export: Path, work: Path, tree: Path, bounds: Bounds, tell: Tell) -> Sequence[str]:
     """Make the root file system of an export at `tree`, an empty directory; `work` is for what a tar has in it.
+
+    Return the files of it that had set-uid or set-gid bits.
 
     *Raises* ArchiveRefused, OSError.
     """
@@ -99,6 +101,7 @@ def import_oci(export: Path, work: Path, tree: Path, bounds: Bounds, tell: Tell)
                     pass
                 if digest and hashed.hexdigest() != digest:
                     raise ArchiveRefused(f"layer {path} has another digest than the image's manifest says")
+        return sorted(os.fsdecode(each) for each in writer.set_id if os.path.lexists(tree / os.fsdecode(each)))
 
 
 def _layers(directory: Path) -> Sequence[tuple[str, str]]:

@@ -21,6 +21,7 @@ from sandfork.errors import ArchiveRefused
 from sandfork.images.archive import Bounds, Tell
 from sandfork.images.growth import too_large
 
+SET_ID = stat.S_ISUID | stat.S_ISGID
 _OWN_OF_A_SANDBOX = (b"dev", b"proc", b"sys", b"run", b"tmp")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LEVEL = 3
@@ -29,11 +30,15 @@ _TELL_EVERY_BYTES = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A blob that was written: its digest and size in bytes, and what the files in it hold."""
+    """A blob that was written: its digest and size in bytes, and what the files in it hold.
+
+    `set_id` names the files that had set-uid or set-gid bits, which nothing has in a blob.
+    """
 
     digest: str
     size: int
     tree_bytes: int
+    set_id: tuple[str, ...] = ()
 
 
 class _Hashed:
@@ -75,7 +80,7 @@ def pack(
                 os.close(fd)
         file.flush()
         os.fsync(file.fileno())
-    return Packed(hashed.digest(), hashed.size, packer.bytes)
+    return Packed(hashed.digest(), hashed.size, packer.bytes, tuple(packer.set_id))
 
 
 class _Packer:
@@ -87,6 +92,7 @@ class _Packer:
         self._members = 0
         self._told = 0
         self.bytes = 0
+        self.set_id: list[str] = []
 
     def pack(self, tar: tarfile.TarFile, directory: int, above: tuple[bytes, ...]) -> None:
         """Add everything below a directory."""
@@ -115,6 +121,8 @@ class _Packer:
             tar.addfile(info)
             return
         self._links[place] = os.fsencode(info.name)
+        if status.st_mode & SET_ID:
+            self.set_id.append(info.name)
         if self._since is not None and status.st_mtime >= self._since:
             info.mtime = self._epoch
         name = os.fsencode(info.name).rpartition(b"/")[2]

@@ -24,7 +24,10 @@ _WHITEOUT, _OPAQUE, _RESERVED = b".wh.", b".wh..wh..opq", b".wh..wh."
 
 
 class TreeWriter:
-    """Makes members below an open directory; `bytes_written` counts what their files hold. Owns its descriptors."""
+    """Makes members below an open directory. Owns its descriptors.
+
+    `bytes_written` counts what the files hold, `set_id` has the paths of those that came with set-uid or set-gid bits.
+    """
 
     def __init__(self, root: str) -> None:
         self._root = os.open(root, _DIRECTORY)
@@ -33,6 +36,7 @@ class TreeWriter:
         self._implied = 0
         self._may_imply = 0
         self.bytes_written = 0
+        self.set_id: set[bytes] = set()
 
     def close(self) -> None:
         """Let go of the directory."""
@@ -135,6 +139,8 @@ class TreeWriter:
         finally:
             os.close(fd)
         self.bytes_written += member.size
+        path = b"/".join(member.path)
+        (self.set_id.add if member.mode & (stat.S_ISUID | stat.S_ISGID) else self.set_id.discard)(path)
 
     def _hard_link(self, parent: int, name: bytes, member: Member) -> None:
         own = os.dup(parent)  # entering the other's directory may leave this one

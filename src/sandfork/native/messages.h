@@ -31,6 +31,7 @@ enum request_op {
     REQ_CLOSE = 6,   /* slot: kill everything in it and free it */
     REQ_RETIRE = 7,  /* id: end a zygote; its sandboxes live on */
     REQ_SIGNAL = 8,  /* slot; kind: the signal for its program and the processes of its group */
+    REQ_KILL = 9,    /* slot: kill its program and what belongs to that (kin.h), and nothing else of the sandbox */
 };
 
 struct limits {
@@ -75,6 +76,7 @@ enum event_op {
     EV_LIMITS = 6, /* slot, step, err */
     EV_CLOSED = 7, /* slot, flags: free again; err != 0: something was left in it */
     EV_WARDEN = 8, /* the warden is up */
+    EV_KILLED = 9, /* slot, err; status: how many were there, which may take a moment to be gone */
 };
 
 struct event {

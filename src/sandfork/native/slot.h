@@ -20,6 +20,7 @@ struct slot {
     int net_ns;
     int32_t cell; /* pid of the cell's init; 0: gone */
     int32_t user; /* pid of the program; 0: not yet or gone */
+    int32_t leader; /* the same, also when it is gone: of the session that it led */
     uint8_t state;
     uint8_t has_cgroup;
     uint8_t shared_net;

@@ -316,6 +316,7 @@ static inline long recv_fds(int sock, void *data, size_t len, int *fds, int *nfd
 }
 
 #define SF_SIGKILL 9
+#define SF_SIGSTOP 19
 #define SF_SIGCHLD 17
 #define SF_SIGTERM 15
 #define SF_SIGINT 2

@@ -21,6 +21,7 @@
  * The event loop never waits for a process: every step ends in a message or a signal.
  */
 #include "cell.h"
+#include "kin.h"
 #include "probe.h"
 #include "program.h"
 #include "reduced_warden.h"
@@ -419,7 +420,7 @@ static void handle_spawn(const struct request *req, const int *fds, int nfds)
     if (r < 0)
         return tell_failure(EV_SPAWN_FAILED, id, step, r);
     s->cell = (int32_t)r;
-    s->user = 0;
+    s->user = s->leader = 0;
     s->failed = 0;
     s->joins = joins;
     s->home = req->root;
@@ -540,6 +541,17 @@ static void handle_signal(uint32_t id, uint32_t number)
         SYS(kill, host.slots[id].user, number);
 }
 
+static void handle_kill(uint32_t id)
+{
+    if (id >= SLOTS_MAX)
+        return;
+    const struct slot *s = &host.slots[id];
+    /* SAFETY: only processes of the sandbox's own cgroup are looked at, and the leader is none but its program. */
+    long r = s->state == SLOT_LIVE && s->leader ? kill_kin(s->joins ? s->home : id, s->leader) : 0;
+    struct event ev = {.op = EV_KILLED, .id = id, .status = r > 0 ? (int32_t)r : 0, .err = r < 0 ? (uint32_t)-r : 0};
+    tell(&ev);
+}
+
 static long remount_work(uint32_t id, const struct limits *want)
 {
     struct slot *s = &host.slots[id];
@@ -640,6 +652,8 @@ static void handle_request(void)
         retire(req.id);
     else if (req.op == REQ_SIGNAL)
         handle_signal(req.id, req.kind);
+    else if (req.op == REQ_KILL)
+        handle_kill(req.id);
     else
         die("request op", -EPROTO);
     for (int i = 0; i < nfds; i++)
@@ -674,7 +688,7 @@ static void handle_report(const struct fork_report *rep, int32_t sender)
     } else if (rep->pid < 0) {
         spawn_failed(id, rep->step, rep->pid);
     } else {
-        s->user = sender;
+        s->user = s->leader = sender;
         if (s->state == SLOT_FORKING)
             s->state = SLOT_LIVE;
     }

@@ -5,6 +5,7 @@
  */
 #include "hugetext.h"
 #include "receive.h"
+#include "traced.h"
 #include "zygote.h"
 
 void *memcpy(void *to, const void *from, size_t n)
@@ -79,6 +80,13 @@ __attribute__((visibility("default"))) void *sandfork_short_run(void)
 __attribute__((visibility("default"))) void sandfork_release(void)
 {
     release_run();
+}
+
+/* See call_traced. */
+__attribute__((visibility("default"))) void *sandfork_call_traced(const struct interpreter *api, void *callable,
+                                                                   void *args, int *raised)
+{
+    return call_traced(api, callable, args, raised);
 }
 
 /* Say END on `fd`; `times` are when the program was ready and done, in ns. */

@@ -86,7 +86,8 @@ class Process(Protocol):
         """Kill the program now; `exec` then returns with this `outcome` and the output so far.
 
         The first outcome given stands. Before the program began it has `exec` return without running it; after the
-        end it does nothing. In a sandbox that is kept (`Sandbox.keep`) every process dies, and its files stay.
+        end it does nothing. In a sandbox that is kept (`Sandbox.keep`) every process dies, and its files stay; of a
+        program that is not lasting and SIGNALLED, only its own processes, without those that left its session.
         """
         ...
 

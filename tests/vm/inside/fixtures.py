@@ -10,8 +10,8 @@ from tests.support.process import Workbench, open_workbench
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what asks the whole service, for the guest runs the tier alone, and what only the host has."""
-    items[:] = [item for item in items if {"service", "host_only"}.isdisjoint(getattr(item, "fixturenames", ()))]
+    """Leave out what asks the whole service, for the guest runs the tier alone."""
+    items[:] = [item for item in items if "service" not in getattr(item, "fixturenames", ())]
 
 
 @pytest.fixture

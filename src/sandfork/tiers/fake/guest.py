@@ -167,11 +167,12 @@ class FakeGuest:
     # --- from outside ---
 
     def kill(self, outcome: Outcome) -> None:
-        """Kill the program, and in a sandbox that is kept every process; the first outcome given stands."""
+        """Kill the program, for most outcomes every process of a kept sandbox; the first outcome given stands."""
         if self._state in (_State.PARKED, _State.RUNNING) and self._killed is None:
             self._killed = outcome
             self._stop()
-            self.home.clear(but=self)
+            if outcome is not Outcome.SIGNALLED or (self._step is not None and self._step.lasting):
+                self.home.clear(but=self)
 
     def killed_along(self) -> None:
         """Die because another process of the sandbox was killed."""

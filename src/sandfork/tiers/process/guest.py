@@ -8,8 +8,8 @@ The answer does not wait for the process to die: END, which the program's own pr
 the exit code; EXIT, the warden's word after wait4, comes for everything that ended otherwise. What END says is the
 sandbox's claim and can harm only its own answer; limits and usage are the kernel's.
 
-A lasting process is an interpreter that rests after END and takes another step. In a sandbox that is kept, killing a
-program kills every process in it, and nothing else of it.
+A lasting process is an interpreter that rests after END and takes another step. In a sandbox that is kept, a program
+that nobody waits for any more is killed alone; any other kill takes every process in it, and nothing else of it.
 """
 
 from __future__ import annotations
@@ -317,16 +317,18 @@ class Guest:
         self._finish(outcome, None, number, self._started_ns, now)
 
     def kill(self, outcome: Outcome) -> None:
-        """Kill everything in the sandbox now; see the port."""
+        """Kill the program now, or everything in the sandbox; see the port."""
+        alone = outcome is Outcome.SIGNALLED and not self._lasting
+        kill = partial(self._home.kill_program, self, self._slot) if alone else self._home.kill_all
         if self._state == _RUNNING:
             # The figures first: with its last process the slot's cgroup is gone.
             self._finish(outcome, None, signal.SIGKILL, self._started_ns, time.monotonic_ns())
-            self._home.kill_all()
+            kill()
             self._answer.give_up_reading(outcome)
         elif self._state in (_PARKED, _STARTING):
             self._killed = outcome
             self._state = _OVER
-            self._home.kill_all()
+            kill()
             self._hang_up()
         elif self._state in (_RESTING, _OVER):
             self._answer.give_up_reading(outcome)

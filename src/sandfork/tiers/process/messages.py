@@ -34,6 +34,7 @@ class Request(IntEnum):
     CLOSE = 6
     RETIRE = 7
     SIGNAL = 8
+    KILL = 9
 
 
 class Event(IntEnum):
@@ -47,6 +48,7 @@ class Event(IntEnum):
     LIMITS = 6
     CLOSED = 7
     WARDEN = 8
+    KILLED = 9
 
 
 class Kind(IntEnum):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sandfork.errors import GuestLost, NotSupported
+from sandfork.errors import GuestLost, NotSupported, TierError
 from sandfork.model import InputFile, Limits
 from sandfork.tiers.base import Collected
 from sandfork.tiers.process.agent import AgentClient
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _CLEAR_S = 10.0
 _KILL_AGAIN_S = 0.5
+_LOOK_AGAIN_S = 0.005
+_LOG = logging.getLogger("sandfork.tier")
 
 
 class ProcessSandbox(Guest):
@@ -43,6 +46,7 @@ class ProcessSandbox(Guest):
         self.image = ""
         self._guests: set[Guest] = set()
         self._clearing: asyncio.Task[None] | None = None
+        self._dying: dict[Guest, asyncio.Task[None]] = {}
 
     @property
     def _home(self) -> ProcessSandbox:
@@ -91,10 +95,38 @@ class ProcessSandbox(Guest):
             self._clearing = self._slot.tasks.spawn(self._clear())
             self._clearing.add_done_callback(lambda task: None if task.cancelled() else task.exception())
 
+    def kill_program(self, guest: Guest, slot: Tenancy) -> None:
+        """Begin to kill one program and what belongs to it, for which `cleared` waits; all where that fails."""
+        if not self.kept:
+            self.kill_all()
+        elif guest not in self._dying:
+            self._dying[guest] = task = self._slot.tasks.spawn(self._end(guest, slot))
+            task.add_done_callback(lambda _: self._dying.pop(guest))
+
+    async def dead(self, guest: Guest) -> None:
+        """Wait until a program that is being killed is: what belongs to it is found by its process."""
+        if guest in self._dying:
+            await asyncio.wait({self._dying[guest]})
+
     async def cleared(self) -> None:
-        """Wait for a kill that is under way. *Raises* GuestLost when it failed: the sandbox is of no use any more."""
+        """Wait for kills that are under way. *Raises* GuestLost when one failed: the sandbox is of no use any more."""
+        if self._dying:
+            await asyncio.wait(self._dying.values())
         if self._clearing is not None:
             await asyncio.shield(self._clearing)
+
+    async def _end(self, guest: Guest, slot: Tenancy) -> None:
+        dying = asyncio.ensure_future(guest.gone())
+        try:
+            async with asyncio.timeout(_CLEAR_S):
+                while await slot.kill_program():  # noqa: ASYNC110  # nothing tells of the last of them
+                    await asyncio.sleep(_LOOK_AGAIN_S)
+                await dying
+        except (TierError, TimeoutError) as error:
+            _LOG.warning("everything in a sandbox is killed in the place of one program: %s", error)
+            self.kill_all()
+        finally:
+            dying.cancel()
 
     async def _clear(self) -> None:
         dying = asyncio.gather(*(guest.gone() for guest in (self, *self._guests)))
@@ -143,6 +175,7 @@ class JoinedGuest(Guest):
     async def close(self) -> None:
         """Destroy the process and wait until its slot is free."""
         try:
+            await self._home.dead(self)
             await super().close()
         finally:
             self._home.remove(self)

@@ -140,6 +140,15 @@ class Tenancy:
         if not self._closing and not self._freed.done():
             self._slots.warden.send(m.request(m.Request.SIGNAL, self.number, kind=number))
 
+    async def kill_program(self) -> int:
+        """Have the warden kill the program and what belongs to it; how many there were. *Raises* TierError."""
+        if self._closing or self._freed.done():
+            return 0
+        event = await self._slots.warden.ask(m.request(m.Request.KILL, self.number), m.Event.KILLED, self.number)
+        if event.err:
+            raise TierError(f"a program could not be killed: {os.strerror(event.err)}", errno=event.err)
+        return event.status
+
     def close(self) -> None:
         """Have the warden kill everything in the slot; once, and only while it is this sandbox's."""
         if not self._closing and not self._freed.done():
