@@ -34,18 +34,25 @@ def list_(
     only_names: Annotated[bool, typer.Option("--names", help="Print the names of installed ones only.")] = False,
 ) -> None:
     """List the languages of the catalogue and what is missing for those that are not installed."""
-    languages = _catalogue(config).languages()
+    from sandfork.serve_images import chosen_images, exists_on
+
+    loaded, languages = settings(config).config, _catalogue(config).languages()
+    images = chosen_images(loaded)
+    missing = {each.name: each.missing(exists_on(loaded, images)(each.name)) for each in languages}
     if only_names:
         for each in languages:
-            if each.installed(Rooted().has):
+            if not missing[each.name]:
                 print_plain(each.name)
         return
-    table = Table("language", "aliases", "file", "installed", "", box=None, pad_edge=False, header_style="bold")
+    table = Table(
+        "language", "aliases", "file", "installed", "image", "", box=None, pad_edge=False, header_style="bold"
+    )
     for each in languages:
-        missing = each.missing(Rooted().has)
-        state = "[yellow]no[/]" if missing else "[green]yes[/]"
-        wanted = f"sandfork lang install {each.name}" if missing and _named(each.packages) else " ".join(missing)
-        table.add_row(each.name, " ".join(each.aliases), each.extension, state, escape(wanted if missing else ""))
+        lacking, image = missing[each.name], images.get(each.name)
+        state = "[yellow]no[/]" if lacking else "[green]yes[/]"
+        wanted = f"sandfork lang install {each.name}" if lacking and _named(each.packages) else " ".join(lacking)
+        on = f"{image.name} {image.digest[:19]}" if image else ""
+        table.add_row(each.name, " ".join(each.aliases), each.extension, state, escape(on), escape(wanted))
     out.print(table)
 
 

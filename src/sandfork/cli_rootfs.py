@@ -37,19 +37,13 @@ DEFAULT_MB = 4096
 def build(name: Name, language: Languages = None, size_mb: SizeMb = DEFAULT_MB, config: ConfigFile = None) -> None:
     """Build an image of Debian's kind, with what languages need, from this machine's apt sources. Needs root."""
     from sandfork.images.archive import Bounds
-    from sandfork.images.building import Wanted
     from sandfork.images.making import build_image
+    from sandfork.serve_images import wanted_for
 
     chosen = _languages(config, name, language, required=True)
-    wanted = Wanted(
-        tuple(sorted({package for each in chosen for package in each.packages.debian})),
-        tuple((each.name, each.packages.npm) for each in chosen if each.packages.npm),
-        tuple((each.name, each.packages.pypi) for each in chosen if each.packages.pypi),
-    )
+    names, bounds = [each.name for each in chosen], Bounds(max_bytes=size_mb << 20)
     with _bar(f"building {name}") as tell:
-        made = build_image(
-            _store(config), name, [each.name for each in chosen], wanted, Bounds(max_bytes=size_mb << 20), tell
-        )
+        made = build_image(_store(config), name, names, wanted_for(chosen), bounds, tell)
     _report(config, made, chosen)
 
 

@@ -25,6 +25,7 @@
     │   ├── ImageNotFound
     │   ├── ImageCorrupt
     │   ├── ArchiveRefused
+    │   ├── ImageBusy
     │   ├── BuildFailed
     │   ├── StoreUnusable
     │   ├── RemoteFailed
@@ -227,6 +228,16 @@ class ArchiveRefused(ImageError):
     """An archive is hostile, damaged, too large or of a form that is not taken."""
 
     code = "archive_refused"
+
+
+class ImageBusy(ImageError):
+    """An image of that name is being made by somebody else."""
+
+    code = "image_busy"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"image {name!r} is being made already: wait until that is done, or end it")
+        self.name = name
 
 
 class BuildFailed(ImageError):

@@ -286,7 +286,8 @@ class ExecPlan:
 
     `wall_s` of the limits counts from the moment the sandbox is given the program. `queue_deadline_s` is an
     instant of the engine's monotonic clock until which the execution may wait for its turn. `named_limits` are those
-    that the request named itself. `command_key` is of the template that a compiler runs in.
+    that the request named itself. `command_key` is of the template that a compiler runs in. `image` is
+    NAME@DIGEST, "" for the host's files.
     """
 
     exec_id: str
@@ -302,6 +303,7 @@ class ExecPlan:
     named_limits: frozenset[str] = frozenset()
     compilation: Compilation | None = None
     command_key: str = "command"
+    image: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +344,7 @@ class ExecResult:
     ended with this execution; the session goes on with a new one. `started_s` is when it was taken up, Unix time.
     `written_bytes` counts stdout and stderr up to the limit, also where somebody else was given them.
     `failed_step` is "compile" when the program was not run because it did not compile: outcome, status, output and
-    usage are then the compiler's.
+    usage are then the compiler's. `image` is what it was on, NAME@DIGEST, "" for the host's own files.
     """
 
     exec_id: str
@@ -363,6 +365,7 @@ class ExecResult:
     started_s: float = 0.0
     written_bytes: tuple[int, int] = (0, 0)
     failed_step: str = ""
+    image: str = ""
 
     @property
     def status(self) -> int:

@@ -44,11 +44,12 @@ from sandfork.metrics import Metrics
 from sandfork.model import Caller, ExecPlan, ExecResult, Limits
 from sandfork.serve_builder import Builder, start_builder
 from sandfork.serve_caches import cold_languages
-from sandfork.serve_engine import build_engine, choose_languages, language_states, load_catalogue, pool_targets
+from sandfork.serve_engine import build_engine, choose_languages, pool_targets
 from sandfork.serve_http import build_server, stop_on_signals
 from sandfork.serve_listen import is_loopback, listen
 from sandfork.serve_log import LineWriter, set_up_logging
 from sandfork.serve_refusal import Refused
+from sandfork.serve_renewal import Renewal
 from sandfork.serve_shelf import images_directory, keep_images
 from sandfork.serve_tier import open_tier, unenforced
 from sandfork.tiers.base import Tier
@@ -187,7 +188,7 @@ def dialect_bounds(config: Config) -> Bounds:
     return Bounds(maximum.wall_s, server.max_code_bytes, server.max_batch, maximum, config.sessions.disk_bytes)
 
 
-def http_settings(service: Service) -> HttpSettings:
+def http_settings(service: Service, renewal: Renewal) -> HttpSettings:
     """Return the settings of the HTTP side."""
     config, server = service.config, service.config.server
     return HttpSettings(
@@ -200,7 +201,7 @@ def http_settings(service: Service) -> HttpSettings:
         version=__version__,
         isolation=service.tier.isolation,
         unenforced_limits=service.unenforced,
-        languages=language_states(service.catalogue, load_catalogue(config)),
+        languages=renewal.languages,
         quotas=choose_quotas(config, service.dialects),
     )
 
@@ -228,14 +229,14 @@ async def _run(service: Service, announce: Announce) -> None:
         engine = build_engine(service.config, service.catalogue, service.tier, _observe(metrics, execution_log))
         metrics.watch(engine.statistics)
         service.builder.attach(loop)
-        keep_images(service.config, service.catalogue, engine, service.builder, service.images)
+        renewal = Renewal(service.config, service.catalogue, service.tier, engine, service.builder.collect)
+        keep_images(service.config, service.catalogue, engine, service.builder, service.images, renewal.look)
         try:
             await engine.start()
             _tell_templates(engine)
-            app = build_app(
-                http_settings(service), engine, build_access(service), metrics, service.dialects, execution_log
-            )
-            await _serve(service, app, engine, announce)
+            settings = http_settings(service, renewal)
+            app = build_app(settings, engine, build_access(service), metrics, service.dialects, execution_log)
+            await _serve(service, app, engine, announce, renewal)
         finally:
             await engine.close()
     finally:
@@ -270,7 +271,7 @@ def _tell_templates(engine: Engine) -> None:
         raise Refused(f"no template can be made: {health[0].reason}")
 
 
-async def _serve(service: Service, app: App, engine: Engine, announce: Announce) -> None:
+async def _serve(service: Service, app: App, engine: Engine, announce: Announce, renewal: Renewal) -> None:
     """Answer requests until the first signal; then drain, which a second signal cuts short."""
     drain_s = service.config.server.drain_s
     server = build_server(app, drain_s + SEND_S, most_connections(), service.config.server.max_body_bytes)
@@ -283,7 +284,7 @@ async def _serve(service: Service, app: App, engine: Engine, announce: Announce)
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(server.serve(sockets=[service.socket]))
         serving.add_done_callback(lambda _: end.asked.set())
-        background = [group.create_task(_watch(service.tier, end))]
+        background = [group.create_task(_watch(service.tier, end)), group.create_task(renewal.watch())]
         if service.config.languages.versions_at_start:
             background.append(group.create_task(app.find_versions(lambda: engine.statistics().admission.running > 0)))
         await end.asked.wait()

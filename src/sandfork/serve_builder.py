@@ -6,9 +6,12 @@ JSON of at most 4 KiB: names of languages in the catalogue that it read itself, 
 in range, one line that a toolchain told of its version. Never a path, never a command. It checks what it is asked,
 and keeps no more snapshots than the settings allow, for the server may not be the one that it was when it started.
 
-    server   {"id": 7, "do": "snapshot", "name": "warm", "language": "python", "mem_mb": 512, "vcpus": 1, ...}
+    server   {"id": 7, "do": "build", "language": "python", "size_mb": 1024}
     builder  {"id": 7, "percent": 40, "now": "unpacking"}      any number of these
              {"id": 7, "done": true}                           or {"id": 7, "error": "…", "code": "…"}
+    server   {"id": 8, "do": "cancel", "of": 7}                is done once nothing is left of the build
+
+This is the server's end, and the words of both; `serve_workshop` is the builder's.
 """
 
 from __future__ import annotations
@@ -20,10 +23,10 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -32,23 +35,19 @@ from sandfork.engine.images import Tell
 from sandfork.errors import (
     Forbidden,
     ImageError,
-    InvalidRequest,
     NotSupported,
     SandforkError,
     SnapshotConflict,
     SnapshotNotFound,
 )
-from sandfork.images.rooted import Rooted
-from sandfork.images.snapshots import Snapshot, SnapshotStore, pin
+from sandfork.images.building import what_a_build_lacks
 from sandfork.images.state import Kind
-from sandfork.languages.catalogue import BUILT_IN, Catalogue, Language
-from sandfork.linux.privileges import PR_SET_DUMPABLE, prctl
+from sandfork.serve_images import languages_on_host
 
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 4096
 MAX_REPORT = 16 << 10  # an error has up to 2000 characters, each of up to six bytes in JSON
-NOT_BUILT_HERE = "rootfs images are not built over HTTP by this version: make them with `sandfork rootfs build`"
 ISOLATED = ("unshare", "--pid", "--fork", "--kill-child=KILL", "--mount", "--mount-proc", "--ipc", "--")
 _ERRORS: dict[str, type[SandforkError]] = {
     each.code: each for each in (Forbidden, ImageError, NotSupported, SnapshotConflict, SnapshotNotFound)
@@ -59,7 +58,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the server asks for."""
 
     id: int
-    do: Literal["build", "snapshot", "remove"]
+    do: Literal["build", "snapshot", "remove", "collect", "cancel"]
     language: str = ""
     name: str = ""
     kind: Kind = Kind.SNAPSHOT
@@ -67,6 +66,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mem_mb: int = 0
     vcpus: int = 0
     toolchain: str = ""
+    of: int = 0
 
 
 class Report(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -81,18 +81,25 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class BuilderSettings(msgspec.Struct, frozen=True):
-    """What the builder is told at its start, by whoever is root: the only paths that it is ever given."""
+    """What the builder is told at its start, by whoever is root: the only paths that it is ever given.
+
+    `host` are the languages that run on the host's files although there is an image for them; None: all.
+    """
 
     root: str
     languages: str = ""
     max_snapshots: int = 0
+    max_size_mb: int = 0
+    host: tuple[str, ...] | None = ()
 
 
 class Builder:
     """The server's end: a `Maker`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], end: socket.socket) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], end: socket.socket, unable: str | None = None) -> None:
+        """`unable` says why the process can build nothing, whatever gets installed; None: it may."""
         self._process = process
+        self._unable = unable
         self._socket = end
         self._socket.setblocking(False)
         self._waiting: dict[int, tuple[asyncio.Future[None], Tell]] = {}
@@ -102,20 +109,34 @@ class Builder:
         """Take reports in that event loop from now on."""
         loop.add_reader(self._socket.fileno(), self._take)
 
+    def unable(self) -> str:
+        """Say why no image can be built; "" where one can."""
+        return what_a_build_lacks(root=True) if self._unable is None else self._unable
+
     async def build(self, language: str, size_mb: int, tell: Tell) -> None:
-        """Have the image of a language made. *Raises* ImageError."""
-        await self._ask(Order(self._number(), "build", language=language, size_mb=size_mb), tell)
+        """Have the image of a language made; cancelled, return once nothing is left of it. *Raises* ImageError."""
+        order = Order(self._number(), "build", language=language, size_mb=size_mb)
+        try:
+            await self._ask(order, tell)
+        except asyncio.CancelledError:
+            with suppress(ImageError):  # a builder that is gone has taken the build with it
+                await self._ask(Order(self._number(), "cancel", of=order.id), _ignore)
+            raise
 
     async def snapshot(self, name: str, language: str, mem_mb: int, vcpus: int, toolchain: str) -> None:
         """Have a snapshot kept. *Raises* ImageError."""
         order = Order(
             self._number(), "snapshot", language=language, name=name, mem_mb=mem_mb, vcpus=vcpus, toolchain=toolchain
         )
-        await self._ask(order, lambda percent, now: None)
+        await self._ask(order, _ignore)
 
     async def remove(self, kind: Kind, name: str) -> None:
         """Have a name taken away. *Raises* SnapshotNotFound, ImageError."""
-        await self._ask(Order(self._number(), "remove", kind=kind, name=name), lambda percent, now: None)
+        await self._ask(Order(self._number(), "remove", kind=kind, name=name), _ignore)
+
+    async def collect(self) -> None:
+        """Have the content removed that no image names and nobody holds. *Raises* ImageError."""
+        await self._ask(Order(self._number(), "collect"), _ignore)
 
     async def close(self) -> None:
         """End the builder and whatever it is doing."""
@@ -174,15 +195,27 @@ class Builder:
                 done.set_exception(ImageError(f"the process that makes images {why}"))
 
 
+def _ignore(percent: float, now: str) -> None:
+    """Be told how far something is that is soon done."""
+
+
 def start_builder(config: Config, root: Path) -> Builder:
     """Start the builder, as root where this is root. *Raises* OSError."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        settings = BuilderSettings(str(root.absolute()), config.languages.directory, config.images.max_snapshots)
+        images = config.images
+        settings = BuilderSettings(
+            str(root.absolute()),
+            config.languages.directory,
+            images.max_snapshots,
+            images.max_size_mb if images.build else 0,
+            languages_on_host(config),
+        )
         source = str(Path(__file__).resolve().parents[1])
         # The first word of sys.path is taken away by -I; what remains is what this process itself was started from.
-        code = f"import sys; sys.path.insert(0, {source!r}); from sandfork.serve_builder import main; main()"
-        argv = [*_isolated(), sys.executable, "-I", "-c", code, str(theirs.fileno())]
+        code = f"import sys; sys.path.insert(0, {source!r}); from sandfork.serve_workshop import main; main()"
+        isolated = _isolated()
+        argv = [*isolated, sys.executable, "-I", "-c", code, str(theirs.fileno())]
         argv.append(msgspec.json.encode(settings).decode())
         process = subprocess.Popen(
             argv,
@@ -192,7 +225,13 @@ def start_builder(config: Config, root: Path) -> Builder:
             env={"PATH": os.defpath},
             start_new_session=True,  # a Ctrl-C is the server's to take; the builder ends with it
         )
-    return Builder(process, ours)
+    return Builder(process, ours, _why_unable(isolated))
+
+
+def _why_unable(isolated: Sequence[str]) -> str | None:
+    if os.geteuid() != 0:
+        return what_a_build_lacks(root=False)
+    return None if isolated else "images cannot be built over HTTP here: this host grants no namespaces for it"
 
 
 def _isolated() -> Sequence[str]:
@@ -204,94 +243,3 @@ def _isolated() -> Sequence[str]:
         return ISOLATED
     log.warning("the process that makes images has no namespaces of its own here: %s", done.stderr.decode().strip())
     return ()
-
-
-def main() -> None:
-    """Be the builder: arguments are the descriptor of the socket and the settings."""
-    prctl(PR_SET_DUMPABLE, 0)
-    with socket.socket(fileno=int(sys.argv[1])) as end:
-        workshop = Workshop(msgspec.json.decode(sys.argv[2], type=BuilderSettings), end)
-        while message := end.recv(MAX_MESSAGE):
-            workshop.take(message)
-    os._exit(0)  # whatever still goes on ends here, with this process
-
-
-class Workshop:
-    """The builder's end: takes orders, one after another."""
-
-    def __init__(self, settings: BuilderSettings, end: socket.socket) -> None:
-        self._socket = end
-        directories = [Path(settings.languages)] if settings.languages else []
-        self._catalogue = Catalogue.load(BUILT_IN, *directories)
-        self._snapshots = SnapshotStore(Path(settings.root))
-        self._max_snapshots = settings.max_snapshots
-
-    def take(self, message: bytes) -> None:
-        """Do what a message asks for and tell what came of it."""
-        try:
-            order = msgspec.json.decode(message, type=Order)
-        except msgspec.DecodeError:
-            return  # nobody to answer: the server sends no such thing
-        try:
-            self._do(order, lambda percent, now: self._tell(Report(order.id, percent=percent, now=now[:200])))
-        except SandforkError as error:
-            self._tell(Report(order.id, error=error.message[:2000], code=error.code))
-        except OSError as error:
-            self._tell(Report(order.id, error=f"{error.filename}: {error.strerror}"[:2000], code=ImageError.code))
-        else:
-            self._tell(Report(order.id, done=True))
-
-    def _tell(self, report: Report) -> None:
-        self._socket.send(msgspec.json.encode(report))
-
-    def _do(self, order: Order, tell: Callable[[float, str], Any]) -> None:
-        if order.do == "snapshot":
-            self._make_room(order.name)
-            self._snapshots.put(make_snapshot(self._snapshots, self._language(order.language), order))
-        elif order.do == "remove" and order.kind is Kind.SNAPSHOT:
-            self._snapshots.remove(order.name)
-        else:
-            raise NotSupported(NOT_BUILT_HERE)
-
-    def _make_room(self, name: str) -> None:
-        """*Raises* Forbidden where one more snapshot would be one too many."""
-        there = self._snapshots.names()
-        if name not in there and len(there) >= self._max_snapshots:
-            raise Forbidden(f"name: there are {len(there)} snapshots, the server's ceiling; remove one")
-
-    def _language(self, name: str) -> Language:
-        found = self._catalogue.find(name)
-        if found is None:
-            raise InvalidRequest("language", "is not in the catalogue")
-        return found
-
-
-def make_snapshot(store: SnapshotStore, language: Language, order: Order) -> Snapshot:
-    """Return a snapshot of what the language is on this machine now. *Raises* InvalidRequest, OSError."""
-    try:
-        revision = store.get(order.name).revision + 1
-    except (SnapshotNotFound, SnapshotConflict):
-        revision = 1
-    template = language.templates[0]
-    snapshot = Snapshot(
-        name=order.name,
-        language=language.name,
-        template=template.key,
-        mem_mb=order.mem_mb,
-        vcpus=order.vcpus,
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        revision=revision,
-        toolchain=order.toolchain,
-        preload=template.preload,
-        pins=pin(_paths(language)),
-    )
-    try:
-        return msgspec.convert(msgspec.to_builtins(snapshot), Snapshot)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest("snapshot", str(error)) from None
-
-
-def _paths(language: Language) -> list[str]:
-    """Return the paths of what a language needs; a pattern that nothing matches stays, and is no file to pin."""
-    found = [tuple(Rooted().matching(pattern)) or (pattern,) for pattern in language.programs]
-    return [path for paths in found for path in paths]

@@ -41,7 +41,7 @@ def cache_key(config: Config, language: Language) -> str:
 
 def _toolchain(config: Config, language: Language) -> Iterator[str]:
     if language.image:
-        yield open_store(config).get(language.image).digest
+        yield language.image.partition("@")[2]
         return
     for pattern in language.programs:
         for path in Rooted().matching(pattern):

@@ -22,7 +22,7 @@ from sandfork.languages.catalogue import Catalogue
 from sandfork.linux.cgroup import host_cgroups
 from sandfork.linux.landlock import landlock_abi
 from sandfork.serve_engine import choose_languages, load_catalogue
-from sandfork.serve_images import chosen_images, exists_for
+from sandfork.serve_images import chosen_images, exists_on
 from sandfork.serve_tier import guest_packages, open_tier, unenforced
 from sandfork.tiers.base import Tier
 from sandfork.tiers.process import ProcessTier
@@ -83,8 +83,9 @@ def host_facts() -> Iterator[Check]:
 def language_checks(config: Config) -> Iterator[Check]:
     """Yield which languages of the catalogue this host can run."""
     images = chosen_images(config)
+    exists = exists_on(config, images)
     for language in load_catalogue(config).languages():
-        missing = language.missing(exists_for(config, language.name))
+        missing = language.missing(exists(language.name))
         image = images.get(language.name)
         told = f"{missing[0]} is not installed" if missing else language.programs[0]
         if image is not None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 
 from sandfork.config import Config
 from sandfork.dialects.base import LanguageState
@@ -19,7 +20,7 @@ from sandfork.engine.tasks import TaskSettings
 from sandfork.languages.catalogue import BUILT_IN, Catalogue, CatalogueError, Language
 from sandfork.model import Limits
 from sandfork.serve_caches import with_caches
-from sandfork.serve_images import chosen_images, exists_for
+from sandfork.serve_images import chosen_images, exists_on, reference
 from sandfork.serve_refusal import Refused
 from sandfork.tiers.base import Tier
 
@@ -27,16 +28,18 @@ from sandfork.tiers.base import Tier
 PACKAGE_LISTS = ("/var/lib/dpkg/status",)
 
 
-def choose_languages(config: Config) -> Catalogue:
-    """Return the catalogue of what is enabled and there, on an image or on this host. *Raises* Refused."""
-    chosen = {name: manifest.name for name, manifest in chosen_images(config).items()}
-    every = load_catalogue(config).on_images(chosen)
+def choose_languages(config: Config, known: Catalogue | None = None) -> Catalogue:
+    """Return the catalogue of what is enabled and there, on an image or on this host, of all languages `known`.
+
+    *Raises* Refused, ImageError.
+    """
+    chosen = chosen_images(config)
+    every = (known or load_catalogue(config)).on_images({name: reference(each) for name, each in chosen.items()})
+    exists = exists_on(config, chosen)
     enabled = config.languages.enable
-    wanted = {_enabled(config, every, name).name for name in enabled}
-    chosen_ones = every.only(
-        lambda each: each.name in wanted if enabled else each.installed(exists_for(config, each.name))
-    )
-    return with_caches(config, chosen_ones)
+    wanted = {_enabled(every, name, exists).name for name in enabled}
+    ones = every.only(lambda each: each.name in wanted if enabled else each.installed(exists(each.name)))
+    return with_caches(config, ones)
 
 
 def load_catalogue(config: Config) -> Catalogue:
@@ -50,20 +53,29 @@ def load_catalogue(config: Config) -> Catalogue:
         raise Refused(f"languages.directory: {error}") from None
 
 
-def language_states(offered: Catalogue, every: Catalogue | None = None) -> tuple[LanguageState, ...]:
-    """Return every language, those shipped if no others are given, runnable if it is one of those on offer."""
+def language_states(
+    offered: Catalogue, every: Catalogue | None = None, sizes: Mapping[str, int] = MappingProxyType({})
+) -> tuple[LanguageState, ...]:
+    """Return every language, those shipped if no others are given, runnable if it is one of those on offer.
+
+    `sizes` has what is stored of images, in bytes.
+    """
     return tuple(
         LanguageState(
             language.name,
             language.aliases,
             language.extension,
             language.argv,
-            (offered.find(language.name) or language).templates[0].key,
+            language.templates[0].key,
             offered.find(language.name) is not None,
             compile=language.compile.argv if language.compile else (),
             version_argv=language.version_argv,
+            image=language.image,
+            image_bytes=sizes.get(language.image, 0),
+            commands=language.commands.key,
         )
-        for language in (every or Catalogue.load()).languages()
+        for known in (every or Catalogue.load()).languages()
+        for language in [offered.find(known.name) or known]
     )
 
 
@@ -77,12 +89,12 @@ def find_language(every: Catalogue, name: str) -> Language:
     return language
 
 
-def _enabled(config: Config, every: Catalogue, name: str) -> Language:
+def _enabled(every: Catalogue, name: str, exists: Callable[[str], Callable[[str], bool]]) -> Language:
     try:
         language = find_language(every, name)
     except Refused as error:
         raise Refused(f"languages.enable: {error}") from None
-    if missing := language.missing(exists_for(config, language.name)):
+    if missing := language.missing(exists(language.name)):
         raise Refused(
             f"languages.enable: {language.name} needs {missing[0]}, which is not installed: "
             f"`sandfork lang install {language.name}`"
@@ -158,7 +170,10 @@ def pool_targets(config: Config, catalogue: Catalogue) -> Mapping[str, int]:
 
 def build_engine(config: Config, catalogue: Catalogue, tier: Tier, observe: Observe = observe_nothing) -> Engine:
     """Return an engine over `tier`, not started."""
-    on_demand = {spec.key for spec in catalogue.templates() if spec.fork_at} - set(config.pool.sizes)
-    return Engine(
-        tier, catalogue, pool_targets(config, catalogue), engine_settings(config), observe=observe, on_demand=on_demand
-    )
+    targets, on_demand = pool_targets(config, catalogue), made_on_demand(config, catalogue)
+    return Engine(tier, catalogue, targets, engine_settings(config), observe=observe, on_demand=on_demand)
+
+
+def made_on_demand(config: Config, catalogue: Catalogue) -> set[str]:
+    """Return the keys of the templates that are made when they are first used."""
+    return {spec.key for spec in catalogue.templates() if spec.fork_at} - set(config.pool.sizes)

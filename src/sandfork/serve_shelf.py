@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,8 +22,8 @@ from sandfork.images.snapshots import Snapshot, SnapshotStore
 from sandfork.images.state import LOCAL, ImageState, Kind, Making, SnapshotState, Status
 from sandfork.images.store import Store
 from sandfork.languages.catalogue import Catalogue
-from sandfork.serve_builder import NOT_BUILT_HERE, start_builder
-from sandfork.serve_engine import choose_languages, find_language
+from sandfork.serve_builder import start_builder
+from sandfork.serve_engine import choose_languages, find_language, load_catalogue
 from sandfork.serve_images import open_store
 from sandfork.serve_local import run_privately
 from sandfork.serve_remote import open_remote, remote_states, rootfs_state, snapshot_state
@@ -71,16 +71,24 @@ class DiskShelf:
             return SnapshotState(name, "", making=Making(Status.FAILED, 0, error.message))
 
 
-def keep_images(config: Config, catalogue: Catalogue, engine: Engine, maker: Maker, root: Path) -> ImageDesk:
-    """Give an engine its images and snapshots."""
+def keep_images(
+    config: Config,
+    catalogue: Catalogue,
+    engine: Engine,
+    maker: Maker,
+    root: Path,
+    changed: Callable[[], Awaitable[None]] | None = None,
+) -> ImageDesk:
+    """Give an engine its images and snapshots; `changed` is called when there are other images."""
     bounds = ImageBounds(
         size_mb=config.images.max_size_mb,
         mem_mb=config.limits.maximum.memory_bytes >> 20,
         vcpus=len(os.sched_getaffinity(0)),
         snapshots=config.images.max_snapshots,
-        no_build=NOT_BUILT_HERE,
+        rootfs=config.images.build,
     )
-    desk = ImageDesk(catalogue, DiskShelf(config, root), maker, engine.execute, bounds)
+    every = load_catalogue(config)
+    desk = ImageDesk(catalogue, DiskShelf(config, root), maker, engine.execute, bounds, every, changed)
     recall = Recall(catalogue, SnapshotStore(root).get, config.limits.default.wall_s)
     engine.keep_images(desk, recall)
     return desk

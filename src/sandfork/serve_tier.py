@@ -12,7 +12,7 @@ from sandfork.languages.catalogue import Catalogue
 from sandfork.linux.privileges import drop_privileges
 from sandfork.model import Limits
 from sandfork.serve_caches import hold_caches
-from sandfork.serve_engine import default_limits, pool_targets
+from sandfork.serve_engine import default_limits, load_catalogue, pool_targets
 from sandfork.serve_images import hold_images
 from sandfork.serve_refusal import Refused
 from sandfork.tiers.base import Tier
@@ -79,9 +79,10 @@ def most_sandboxes(config: Config, catalogue: Catalogue) -> int:
     In a sandbox that is kept each further process takes the place of one: an interpreter a language, a program of its
     own, the terminals.
     """
+    every = load_catalogue(config)  # images may bring more of it than there are now
     parked = sum(pool_targets(config, catalogue).values())
-    forking = config.pool.max_forking * len(catalogue.templates())
-    kept = config.sessions.max * (len(catalogue.languages()) + 2 + config.sessions.max_terminals)
+    forking = config.pool.max_forking * (len(every.templates()) + len(every.languages()))
+    kept = config.sessions.max * (len(every.languages()) + 2 + config.sessions.max_terminals)
     return parked + forking + 3 * config.admission.max_running + kept
 
 

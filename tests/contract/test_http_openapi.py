@@ -59,7 +59,7 @@ async def serve(listener: socket.socket, started: threading.Event, stop: threadi
     images = MemoryImages()
     images.bucket = {Kind.ROOTFS: (), Kind.SNAPSHOT: ()}
     engine.keep_images(images.desk(engine.execute, IMAGE_BOUNDS), images.recall())
-    settings = HttpSettings(version="1", languages=language_states(catalogue), quotas={"faber": ()})
+    settings = HttpSettings(version="1", languages=lambda: language_states(catalogue), quotas={"faber": ()})
     server = build_server(build_app(settings, engine, access, metrics, load_dialects()), send_s=1.0)
     server.on_started = started.set
     serving = asyncio.create_task(server.serve(sockets=[listener]))

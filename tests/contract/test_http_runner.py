@@ -19,13 +19,25 @@ from tests.support.stub_engine import StubEngine, elapse, ended, stub_app
 
 KEYS = b'["zb_live_key1"]'
 NODE, PYTHON = ("/usr/bin/node", "--version"), ("/usr/bin/python3", "--version")
+IMAGE = f"python@sha256:{'a' * 64}"
 COBC = ("/usr/bin/cobc", "-x", "-o", "{out}", "{name}")
 LANGUAGES = (
     LanguageState("cobol", (), ".cob", ("{out}",), "command", False, compile=COBC),
     LanguageState(
         "node", ("javascript", "nodejs"), ".js", ("/usr/bin/node", "{file}"), "node", True, version_argv=NODE
     ),
-    LanguageState("python", ("py",), ".py", ("/usr/bin/python3", "{file}"), "python", True, version_argv=PYTHON),
+    LanguageState(
+        "python",
+        ("py",),
+        ".py",
+        ("/usr/bin/python3", "{file}"),
+        "python",
+        True,
+        version_argv=PYTHON,
+        image=IMAGE,
+        image_bytes=7,
+        commands="command@python",
+    ),
 )
 everywhere = places("runner")
 exactly = exact_places("runner")
@@ -99,19 +111,35 @@ async def test_languages_are_listed_by_their_names_here_and_only_what_can_be_run
         assert answer.status == 200
         assert answer.json == {
             "languages": [
-                {"name": "cobol", "extension": ".cob", "installed": False, "aliases": [], "version": None},
+                {
+                    "name": "cobol",
+                    "extension": ".cob",
+                    "installed": False,
+                    "aliases": [],
+                    "version": None,
+                    "image": None,
+                },
                 {
                     "name": "nodejs",
                     "extension": ".js",
                     "installed": True,
                     "aliases": ["node", "javascript"],
                     "version": "20.20.2",
+                    "image": None,
                 },
-                {"name": "python", "extension": ".py", "installed": True, "aliases": ["py"], "version": "20.20.2"},
+                {
+                    "name": "python",
+                    "extension": ".py",
+                    "installed": True,
+                    "aliases": ["py"],
+                    "version": "20.20.2",
+                    "image": IMAGE,
+                },
             ],
             "count": 2,
         }
     assert [request.program for request in engine.requests] == [Command(NODE), Command(PYTHON)]
+    assert [request.template for request in engine.requests] == ["command", "command@python"], "where it runs"
 
 
 @in_virtual_time
@@ -128,6 +156,12 @@ async def test_a_list_does_not_wait_long_for_versions_and_has_them_the_next_time
     free.set()
     second = await client.get("/runner/api/v1/languages")
     assert [each["version"] for each in second.json["languages"]] == [None, "1.2", "1.2"]
+
+
+@in_virtual_time
+async def test_a_language_on_an_image_tells_which_and_how_large_it_is() -> None:
+    answer = await Client(stub_app(languages=LANGUAGES)).get("/runner/api/v1/languages/python")
+    assert (answer.json["image"], answer.json["image_size"]) == (IMAGE, 7)
 
 
 @in_virtual_time
@@ -178,6 +212,7 @@ async def test_one_language_is_told_in_full_with_the_version_it_tells_itself(bas
             "installed": True,
             "aliases": ["node", "javascript"],
             "version": "20.20.2",
+            "image": None,
             "run_command": "/usr/bin/node {file}",
             "compile_command": None,
             "image_size": None,
@@ -240,7 +275,8 @@ async def test_making_one_begins_as_printed_and_the_lists_tell_how_far_it_is(
     assert (answer.status, answer.json) == (202, {"message": f"{what} creation started", "language": "python"})
     (entry,) = (await client.get(f"{base}/api/v1/{kind}")).json[kind]
     assert (entry["language"], entry["status"], entry["error"]) == ("python", "building", None)
-    await client.post(f"{base}/api/v1/{kind}", body)
+    again = await client.post(f"{base}/api/v1/{kind}", body)
+    assert (again.status, again.json["message"]) == (202, f"{what} creation is under way already")
     engine.kept.go.set()
     await elapse(1.0)
     (entry,) = (await client.get(f"{base}/api/v1/{kind}")).json[kind]

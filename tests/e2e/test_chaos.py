@@ -144,7 +144,7 @@ class Instance:
 
     def __init__(self, service: Service) -> None:
         self.server = service.process.pid
-        (self.janitor,) = (each for each in children(self.server) if b"serve_builder" not in command_line(each))
+        (self.janitor,) = (each for each in children(self.server) if b"serve_workshop" not in command_line(each))
         (self.warden,) = children(self.janitor)
         words = command_line(self.janitor).decode().split("\0")
         self.directories = [Path(word.partition("=")[2]) for word in words if "=/" in word]

@@ -42,7 +42,7 @@ def builders_of(server: int) -> list[int]:
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if b"serve_builder" in words and (parent == server or parent in found):
+            if b"serve_workshop" in words and (parent == server or parent in found):
                 found.append(int(entry.name))
     return found
 

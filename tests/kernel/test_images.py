@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from sandfork.images.making import import_directory
 from sandfork.images.store import Store
 from sandfork.languages.catalogue import Catalogue
 from sandfork.model import Limits
-from tests.support.images import ignore_progress
-from tests.support.process import Workbench, open_workbench
+from tests.support.images import ignore_progress, shell_tree
+from tests.support.process import Tape, Workbench, make_step, open_workbench
 
 IMAGE = "small"
 ON_IMAGE = f"command@{IMAGE}"
@@ -29,12 +28,7 @@ def store() -> Iterator[Store]:
     home = Path("/var/tmp") / f"sandfork-test-images-{os.getpid()}"
     tree = home / "tree"
     try:
-        for program in ("bash", "cat", "ls", "id", "touch"):
-            _copy(Path("/bin") / program, tree)
-        for name in ("bin", "lib", "lib64"):
-            (tree / "usr" / name).mkdir(parents=True, exist_ok=True)
-            if not (tree / name).exists():
-                (tree / name).symlink_to(f"usr/{name}")
+        shell_tree(tree)
         (tree / "usr/mark").write_text("of the image")
         (tree / "usr/local").mkdir()
         home.chmod(0o755)
@@ -43,17 +37,6 @@ def store() -> Iterator[Store]:
         yield made
     finally:
         shutil.rmtree(home)
-
-
-def _copy(program: Path, tree: Path) -> None:
-    """Copy a program and its libraries to where a tree with merged /usr has them."""
-    told = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
-    libraries = [word for word in told.split() if word.startswith("/")]
-    for path in (str(program), *libraries):
-        inside = path if path.startswith("/usr/") else f"/usr{path}"
-        place = tree / inside.lstrip("/")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, place)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +89,48 @@ def test_an_interpreter_joins_no_session_of_other_files(bench: Workbench) -> Non
             await sandbox.close()
 
     bench.wait(join())
+
+
+def test_an_image_that_is_replaced_serves_who_is_on_it_to_the_end_and_goes_then(store: Store, tmp_path: Path) -> None:
+    def made(text: str) -> str:
+        tree = tmp_path / text
+        shutil.copytree(store.tree(store.get(IMAGE)), tree, symlinks=True)
+        (tree / "usr/mark").chmod(0o644)
+        (tree / "usr/mark").write_text(text)
+        return import_directory(store, "marked", ("bash",), tree, Bounds(), ignore_progress).digest
+
+    def on(image: str) -> Catalogue:
+        return Catalogue.load().on_images({"bash": image})
+
+    key, old = "command@marked", made("old")
+    first = f"marked@{old}"
+    with open_workbench(catalogue=on(first), images={first: store.lease("marked")}) as bench:
+
+        async def outlive() -> None:
+            sandbox, tape, running = await bench.begin("echo begun; read -r line; cat /usr/mark", key, keep_stdin=True)
+            kept = await bench.fork(key)
+            await kept.keep(Limits())
+            second = f"marked@{made('new')}"
+            bench.tier.adopt(on(second), {second: store.lease("marked")})
+            assert store.collect().digests == (), "held by those on it"
+            assert (await bench.exec("cat /usr/mark", key)).stdout == b"new"
+            assert (kept.image, (await bench.fork(key)).image) == (first, second)
+            await sandbox.feed(b"go on\n")
+            await running
+            assert bytes(tape.stdout) == b"begun\nold"
+            await sandbox.close()
+            joined, said = await (await bench.tier.template(key)).join(kept), Tape()
+            await joined.exec(make_step("cat /usr/mark", key), Limits(), said)
+            assert bytes(said.stdout) == b"old"
+            assert store.collect().digests == (), "held by the kept one"
+            await kept.close()
+            assert store.collect().digests == (old,)
+            for text in ("third", "fourth"):
+                image = f"marked@{made(text)}"
+                bench.tier.adopt(on(image), {image: store.lease("marked")})
+                assert (await bench.exec("cat /usr/mark", key)).stdout == text.encode()
+
+        bench.wait(outlive())
 
 
 def test_an_image_that_is_not_there_or_no_root_fails_its_templates_only(store: Store, tmp_path: Path) -> None:

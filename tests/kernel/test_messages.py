@@ -31,6 +31,7 @@ STRUCTS = {
 #: Python's names of the C constants that are called otherwise there.
 CONSTANTS = {
     "SLOTS_MAX": m.SLOTS_MAX,
+    "ROOTS_MAX": m.ROOTS_MAX,
     "MESSAGE_MAX": m.MESSAGE_MAX,
     "REQUEST_SHARED_NETNS": m.SHARED_NETNS,
     "REQUEST_URGENT": m.URGENT,

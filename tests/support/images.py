@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import shutil
+import subprocess
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -56,3 +58,28 @@ def small_tree(path: Path, text: str = "hello") -> Path:
     (path / "dev").mkdir()
     (path / "dev/left-out").write_text("x")
     return path
+
+
+def shell_tree(tree: Path, more: Iterable[str] = ()) -> Path:
+    """Make a root file system of the host's own shell and a few programs, with all the libraries that these need.
+
+    `more` are further programs.
+    """
+    for program in ("bash", "cat", "ls", "id", "touch", *more):
+        _copy(Path("/usr/bin") / program, tree)
+    for name in ("bin", "lib", "lib64"):
+        (tree / "usr" / name).mkdir(parents=True, exist_ok=True)
+        if not (tree / name).exists():
+            (tree / name).symlink_to(f"usr/{name}")
+    return tree
+
+
+def _copy(program: Path, tree: Path) -> None:
+    """Copy a program and its libraries to where a tree with merged /usr has them."""
+    told = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+    libraries = [word for word in told.split() if word.startswith("/")]
+    for path in (str(program), *libraries):
+        inside = path if path.startswith("/usr/") else f"/usr{path}"
+        place = tree / inside.lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)

@@ -32,6 +32,10 @@ class MemoryImages:
         self.tell: Tell | None = None
         self.built: list[tuple[str, int]] = []
         self.ended_early = 0
+        self.lacking = ""
+
+    def unable(self) -> str:
+        return self.lacking
 
     async def build(self, language: str, size_mb: int, tell: Tell) -> None:
         self.built.append((language, size_mb))

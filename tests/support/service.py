@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,8 +33,9 @@ def command(*words: str) -> list[str]:
 def run_command(
     *words: str, cwd: Path, stdin: bytes = b"", env: dict[str, str] | None = None, prefix: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run `sandfork` to its end; `prefix` is a command that runs it."""
-    environ = {"PATH": os.environ["PATH"], "HOME": str(cwd), **(env or {})}
+    """Run `sandfork` to its end; `prefix` is a command that runs it. The machine's own images are left alone."""
+    own = {"SANDFORK_IMAGES_DIRECTORY": str(cwd / "images")}
+    environ = {"PATH": os.environ["PATH"], "HOME": str(cwd), **own, **(env or {})}
     return subprocess.run(
         [*prefix, *command(*words)],
         cwd=cwd,
@@ -90,15 +92,27 @@ def running_service(
 ) -> Iterator[Service]:
     """Start a service with `config` as its settings file; end it at the end of the block, dead or alive.
 
-    `prefix` is a command that runs the service, as env(1) would.
+    `prefix` is a command that runs the service, as env(1) would. Its images are in a directory of their own, which it
+    can enter, unless `env` names one; the machine's own are left alone.
     """
+    with tempfile.TemporaryDirectory(prefix="sandfork-test-", dir="/var/tmp") as images:
+        Path(images).chmod(0o755)
+        own = {"SANDFORK_IMAGES_DIRECTORY": images}
+        with _running(directory, options, config, tier, {**own, **(env or {})}, prefix) as service:
+            yield service
+
+
+@contextmanager
+def _running(
+    directory: Path, options: Sequence[str], config: str, tier: str, env: dict[str, str], prefix: Sequence[str]
+) -> Iterator[Service]:
     port, log = free_port(), directory / "service.log"
     settings = directory / "settings.toml"
     settings.write_text(config)
     words = ("serve", "--config", str(settings), "--port", str(port), "--tier", tier, *options)
     # What languages tell of themselves would be running beside the tests.
     quiet = {"SANDFORK_LANGUAGES_VERSIONS_AT_START": "false"}
-    environ = {"PATH": os.environ["PATH"], "HOME": str(directory), **quiet, **(env or {})}
+    environ = {"PATH": os.environ["PATH"], "HOME": str(directory), **quiet, **env}
     with log.open("wb") as errors:
         process = subprocess.Popen(
             [*prefix, *command(*words)],

@@ -13,7 +13,7 @@ from typing import Any
 
 from sandfork.access import Access, AccessSettings, parse_keys
 from sandfork.dialects import load_dialects
-from sandfork.dialects.base import Dialect
+from sandfork.dialects.base import Dialect, LanguageState
 from sandfork.engine.output import Fold
 from sandfork.http.app import App, build_app
 from sandfork.http.endpoints import HttpSettings
@@ -245,12 +245,13 @@ def stub_app(
     log: ExecutionLog | None = None,
     now: Callable[[], float] = lambda: 0.0,
     dialects: Sequence[Dialect] = (),
+    languages: Sequence[LanguageState] = (),
     **settings: Any,
 ) -> App:
     """Return the application over a stub, with the ring of `keys` if there are any, and further `dialects`."""
     ring = parse_keys(keys) if keys else ()
     return build_app(
-        HttpSettings(version="1.2.3", isolation="process", **settings),
+        HttpSettings(version="1.2.3", isolation="process", languages=lambda: tuple(languages), **settings),
         engine or StubEngine(),
         Access(access or AccessSettings(), ring, clock=clock),
         metrics or Metrics(),

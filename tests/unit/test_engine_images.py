@@ -11,12 +11,23 @@ from typing import Any
 import msgspec
 import pytest
 
-from sandfork.engine.images import ImageBounds
-from sandfork.errors import Forbidden, InvalidRequest, Overloaded, SnapshotConflict, SnapshotNotFound
+from sandfork.engine.images import ImageBounds, ImageDesk
+from sandfork.errors import (
+    Forbidden,
+    InvalidRequest,
+    NotSupported,
+    Overloaded,
+    SnapshotConflict,
+    SnapshotNotFound,
+    UnknownLanguage,
+)
+from sandfork.images.manifest import Manifest, Source
 from sandfork.images.snapshots import Pin, Snapshot, SnapshotStore, decode_snapshot, encode_snapshot, pin
 from sandfork.images.state import Kind, Status
 from sandfork.languages.catalogue import Catalogue
 from sandfork.model import Command, ExecRequest, LimitsOverride, SessionUse, Snippet
+from sandfork.serve_builder import Order
+from sandfork.serve_workshop import make_snapshot
 from tests.support.kept_images import CREATED, MemoryImages
 
 
@@ -73,15 +84,36 @@ async def test_progress_is_told_and_one_that_is_there_stays_usable_meanwhile() -
     await desk.close()
 
 
-async def test_only_so_many_are_made_at_once() -> None:
+async def test_only_so_many_are_made_at_once_and_a_name_only_once() -> None:
     images = MemoryImages()
     images.go.clear()
     desk = images.desk(execute, ImageBounds(under_way=1))
-    desk.build("python", 1024)
-    desk.build("python", 1024)
+    assert [desk.build("python", 1024), desk.build("python", 1024)] == [True, False]
     with pytest.raises(Overloaded):
         desk.build("node", 1024)
     await desk.close()
+
+
+async def test_an_image_is_not_made_where_none_can_be_or_may_be() -> None:
+    images = MemoryImages()
+    images.lacking = "there is no mmdebstrap"
+    with pytest.raises(NotSupported, match="no mmdebstrap"):
+        images.desk(execute).build("python", 1024)
+    forbidden = MemoryImages().desk(execute, ImageBounds(rootfs=False))
+    with pytest.raises(Forbidden, match=r"images\.build"):
+        forbidden.build("python", 1024)
+    with pytest.raises(Forbidden, match=r"images\.build"):
+        await forbidden.remove(Kind.ROOTFS, "python")
+
+
+async def test_an_image_can_be_made_of_a_language_that_is_not_on_offer() -> None:
+    images = MemoryImages()
+    offered = Catalogue.load().only(lambda each: each.name == "python")
+    desk = ImageDesk(offered, images, images, execute, every=Catalogue.load())
+    assert desk.build("lua", 1024)
+    assert (await desk.settled(Kind.ROOTFS, "lua")).making.status is Status.READY
+    with pytest.raises(UnknownLanguage):
+        desk.snapshot("", "lua", 64, 1)
 
 
 async def test_of_what_could_not_be_made_only_the_last_are_told() -> None:
@@ -132,6 +164,36 @@ def test_a_snapshot_whose_toolchain_changed_is_refused(tmp_path: Path) -> None:
     program.unlink()
     with pytest.raises(SnapshotConflict, match="create it again"):
         recall.apply(named("warm"))
+
+
+@pytest.mark.parametrize(
+    ("pinned", "now", "told"),
+    [
+        ("sha256:1", "python@sha256:2", "image python@sha256:2"),
+        ("sha256:1", "", "the host's"),
+        ("", "x@sha256:1", "x@"),
+    ],
+)
+def test_a_snapshot_of_another_image_is_refused(pinned: str, now: str, told: str) -> None:
+    digest = pinned and f"sha256:{pinned[-1] * 64}"
+    recall = kept(image=digest).recall()
+    recall.adopt(Catalogue.load().on_images({"python": f"any@{digest}"} if digest else {}))
+    recall.apply(named("warm"))
+    recall.adopt(Catalogue.load().on_images({"python": now} if now else {}))
+    with pytest.raises(SnapshotConflict, match=f"{told}.*create it again"):
+        recall.apply(named("warm"))
+
+
+def test_on_an_image_a_snapshot_pins_that_and_on_the_host_the_programs(tmp_path: Path) -> None:
+    bash = Catalogue.load().find("bash")
+    assert bash is not None
+    order = Order(1, "snapshot", language="bash", name="b", mem_mb=64, vcpus=1)
+    digest = f"sha256:{'a' * 64}"
+    image = Manifest("b", ("bash",), digest, 1, 1, CREATED, Source("directory"))
+    on_image = make_snapshot(SnapshotStore(tmp_path), bash, image, order)
+    assert (on_image.image, on_image.pins) == (digest, ())
+    on_host = make_snapshot(SnapshotStore(tmp_path), bash, None, order)
+    assert (on_host.image, [each.path for each in on_host.pins]) == ("", ["/bin/bash"])
 
 
 def python_that_needs(path: Path) -> Catalogue:

@@ -17,10 +17,10 @@ from sandfork.errors import (
     TemplateFailed,
     UnknownLanguage,
 )
-from sandfork.model import Caller, ExecRequest, ExecResult, Snippet
+from sandfork.model import Caller, Command, ExecRequest, ExecResult, Snippet
 from sandfork.tiers.fake import FakeSandbox
 from tests.support.clock import in_virtual_time, pass_time, settle, virtual_loop
-from tests.support.engine import CALLER, SETTINGS, Rig, hang, limited, rig, script
+from tests.support.engine import CALLER, CATALOGUE, SETTINGS, Rig, hang, limited, rig, script
 
 ONE_AT_A_TIME = replace(SETTINGS, admission=AdmissionSettings(max_running=1))
 
@@ -203,3 +203,30 @@ async def test_an_invalid_request_takes_no_slot_and_no_sandbox() -> None:
             await it.run("out a", pids=-1)
         assert it.counts == (0, 0, 0)
         assert it.engine.statistics().pool[0].hits == 0
+
+
+@in_virtual_time
+async def test_a_result_names_the_image_that_its_sandbox_was_on() -> None:
+    async with rig(pool=0) as it:
+        assert (await it.run("out 1")).image == ""
+        it.tier.images["python"] = "py@sha256:1"
+        assert (await it.run("out 1")).image == "py@sha256:1", "of the sandbox, whatever was planned"
+        assert (await it.step("out 1")).image == "py@sha256:1"
+
+
+@in_virtual_time
+async def test_other_images_are_taken_by_new_programs_and_those_under_way_end_as_they_began() -> None:
+    async with rig() as it:
+        running = asyncio.ensure_future(it.run("sleep 1"))
+        await settle()
+        it.tier.images["python"] = "py@sha256:1"
+        catalogue = CATALOGUE.on_images({"python": "py@sha256:1"})
+        await it.engine.adopt(catalogue, {"python": 1, "command": 0, "command@py": 0}, ())
+        assert (await it.run("out 1")).image == "py@sha256:1"
+        command = ExecRequest(Command(("true",)), template="command@py")
+        it.tier.images["command@py"] = "py@sha256:1"
+        assert (await it.engine.execute(command, CALLER)).image == "py@sha256:1"
+        await pass_time(1)
+        assert (await running).image == ""
+        with pytest.raises(TemplateFailed, match="does not have it"):
+            await it.engine.execute(ExecRequest(Snippet("node", "")), CALLER)

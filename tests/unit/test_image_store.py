@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sandfork.errors import ArchiveRefused, ImageCorrupt, ImageNotFound, InvalidRequest, StoreUnusable
+from sandfork.errors import ArchiveRefused, ImageBusy, ImageCorrupt, ImageNotFound, InvalidRequest, StoreUnusable
 from sandfork.images.archive import Bounds
 from sandfork.images.manifest import Manifest, decode_manifest, encode_manifest
 from sandfork.images.packing import pack
@@ -127,6 +127,15 @@ def test_a_lease_of_another_process_holds_and_ends_with_it(store: Store, tree: P
         process.kill()
         process.wait()
     assert store.collect().digests == (manifest.digest,)
+
+
+def test_an_image_is_made_by_one_at_a_time(store: Store) -> None:
+    with store.work("one") as work, store.work("other"), store.work():
+        with pytest.raises(ImageBusy, match="being made already"), Store(store.root).work("one"):
+            raise AssertionError("two make one image")
+        assert work.exists()
+    with store.work("one"):
+        pass
 
 
 def test_what_a_killed_process_was_making_is_removed_by_the_next_that_writes(store: Store, tree: Path) -> None:

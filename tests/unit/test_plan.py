@@ -183,7 +183,8 @@ def test_a_program_starts_below_the_work_directory_or_not_at_all() -> None:
 def test_a_request_may_name_the_template() -> None:
     assert plan(replace(HELLO, template="python-numpy")).template_key == "python-numpy"
     assert "python, python-numpy" in refuse(InvalidRequest, "template", template="node")
-    refuse(InvalidRequest, "template", program=Command(("ls",)), template="python")
+    assert "command" in refuse(InvalidRequest, "template", program=Command(("ls",)), template="python")
+    refuse(InvalidRequest, "template", program=Command(("ls",)), template="command@image")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -480,3 +480,54 @@ async def test_a_template_that_nobody_has_asked_for_is_dormant_and_one_that_cann
         await bench.pool.fork("python")
     assert [each.key for each in bench.pool.health() if not each.dormant] == ["python"]
     await bench.pool.close()
+
+
+@in_virtual_time
+async def test_a_renewed_template_gives_nothing_more_of_what_was_made_of_the_old_one() -> None:
+    bench = await Bench(target=2).start()
+    old = {bench.take(), bench.take()}
+    waiting = asyncio.create_task(bench.pool.fork("python"))
+    await pass_time(FORK_S / 2)  # forks of the old template are under way
+    assert bench.counts.forking > 0
+    first = bench.tier.forked + bench.counts.forking + 1
+    bench.tier.forget(await bench.template())
+    await bench.pool.adopt({"python": 2, "spare": 0}, (), {"python"})
+    taken = await waiting
+    assert isinstance(taken, FakeSandbox)
+    assert taken.number >= first
+    await pass_time(1)
+    assert {bench.take().number, bench.take().number}.isdisjoint(range(first))
+    assert old.isdisjoint(bench.disposed), "what runs goes on"
+    assert (bench.counts.failures, bench.pool.unavailable) == (0, {})
+    await bench.pool.close()
+
+
+@in_virtual_time
+async def test_what_is_parked_is_renewed_with_its_template() -> None:
+    bench = await Bench(target=3).start()
+    await bench.pool.adopt({"python": 3, "spare": 0}, (), ())
+    assert (bench.disposed, bench.counts.parked) == ([], 3), "the control: nothing changed"
+    await bench.pool.adopt({"python": 3, "spare": 0}, (), {"python"})
+    assert (len(bench.disposed), bench.counts.parked) == (3, 0)
+    await pass_time(1)
+    assert (bench.counts.parked, bench.tier.forked) == (3, 6)
+    await bench.pool.close()
+
+
+@in_virtual_time
+async def test_templates_come_and_go() -> None:
+    bench = await Bench(target=2).start()
+    bench.take()
+    bench.take()
+    waiting = asyncio.create_task(bench.pool.fork("python"))
+    await asyncio.sleep(0)
+    await bench.pool.adopt({"other": 1, "spare": 0, "rare": 2}, ("rare",), ())
+    with pytest.raises(TemplateFailed, match="no more"):
+        await waiting
+    with pytest.raises(TemplateFailed, match="does not have it"):
+        bench.pool.take("python")
+    await pass_time(1)
+    assert bench.pool.take("other") is not None
+    assert bench.pool.take("rare") is None, "it is made when it is first used"
+    assert isinstance(await bench.pool.fork("rare"), FakeSandbox)
+    await bench.pool.close()

@@ -286,10 +286,14 @@ class Images:
     )
     use: bool = setting(
         True,
-        "Run a language on an image where there is one for it; else all run on the host's files. A running service "
-        "goes on with the images that it started with.",
+        "Run a language on an image where there is one for it; else all run on the host's files.",
     )
     host: tuple[str, ...] = setting((), "Languages that run on the host's files although there is an image for them.")
+    build: bool = setting(
+        True,
+        "Let callers of the API have images built and removed (`POST` and `DELETE` at `/api/v1/rootfs`). Building "
+        "takes root and mmdebstrap.",
+    )
     max_size_mb: int = setting(16_384, "Largest image that may be asked for, in MiB of files.", low=16, high=1 << 24)
     max_snapshots: int = setting(256, "Snapshots at one time.", low=0, high=10_000)
 

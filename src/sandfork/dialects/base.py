@@ -181,10 +181,8 @@ class ServiceHealth:
 
 @dataclass(frozen=True, slots=True)
 class LanguageState:
-    """A language of the catalogue as this server has it.
-
-    `run` and `compile` are command lines, in which `{file}` is the program's text; `version_argv` tells the version.
-    """
+    """A language as this server has it. In `run` and `compile` `{file}` is the program's text; `image` is NAME@DIGEST.
+    `version_argv` tells the version, in the template `commands`."""
 
     name: str
     aliases: tuple[str, ...]
@@ -195,6 +193,9 @@ class LanguageState:
     version: str | None = None
     compile: tuple[str, ...] = ()
     version_argv: tuple[str, ...] = ()
+    image: str = ""
+    image_bytes: int = 0
+    commands: str = "command"
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,7 @@ class ResultEvent(msgspec.Struct, frozen=True, tag="result"):
     usage: UsageReply
     limits: LimitsReply
     isolation: str
+    image: str | None
     files: dict[str, Content]
     files_skipped: list[str]
     state_lost: bool | UnsetType = UNSET

@@ -146,6 +146,7 @@ def result_of(answer: ExecResult, shape: Shape) -> ExecReply:
         usage_of(answer.usage),
         limits_of(answer.limits),
         answer.isolation,
+        answer.image or None,
         _files(answer, shape.files_as) if answer.files else {},
         [fields.path_text(path) for path in answer.files_skipped],
         [DisplayReply(each.kind, each.data) for each in answer.displays] if shape.rich or answer.displays else UNSET,

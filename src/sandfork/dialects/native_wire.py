@@ -164,6 +164,7 @@ class ExecReply(Run, frozen=True):
     usage: UsageReply
     limits: LimitsReply
     isolation: Annotated[str, Meta(description="What really confined it.")]
+    image: Annotated[str | None, Meta(description="The image it was on, NAME@DIGEST; null: the host's own files.")]
     files: dict[str, Content]
     files_skipped: Annotated[list[str], Meta(description="What matched but is no regular file or too large.")]
     displays: Annotated[list[DisplayReply], Meta(description="With `rich`.")] | UnsetType = UNSET

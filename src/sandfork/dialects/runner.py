@@ -75,6 +75,7 @@ class LanguageReply(msgspec.Struct, frozen=True):
     installed: bool
     aliases: list[str]
     version: str | None
+    image: Annotated[str | None, Meta(description="What it runs on, NAME@DIGEST; null: the host's own files.")]
 
 
 class LanguagesReply(msgspec.Struct, frozen=True):
@@ -144,7 +145,14 @@ def duration(seconds: float) -> str:
 def render_languages(raw: RawRequest, languages: Sequence[LanguageState]) -> Reply:
     """List the languages."""
     listed = [
-        LanguageReply(public_name(each.name), each.extension, each.runnable, list(other_names(each)), each.version)
+        LanguageReply(
+            public_name(each.name),
+            each.extension,
+            each.runnable,
+            list(other_names(each)),
+            each.version,
+            each.image or None,
+        )
         for each in languages
     ]
     return Reply(_encode(LanguagesReply(listed, sum(each.installed for each in listed))))
@@ -160,16 +168,17 @@ def select_language(raw: RawRequest, languages: Sequence[LanguageState]) -> Lang
 
 
 def render_language(language: LanguageState) -> Reply:
-    """Tell one language; there are no images yet, so there is no size."""
+    """Tell one language."""
     details = LanguageDetails(
         public_name(language.name),
         language.extension,
         language.runnable,
         list(other_names(language)),
         language.version,
+        language.image or None,
         " ".join(language.run),
         " ".join(language.compile) or None,
-        None,
+        language.image_bytes or None,
     )
     return Reply(_encode(details))
 

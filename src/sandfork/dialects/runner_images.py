@@ -40,7 +40,9 @@ class SnapshotBody(msgspec.Struct, frozen=True):
 
     language: Language
     mem_mb: Annotated[int, Meta(ge=8, le=MAX_MB, description="The memory of its sandboxes, in MiB.")] = 512
-    vcpus: Annotated[int, Meta(ge=1, le=1024, description="The processors of its sandboxes.")] = 1
+    vcpus: Annotated[
+        int, Meta(ge=1, le=1024, description="Seconds of processor time for each second of wall time.")
+    ] = 1
     name: Annotated[str, Meta(description="What to call it; its language if not given.")] = ""
 
 
@@ -52,13 +54,14 @@ class StartedReply(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """What every entry tells; `progress` is in percent, `error` why it could not be made."""
+    """What every entry tells; `progress` is in percent, `error` why it could not be made, `step` what is done now."""
 
     name: str
     source: Annotated[str, Meta(description="`local` or `s3`.")]
     status: Annotated[str, Meta(description="`ready`, `building` or `failed`.")]
     progress: int
     error: str | None
+    step: str | None
     created: str | None
 
 
@@ -121,11 +124,12 @@ def parse_snapshot(raw: RawRequest, bounds: Bounds) -> Action:
     return CreateSnapshot(body.name, body.language, body.mem_mb, body.vcpus)
 
 
-def render_started(action: Action, came: None, request_id: str) -> Reply:
-    """Tell that it has begun, in the caller's own word for the language."""
+def render_started(action: Action, came: bool, request_id: str) -> Reply:
+    """Tell that it has begun, or is under way since an earlier call, in the caller's own word for the language."""
     assert isinstance(action, CreateRootfs | CreateSnapshot)
     what = "rootfs" if isinstance(action, CreateRootfs) else "snapshot"
-    return Reply(_encode(StartedReply(f"{what} creation started", action.language)), 202)
+    how = "started" if came else "is under way already"
+    return Reply(_encode(StartedReply(f"{what} creation {how}", action.language)), 202)
 
 
 def parse_list(kind: Kind) -> Any:
@@ -194,8 +198,9 @@ def snapshot_entry(state: SnapshotState) -> SnapshotEntry:
 
 def _progress(
     name: str, source: str, making: Making, created: str
-) -> tuple[str, str, str, int, str | None, str | None]:
-    return name, source, str(making.status), making.percent, making.error or None, created or None
+) -> tuple[str, str, str, int, str | None, str | None, str | None]:
+    error, step = making.error or None, making.now or None
+    return name, source, str(making.status), making.percent, error, step, created or None
 
 
 NAMES = {"node": "nodejs"}

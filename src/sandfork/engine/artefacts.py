@@ -60,6 +60,7 @@ class Artefacts:
         step = compilation.step
         yield plan.caller.key_id.encode()
         yield plan.language.encode()
+        yield plan.image.encode()
         yield "\0".join((*step.argv, "", *compilation.artefacts)).encode("utf-8", "surrogateescape")
         yield "\0".join(f"{name}={value}" for name, value in step.env).encode()
         yield step.code or b""

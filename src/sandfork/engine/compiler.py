@@ -73,6 +73,7 @@ class Compiler:
     async def _compile_in(self, sandbox: Sandbox, execution: Execution) -> tuple[StepEnd, tuple[InputFile, ...]]:
         compilation = execution.plan.compilation
         assert compilation is not None
+        execution.image = sandbox.image
         try:
             end = await execution.compile(sandbox)
             if execution.failed_step:

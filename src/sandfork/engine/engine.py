@@ -30,7 +30,7 @@ from sandfork.engine.session import Session
 from sandfork.engine.sessions import SessionSettings
 from sandfork.engine.tasks import Tasks, TaskSettings
 from sandfork.errors import Draining, FileNotInSandbox, NotSupported, SandforkError, TemplateFailed, TierError
-from sandfork.languages.catalogue import COMMAND, Catalogue
+from sandfork.languages.catalogue import Catalogue
 from sandfork.model import Caller, ExecPlan, ExecRequest, ExecResult, TemplateHealth
 from sandfork.tiers.base import Collected, OutputSink, Sandbox, Tier
 
@@ -104,7 +104,7 @@ class Engine:
         self._observe = observe
         self._clock_ns = clock_ns
         self._now = now
-        self._executable = frozenset(spec.key for spec in catalogue.templates() if spec.fork_at)
+        self._catalogue = catalogue
         self._planner = Planner(catalogue, self._settings.policy, tier.isolation)
         self._admission = Admission(self._settings.admission)
         self._disposal = Disposal(
@@ -151,6 +151,21 @@ class Engine:
             raise
         self._observe(caller, plan, result)
         return result
+
+    async def adopt(self, catalogue: Catalogue, targets: Mapping[str, int], on_demand: Collection[str]) -> None:
+        """Run programs as this catalogue says from now on, which the tier has adopted; what runs ends as it began.
+
+        *Raises* nothing: a template that cannot be made is told by `health`.
+        """
+        before = {spec.key: spec for spec in self._catalogue.templates()}
+        changed = {spec.key for spec in catalogue.templates() if before.get(spec.key) != spec}
+        self._catalogue = catalogue
+        self._planner.adopt(catalogue)
+        if self.images is not None:
+            self.images.adopt(catalogue)
+        if self._recall is not None:
+            self._recall.adopt(catalogue)
+        await self._pool.adopt(targets, on_demand, changed)
 
     def keep_images(self, images: ImageDesk, recall: Recall) -> None:
         """Have images and snapshots from now on; both are made over this engine."""
@@ -291,6 +306,7 @@ class Engine:
             del turn  # it may hold the error that is about to hold this frame
 
     async def _attempt_in(self, session: Session, execution: Execution) -> ExecResult:
+        execution.image = session.sandbox.image
         end, state_lost = await session.run(execution)
         plan = execution.plan
         wanted = plan.collect and not execution.failed_step
@@ -303,6 +319,7 @@ class Engine:
         sandbox = self._pool.take(plan.template_key)
         if sandbox is None:
             sandbox = await self._fork(plan)
+        execution.image = sandbox.image
         try:
             end = await execution.run(sandbox)
             collected = await self._collect(plan, sandbox) if plan.collect else NOTHING_COLLECTED
@@ -320,11 +337,11 @@ class Engine:
         try:
             return await self._pool.fork(plan.template_key)
         except TemplateFailed as error:
-            if plan.template_key not in self._executable:
+            if not any(spec.fork_at for spec in self._catalogue.templates() if spec.key == plan.template_key):
                 raise
             # The pool has said so once, and health says it as long as it is so.
             log.debug("execution %s: executed, for it cannot be forked: %s", plan.exec_id, error)
-        return await self._pool.fork(COMMAND.key)
+        return await self._pool.fork(plan.command_key)
 
     async def _collect(self, plan: ExecPlan, sandbox: Sandbox) -> Collected:
         """Collect files; what cannot be had, for whatever the sandbox did, is named as skipped."""

@@ -33,6 +33,7 @@ class Execution:
 
     The `_ns` stamps are instants of the monotonic clock: received from the caller, queued, admitted (out of the
     queue), sent to the sandbox, and ended. `compiled_ns` is how long it took to have what the program is made of.
+    `image` is that of the sandbox it was last in, which may be another than was planned.
     """
 
     __slots__ = (
@@ -55,6 +56,7 @@ class Execution:
         "admitted_ns",
         "compiled_ns",
         "failed_step",
+        "image",
         "plan",
         "queued_ns",
         "received_ns",
@@ -83,6 +85,7 @@ class Execution:
         self.started_s = started_s
         self.compiled_ns = 0
         self.failed_step = ""
+        self.image = plan.image
         self.queued_ns = self.admitted_ns = self._sent_ns = self._ended_ns = clock_ns()
         self._clock_ns = clock_ns
         self._kill_grace_s = grace_s
@@ -224,6 +227,7 @@ class Execution:
             self.started_s,
             self._cap.passed_bytes,
             failed_step=self.failed_step,
+            image=self.image,
         )
 
     def _limits(self) -> Limits:

@@ -38,7 +38,7 @@ VERSION_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class ImageBounds:
-    """The most that callers may ask for; `no_build` is why no image can be made here, "" where one can.
+    """The most that callers may ask for; `rootfs` says whether they may have images made and removed at all.
 
     Of what could not be made the last `failed` are told.
     """
@@ -49,14 +49,18 @@ class ImageBounds:
     snapshots: int = 256
     under_way: int = 16
     failed: int = 64
-    no_build: str = ""
+    rootfs: bool = True
 
 
 class Maker(Protocol):
     """Makes, keeps and removes. Its methods *Raise* SandforkError, and are ended by cancellation."""
 
+    def unable(self) -> str:
+        """Say why no image can be made here; "" where one can."""
+        ...
+
     async def build(self, language: str, size_mb: int, tell: Tell) -> None:
-        """Make the image of a language."""
+        """Make the image of a language. Cancelled it returns once nothing is left of what was made."""
         ...
 
     async def snapshot(self, name: str, language: str, mem_mb: int, vcpus: int, toolchain: str) -> None:
@@ -98,14 +102,26 @@ class ImageDesk:
         maker: Maker,
         execute: Callable[[ExecRequest, Caller], Awaitable[Any]],
         bounds: ImageBounds | None = None,
+        every: Catalogue | None = None,
+        changed: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """`catalogue` has the languages on offer, `every` those of which there can be an image.
+
+        `changed` is called when an image was made or removed; what it does is done before that is told.
+        """
+        self._changed = changed
         self._catalogue = catalogue
+        self._every = every or catalogue
         self._shelf = shelf
         self._maker = maker
         self._execute = execute
         self._bounds = bounds or ImageBounds()
         self._jobs: dict[tuple[Kind, str], _Job] = {}
         self._closed = False
+
+    def adopt(self, catalogue: Catalogue) -> None:
+        """Have these languages on offer from now on."""
+        self._catalogue = catalogue
 
     async def list(self, kind: Kind, *, remote: bool = False) -> Sequence[ImageState]:
         """Return all by name; with those of this machine those that are being made, or could not be."""
@@ -125,32 +141,42 @@ class ImageDesk:
         raise _not_there(kind, name)
 
     async def remove(self, kind: Kind, name: str) -> None:
-        """Take a name away; what is being made of that name is given up. *Raises* SnapshotNotFound."""
+        """Take a name away; what is being made of that name is given up. *Raises* SnapshotNotFound, Forbidden."""
+        self._refuse_forbidden(kind)
         job = self._jobs.pop((kind, name), None)
         if job is not None and job.task is not None:
             job.task.cancel()
             await asyncio.wait((job.task,))
         if any(state.name == name for state in self._shelf.local(kind)):
             await self._maker.remove(kind, name)
+            await self._tell_change(kind)
         elif job is None:
             raise _not_there(kind, name)
 
-    def build(self, language: str, size_mb: int) -> None:
-        """Have the image of a language made. *Raises* UnknownLanguage, InvalidRequest, Forbidden, Overloaded."""
-        found = self._language(language)
+    def build(self, language: str, size_mb: int) -> bool:
+        """Have the image of a language made; return False when it is being made already.
+
+        *Raises* UnknownLanguage, InvalidRequest, Forbidden, Overloaded, NotSupported.
+        """
+        found = _language(self._every, language)
+        self._refuse_forbidden(Kind.ROOTFS)
         _check("size_mb", size_mb, 16, self._bounds.size_mb)
-        if self._bounds.no_build:
-            raise NotSupported(self._bounds.no_build)
+        if unable := self._maker.unable():
+            raise NotSupported(unable)
         state = RootfsState(found.name, (found.name,), making=Making(Status.BUILDING, 0))
 
         async def make(tell: Tell) -> None:
             await self._maker.build(found.name, size_mb, tell)
+            await self._tell_change(Kind.ROOTFS)
 
-        self._begin(Kind.ROOTFS, state, make)
+        return self._begin(Kind.ROOTFS, state, make)
 
-    def snapshot(self, name: str, language: str, mem_mb: int, vcpus: int) -> None:
-        """Have a snapshot made. *Raises* UnknownLanguage, InvalidRequest, Forbidden, Overloaded."""
-        found = self._language(language)
+    def snapshot(self, name: str, language: str, mem_mb: int, vcpus: int) -> bool:
+        """Have a snapshot made; return False when it is being made already.
+
+        *Raises* UnknownLanguage, InvalidRequest, Forbidden, Overloaded.
+        """
+        found = _language(self._catalogue, language)
         name = check_snapshot_name(name or found.name)
         _check("mem_mb", mem_mb, 8, self._bounds.mem_mb)
         _check("vcpus", vcpus, 1, self._bounds.vcpus)
@@ -164,7 +190,7 @@ class ImageDesk:
             tell(50, "keeping")
             await self._maker.snapshot(name, found.name, mem_mb, vcpus, toolchain)
 
-        self._begin(Kind.SNAPSHOT, state, make)
+        return self._begin(Kind.SNAPSHOT, state, make)
 
     async def settled(self, kind: Kind, name: str) -> ImageState:
         """Return one as it is once it is not being made any more. *Raises* SnapshotNotFound."""
@@ -183,17 +209,26 @@ class ImageDesk:
             await asyncio.wait(tasks)
         self._jobs.clear()
 
-    def _begin(self, kind: Kind, state: ImageState, make: Callable[[Tell], Awaitable[None]]) -> None:
-        """Begin a job, or join the one of that name."""
+    async def _tell_change(self, kind: Kind) -> None:
+        if kind is Kind.ROOTFS and self._changed is not None:
+            await self._changed()
+
+    def _refuse_forbidden(self, kind: Kind) -> None:
+        if kind is Kind.ROOTFS and not self._bounds.rootfs:
+            raise Forbidden("rootfs: callers may not have images made and removed on this server (images.build)")
+
+    def _begin(self, kind: Kind, state: ImageState, make: Callable[[Tell], Awaitable[None]]) -> bool:
+        """Begin a job and return True; where one of that name is under way, leave it at that."""
         if self._closed:
             raise Draining("the server is shutting down")
         key = kind, state.name
         if key in self._jobs and self._jobs[key].task is not None:
-            return
+            return False
         if sum(job.task is not None for job in self._jobs.values()) >= self._bounds.under_way:
             raise Overloaded("too many images and snapshots are being made", retry_after_s=30.0)
         job = self._jobs[key] = _Job(state)
         job.task = asyncio.get_running_loop().create_task(self._run(key, job, make))
+        return True
 
     async def _run(self, key: tuple[Kind, str], job: _Job, make: Callable[[Tell], Awaitable[None]]) -> None:
         def tell(percent: float, now: str) -> None:
@@ -224,7 +259,8 @@ class ImageDesk:
         if not language.version_argv:
             return ""
         limits = LimitsOverride(wall_s=VERSION_S, memory_bytes=mem_mb << 20)
-        result = await self._execute(ExecRequest(Command(language.version_argv), limits=limits), Caller("images"))
+        command = ExecRequest(Command(language.version_argv), template=language.commands.key, limits=limits)
+        result = await self._execute(command, Caller("images"))
         if result.status != 0:
             said = (result.stderr or result.stdout)[-200:].decode("utf-8", "replace").strip()
             raise NotSupported(
@@ -233,11 +269,12 @@ class ImageDesk:
         line = (result.stdout or result.stderr).decode("utf-8", "replace").strip().partition("\n")[0]
         return "".join(character for character in line if character.isprintable())[:64]
 
-    def _language(self, name: str) -> Language:
-        found = self._catalogue.find(name)
-        if found is None:
-            raise UnknownLanguage(name, self._catalogue.names())
-        return found
+
+def _language(catalogue: Catalogue, name: str) -> Language:
+    found = catalogue.find(name)
+    if found is None:
+        raise UnknownLanguage(name, catalogue.names())
+    return found
 
 
 def _check(field: str, value: int, least: int, most: int) -> None:

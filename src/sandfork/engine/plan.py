@@ -49,13 +49,18 @@ class Planner:
 
     def __init__(self, catalogue: Catalogue, policy: LimitPolicy, isolation: str) -> None:
         """`isolation` is what the tier offers, one of `ISOLATIONS`."""
-        self._catalogue = catalogue
         self._policy = policy
         self._isolation = isolation
+        self.adopt(catalogue)
+
+    def adopt(self, catalogue: Catalogue) -> None:
+        """Plan with this catalogue from now on."""
+        self._catalogue = catalogue
         languages = catalogue.languages()
         self._commands = {language.name: command_words(language, language.argv) for language in languages}
+        self._command_templates = {spec.key: spec for spec in (COMMAND, *(each.commands for each in languages))}
         self._sized = frozenset(each.name for each in languages if any(MEMORY_MARK in word for word in each.argv))
-        self._policies = {language.name: raise_defaults(policy, language.limits) for language in languages}
+        self._policies = {language.name: raise_defaults(self._policy, language.limits) for language in languages}
 
     def plan(
         self,
@@ -77,9 +82,9 @@ class Planner:
         policy = self._policy if language is None else self._policies[language.name]
         limits = resolve_limits(request.limits, policy, caller)
         self._check_stdin(request.stdin)
-        commands = COMMAND if language is None else language.commands
+        commands = self._commands_named(request.template) if language is None else language.commands
         if isinstance(program, Command):
-            template, step = COMMAND, self._plan_command(request, program)
+            template, step = commands, self._plan_command(request, program)
         else:
             assert language is not None
             template, step = self._plan_snippet(request, program, language, limits, unavailable)
@@ -99,6 +104,7 @@ class Planner:
             _named(request.limits) if request.session is not None else frozenset(),
             compilation,
             commands.key,
+            template.image,
         )  # fmt: skip
 
     def language_of(self, name: str | None) -> tuple[str, str]:
@@ -156,12 +162,18 @@ class Planner:
         if self._isolation == "reduced":
             raise NotSupported("session: sessions need namespaces, which this server does without")
 
+    def _commands_named(self, key: str | None) -> TemplateSpec:
+        """Return the template of commands that has that key: the host's, or one an image. *Raises* InvalidRequest."""
+        found = self._command_templates.get(key or COMMAND.key)
+        if found is None:
+            known = ", ".join(self._command_templates)
+            raise InvalidRequest("template", f"a command runs in none but these: {known}")
+        return found
+
     def _plan_command(self, request: ExecRequest, command: Command) -> Step:
         words = self._check_words("argv", command.argv + request.args)
         if not words or not words[0]:
             raise InvalidRequest("argv", "must name a program")
-        if request.template not in (None, COMMAND.key):
-            raise InvalidRequest("template", f"a command runs in {COMMAND.key!r} only")
         env = self._check_env(request.env) if request.env else ()
         files = self._check_files(request.files, None) if request.files else ()
         return Step(words, None, None, env, request.stdin, files, keep_stdin=request.keep_stdin)

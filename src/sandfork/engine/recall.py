@@ -21,6 +21,10 @@ class Recall:
         self._default_wall_s = default_wall_s
         self._pins = Pins()
 
+    def adopt(self, catalogue: Catalogue) -> None:
+        """Have these languages from now on."""
+        self._catalogue = catalogue
+
     def apply(self, request: ExecRequest) -> ExecRequest:
         """Return the request under the limits of its snapshot and in the snapshot's template.
 
@@ -43,6 +47,11 @@ class Recall:
             raise SnapshotConflict(
                 f"snapshot {snapshot.name!r} is of template {snapshot.template}, which {language.name} has no more: "
                 "create it again"
+            )
+        if snapshot.image != language.image.partition("@")[2]:
+            raise SnapshotConflict(
+                f"snapshot {snapshot.name!r} was made on {_place(snapshot.image)}, and {language.name} is on "
+                f"{_place(language.image)} now: create it again"
             )
         if not {pin.path for pin in snapshot.pins} <= set(language.programs):
             # Whatever a document names would be read, however large, and whether it is the same would be told.
@@ -73,3 +82,7 @@ class Recall:
         if isinstance(asked.cpu_s, int | float) and asked.cpu_s < cpu_s:
             cpu_s = asked.cpu_s
         return replace(asked, memory_bytes=memory or snapshot.mem_bytes, cpu_s=cpu_s)
+
+
+def _place(image: str) -> str:
+    return f"image {image}" if image else "the host's own files"

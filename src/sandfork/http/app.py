@@ -207,7 +207,7 @@ class App:
         """Return what makes the document of a place: of its dialect under a prefix, else of everything."""
         settings = self._service.settings
         spoken, title = ((place,), place.dialect.title) if place.prefix else (self._spoken, "sandfork")
-        return partial(openapi_document, spoken, title, settings.version, language_names(settings.languages))
+        return lambda: openapi_document(spoken, title, settings.version, language_names(settings.languages()))
 
     def add_own_documents(self) -> None:
         """Serve the documents that belong to no dialect."""

@@ -42,7 +42,7 @@ class HttpSettings:
     `dialect` None serves every dialect under its prefix and our own at root; a name serves that one only, at root.
     `isolation` and `unenforced_limits` are told in health documents; `health_word` is the status when all is well.
     `batch_parallel` is how many items of one batch are under way at once. A client is watched for going away once its
-    program has run for `watch_after_s`. `languages` are all of the catalogue. `allowed_origins` are web origins whose
+    program has run for `watch_after_s`. `languages` returns the catalogue. `allowed_origins` are web origins whose
     pages may run programs in open mode. `quotas` are those of a dialect, by its name, in the place of its own.
     Uploads come in within `upload_s`. Of a streamed answer at most `stream_buffer_bytes` wait for their client, who is
     given up after `stall_s` in which it took nothing; after `ping_s` without anything to tell it gets a sign of life.
@@ -65,7 +65,7 @@ class HttpSettings:
     isolation: str = ""
     unenforced_limits: tuple[str, ...] = ()
     health_word: str = "ok"
-    languages: tuple[LanguageState, ...] = ()
+    languages: Callable[[], tuple[LanguageState, ...]] = tuple
     allowed_origins: tuple[str, ...] = ()
     quotas: Mapping[str, tuple[Quota, ...]] = field(default_factory=dict)
 
@@ -76,9 +76,9 @@ class HttpSettings:
 
 @dataclass(slots=True)
 class Versions:
-    """What languages told so far, by their names, None for one that told none; and what asks them since the start."""
+    """What languages told so far, by name and image, None where that was nothing; and what asks them at the start."""
 
-    told: dict[str, str | None] = field(default_factory=dict)
+    told: dict[tuple[str, str], str | None] = field(default_factory=dict)
     finding: asyncio.Task[None] | None = None
 
     @property

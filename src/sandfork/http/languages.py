@@ -33,23 +33,29 @@ def language_states(service: Service) -> Sequence[LanguageState]:
     broken = {template.key for template in service.engine.health() if not (template.ready or template.dormant)}
     return [
         replace(
-            each, runnable=each.runnable and each.template not in broken, version=service.versions.told.get(each.name)
+            each, runnable=each.runnable and each.template not in broken, version=service.versions.told.get(_key(each))
         )
-        for each in service.settings.languages
+        for each in service.settings.languages()
     ]
 
 
 async def find_version(service: Service, state: LanguageState, caller: Caller) -> str | None:
     """Return what a language's version command tells, None when it tells none or could not be run."""
-    if state.name not in service.versions.told and state.version_argv:
-        request = ExecRequest(Command(state.version_argv), limits=LimitsOverride(wall_s=VERSION_S))
+    if _key(state) not in service.versions.told and state.version_argv:
+        limits = LimitsOverride(wall_s=VERSION_S)
+        request = ExecRequest(Command(state.version_argv), template=state.commands, limits=limits)
         try:
             result = await service.engine.execute(request, caller)
         except SandforkError:
             return None
         match = _VERSION.search(result.stdout + result.stderr)
-        service.versions.told[state.name] = match[0].decode() if match else None
-    return service.versions.told.get(state.name)
+        service.versions.told[_key(state)] = match[0].decode() if match else None
+    return service.versions.told.get(_key(state))
+
+
+def _key(state: LanguageState) -> tuple[str, str]:
+    """Return what a version is kept under: another image may have another."""
+    return state.name, state.image
 
 
 async def find_versions(service: Service, busy: Callable[[], bool]) -> None:
@@ -66,7 +72,7 @@ async def find_versions(service: Service, busy: Callable[[], bool]) -> None:
 def _unknown(service: Service) -> list[LanguageState]:
     """Return the languages whose versions could be found and are not known."""
     states = language_states(service)
-    return [each for each in states if each.runnable and each.version_argv and each.name not in service.versions.told]
+    return [each for each in states if each.runnable and each.version_argv and _key(each) not in service.versions.told]
 
 
 class QueryEndpoint(DialectEndpoint):
@@ -117,7 +123,7 @@ class LanguageEndpoint(DialectEndpoint):
         """Identify, find, ask for the version, render. *Raises* NoSuchLanguage."""
         raw = await take_query(self._service, self._of, exchange, with_body=False)
         state = self._route.select(raw, language_states(self._service))
-        if state.runnable and state.version_argv and state.name not in self._service.versions.told:
+        if state.runnable and state.version_argv and _key(state) not in self._service.versions.told:
             self._service.access.charge(exchange.caller, 1)
             state = replace(state, version=await find_version(self._service, state, exchange.caller))
         return self._route.render(state)

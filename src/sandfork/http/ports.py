@@ -187,12 +187,12 @@ class Images(Protocol):
         """Take a name away."""
         ...
 
-    def build(self, language: str, size_mb: int) -> None:
-        """Have the image of a language made."""
+    def build(self, language: str, size_mb: int) -> bool:
+        """Have the image of a language made; False when it is being made already."""
         ...
 
-    def snapshot(self, name: str, language: str, mem_mb: int, vcpus: int) -> None:
-        """Have a snapshot made."""
+    def snapshot(self, name: str, language: str, mem_mb: int, vcpus: int) -> bool:
+        """Have a snapshot made; False when it is being made already."""
         ...
 
 

@@ -21,7 +21,8 @@ from pathlib import Path
 from threading import Timer
 
 from sandfork.errors import BuildFailed
-from sandfork.images.archive import Tell
+from sandfork.images.archive import Bounds, Tell
+from sandfork.images.growth import Growth, too_large
 from sandfork.images.installed import compiled_without_times, npm_packages, pypi_packages
 from sandfork.images.rooted import Rooted
 
@@ -37,6 +38,15 @@ _MILESTONES = (
     ("installing essential", 45.0), ("installing remaining", 60.0), ("cleaning package lists", 88.0),
     ("success in", 90.0),
 )  # fmt: skip
+_NPM = ("npm", "install", "--ignore-scripts", "--no-audit", "--no-fund")
+_PIP = (
+    sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", "--only-binary", ":all:",
+)  # fmt: skip
+_CONFINED = ("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc")
+_ENVIRONMENT = {
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8",
+    "SOURCE_DATE_EPOCH": str(EPOCH), "DEBIAN_FRONTEND": "noninteractive",
+}  # fmt: skip
 _BUILD_S = 3600.0
 _LAST_WORDS = 1500
 
@@ -58,13 +68,14 @@ class AptSources:
     lines: tuple[str, ...]
 
 
-def refuse_impossible() -> None:
-    """Say what this machine lacks for a build. *Raises* BuildFailed."""
-    if os.geteuid() != 0:
-        raise BuildFailed("building an image needs root; `sandfork rootfs from-oci` and `from-dir` do not")
+def what_a_build_lacks(*, root: bool) -> str:
+    """Return what this machine lacks for a build by root, or by somebody else; "" when that is nothing."""
+    if not root:
+        return "building an image needs root; `sandfork rootfs from-oci` and `from-dir` do not"
     for program, package in (("mmdebstrap", "mmdebstrap"), ("setpriv", "util-linux"), ("unshare", "util-linux")):
         if shutil.which(program) is None:
-            raise BuildFailed(f"there is no {program}, which builds images: apt-get install -y {package}")
+            return f"there is no {program}, which builds images: apt-get install -y {package}"
+    return ""
 
 
 def apt_sources() -> AptSources:
@@ -99,42 +110,33 @@ def _release(tree: Path) -> dict[str, str]:
     return dict(line.replace('"', "").split("=", 1) for line in lines if "=" in line)
 
 
-def build_tree(wanted: Wanted, sources: AptSources, tree: Path, tell: Tell) -> None:
-    """Make the root file system at `tree`, which must not be there. *Raises* BuildFailed, what `tell` raises."""
-    _bootstrap(wanted, sources, tree, tell)
+def build_tree(wanted: Wanted, sources: AptSources, tree: Path, bounds: Bounds, tell: Tell) -> None:
+    """Make the root file system at `tree`, which must not be there.
+
+    *Raises* BuildFailed, ArchiveRefused as soon as its files hold more than allowed, what `tell` raises.
+    """
+    _bootstrap(wanted, sources, tree, _Runner(tree, bounds.max_bytes, tell))
     for name in _OF_THE_BUILD:
         _empty(tree / name)
+    install_beside(wanted, tree, bounds, tell)
+    compiled_without_times(tree)
+
+
+def install_beside(wanted: Wanted, tree: Path, bounds: Bounds, tell: Tell) -> None:
+    """Install what is wanted of npm and PyPI below usr/lib/sandfork of a tree; nothing of it is run.
+
+    *Raises* BuildFailed, ArchiveRefused, what `tell` raises.
+    """
+    run = _Runner(tree, bounds.max_bytes, tell)
     for language, names in wanted.npm:
-        tell(91.0, f"npm install {' '.join(names)}")
         where = tree / f"usr/lib/sandfork/npm/{language}"
         where.mkdir(parents=True)
-        npm: tuple[str | Path, ...] = (
-            "npm",
-            "install",
-            "--prefix",
-            where,
-            "--ignore-scripts",
-            "--no-audit",
-            "--no-fund",
-            "--",
-            *names,
-        )
-        _run(npm, tell, 91.0)
+        tell(91.0, f"npm install {' '.join(names)}")
+        run((*_NPM, "--globalconfig", _npm_settings(), "--prefix", where, "--", *names), 91.0)
     for language, names in wanted.pypi:
-        tell(94.0, f"pip install {' '.join(names)}")
         target = tree / f"usr/lib/sandfork/pypi/{language}"
-        pip: tuple[str | Path, ...] = (
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--disable-pip-version-check",
-            "--no-compile",
-            "--only-binary",
-            ":all:",
-        )
-        _run((*pip, "--python-version", _python_of(tree), "--target", target, *names), tell, 94.0)
-    compiled_without_times(tree)
+        tell(94.0, f"pip install {' '.join(names)}")
+        run((*_PIP, *_for_python_of(tree), "--target", target, "--", *names), 94.0)
 
 
 def installed_packages(tree: Path, wanted: Wanted) -> Sequence[tuple[str, str, str]]:
@@ -149,7 +151,7 @@ def installed_packages(tree: Path, wanted: Wanted) -> Sequence[tuple[str, str, s
     return [(name, version, arch) for name, version, arch in (*debian, *npm, *pypi)]
 
 
-def _bootstrap(wanted: Wanted, sources: AptSources, tree: Path, tell: Tell) -> None:
+def _bootstrap(wanted: Wanted, sources: AptSources, tree: Path, run: _Runner) -> None:
     options = [f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT]
     # What Java's packages link to must be there, empty or not.
     options += ["--dpkgopt=path-include=/usr/share/man/man1", '--essential-hook=mkdir -p "$1/usr/share/man/man1"']
@@ -159,47 +161,71 @@ def _bootstrap(wanted: Wanted, sources: AptSources, tree: Path, tell: Tell) -> N
         "mmdebstrap", "--mode=root", "--variant=essential", '--aptopt=Apt::Install-Recommends "false"', *options,
         "", str(tree), "-",
     )  # fmt: skip
-    _run(mmdebstrap, tell, 0.0, "\n".join(sources.lines) + "\n")
+    run(mmdebstrap, 0.0, "\n".join(sources.lines) + "\n")
 
 
-def _run(argv: Sequence[str | Path], tell: Tell, percent: float, fed: str = "") -> None:
-    """Run a command in a pid namespace of its own to its end. *Raises* BuildFailed with its last words."""
-    confined = ("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc")
-    environment = {
-        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8",
-        "SOURCE_DATE_EPOCH": str(EPOCH), "DEBIAN_FRONTEND": "noninteractive",
-    }  # fmt: skip
-    said = ""
-    process = subprocess.Popen(
-        (*confined, *argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors="replace", env=environment, umask=0o022, start_new_session=True,
-    )  # fmt: skip
-    too_long = Timer(_BUILD_S, process.send_signal, (signal.SIGKILL,))
-    too_long.start()
-    try:
+class _Runner:
+    """Runs commands that make a tree, each in a pid namespace of its own to its end, and tells how far they are."""
+
+    def __init__(self, tree: Path, max_bytes: int, tell: Tell) -> None:
+        self._tree, self._max_bytes, self._tell = tree, max_bytes, tell
+
+    def __call__(self, argv: Sequence[str | Path], percent: float, fed: str = "") -> None:
+        """Run one. *Raises* BuildFailed with its last words, ArchiveRefused when the tree is too large."""
+        with subprocess.Popen(
+            (*_CONFINED, *argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            errors="replace", env=_ENVIRONMENT, umask=0o022, start_new_session=True,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            too_long = Timer(_BUILD_S, process.send_signal, (signal.SIGKILL,))
+            too_long.start()
+            try:
+                with Growth(self._tree, self._max_bytes, _OF_THE_BUILD, process.kill) as growth:
+                    said = self._follow(process, percent, fed)
+                    status = process.wait()
+            finally:
+                too_long.cancel()
+                process.kill()
+                process.stdout.read()  # it ends when all that was started is gone
+        if growth.exceeded:
+            raise too_large(self._max_bytes)
+        if status:
+            raise BuildFailed(f"{argv[0]} failed with status {status}:\n{said.strip()}")
+
+    def _follow(self, process: subprocess.Popen[str], percent: float, fed: str) -> str:
+        """Tell what a command says until it has said all; return its last words."""
         assert process.stdin is not None
         assert process.stdout is not None
+        said = ""
         process.stdin.write(fed)
         process.stdin.close()
         for line in process.stdout:
             said = (said + line)[-_LAST_WORDS:]
             percent = max([percent, *(at for words, at in _MILESTONES if words in line)])
-            tell(percent, line.strip().removeprefix("I: ")[:60])
-        status = process.wait()
-    finally:
-        too_long.cancel()
-        process.kill()
-        process.wait()
-    if status:
-        raise BuildFailed(f"{argv[0]} failed with status {status}:\n{said.strip()}")
+            self._tell(percent, line.strip().removeprefix("I: ")[:60])
+        return said
 
 
-def _python_of(tree: Path) -> str:
-    """Return the version of the tree's interpreter, such as 3.11. *Raises* BuildFailed."""
-    names = sorted(path.name for path in (tree / "usr/lib").glob("python3.*"))
-    if not names:
-        raise BuildFailed("packages of PyPI are asked for, and the image has no Python")
-    return names[-1].removeprefix("python")
+def _npm_settings() -> str:
+    """Return where this machine has npm's settings, such as a registry and certificates of its own.
+
+    With a prefix npm would look for them there. *Raises* BuildFailed.
+    """
+    asked = ("npm", "config", "get", "globalconfig")
+    try:
+        return subprocess.run(asked, env=_ENVIRONMENT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BuildFailed(f"packages of npm are asked for, and npm cannot be run: {error}") from None
+
+
+def _for_python_of(tree: Path) -> tuple[str, ...]:
+    """Return what has pip choose packages for the tree's interpreter; where there is none they are only programs."""
+    names = sorted((path.name.removeprefix("python") for path in (tree / "usr/lib").glob("python3.*")), key=_minor)
+    return ("--python-version", names[-1]) if names else ()
+
+
+def _minor(version: str) -> int:
+    return int(version.partition(".")[2])
 
 
 def _empty(path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sandfork.errors import ArchiveRefused
+from sandfork.errors import ArchiveRefused, BuildFailed
 from sandfork.images.archive import Bounds, ByteStream, Tell
 from sandfork.images.building import (
     EPOCH,
@@ -16,7 +16,7 @@ from sandfork.images.building import (
     build_tree,
     distribution_of,
     installed_packages,
-    refuse_impossible,
+    what_a_build_lacks,
 )
 from sandfork.images.manifest import SET_ID_MAX, Manifest, Package, Source, check_name
 from sandfork.images.oci import import_oci
@@ -31,11 +31,12 @@ def build_image(
 ) -> Manifest:
     """Build an image of packages. *Raises* BuildFailed, ArchiveRefused when it is too large, StoreUnusable."""
     check_name(name)
-    refuse_impossible()
+    if lacking := what_a_build_lacks(root=os.geteuid() == 0):
+        raise BuildFailed(lacking)
     sources = apt_sources()
-    with store.work() as work:
+    with store.work(name) as work:
         since = _now().timestamp()
-        build_tree(wanted, sources, work / "tree", tell)
+        build_tree(wanted, sources, work / "tree", bounds, tell)
         found = tuple(Package(*each) for each in installed_packages(work / "tree", wanted))
         source = Source("build", sources.suite, _asked(wanted), sources.lines)
         return _publish(store, work, name, languages, source, found, bounds, tell, since)
@@ -46,7 +47,7 @@ def import_image(
 ) -> Manifest:
     """Make an image of an OCI layout or a docker-save archive. *Raises* ArchiveRefused, StoreUnusable."""
     check_name(name)
-    with store.work() as work, _told(export):
+    with store.work(name) as work, _told(export):
         (work / "tree").mkdir()
         set_id = import_oci(export, work, work / "tree", bounds, tell)
         source = Source("oci", origin=(export.name,))
@@ -58,7 +59,7 @@ def import_directory(
 ) -> Manifest:
     """Make an image of a directory that is a root file system. *Raises* ArchiveRefused, StoreUnusable."""
     check_name(name)
-    with store.work() as work, _told(tree):
+    with store.work(name) as work, _told(tree):
         (work / "tree").symlink_to(tree.resolve())
         return _publish(store, work, name, languages, Source("directory", origin=(tree.name,)), (), bounds, tell)
 

@@ -19,6 +19,7 @@ import zstandard
 
 from sandfork.errors import ArchiveRefused
 from sandfork.images.archive import Bounds, Tell
+from sandfork.images.growth import too_large
 
 SET_ID = stat.S_ISUID | stat.S_ISGID
 _OWN_OF_A_SANDBOX = (b"dev", b"proc", b"sys", b"run", b"tmp")
@@ -129,9 +130,7 @@ class _Packer:
             info.size = os.fstat(fd).st_size
             self.bytes += info.size
             if self.bytes > self._bounds.max_bytes:
-                raise ArchiveRefused(
-                    f"the files hold more than {self._bounds.max_bytes >> 20:,} MB, which is the most that was allowed"
-                )
+                raise too_large(self._bounds.max_bytes)
             with open(fd, "rb", closefd=False) as content:
                 tar.addfile(info, content)
         if self.bytes - self._told > _TELL_EVERY_BYTES:

@@ -2,9 +2,9 @@
 
 In the process tier there is no machine state worth keeping: a template is made in milliseconds, of a language's
 toolchain and of what it preloads. So a snapshot is what a template was made *of*: the language and its template, what
-is preloaded, the memory and the processors that its sandboxes may use, and the toolchain, pinned by the content of its
-programs. One whose toolchain has changed is refused rather than run on another. A tier that keeps machine state keeps
-it beside this.
+is preloaded, the memory and the processors that its sandboxes may use, and the toolchain, pinned by the digest of its
+image or, on the host's files, by the content of its programs. One whose toolchain has changed is refused rather than
+run on another. A tier that keeps machine state keeps it beside this.
 
     DIRECTORY/snapshots/NAME.json    replaced by renaming
 """

@@ -5,7 +5,7 @@
       blobs/HEX               a file whose sha256 is HEX: the tar of an image, a bill of materials
       trees/HEX/              the blob HEX unpacked: what sandboxes see as their root
       leases/HEX              locked, shared, by whoever uses the tree
-      work/XXXX/              what is being made; locked by its maker, removed when that is gone
+      work/[NAME@]XXXX/       what is being made; locked by its maker, removed when that is gone
       lock                    held for the instant in which something is published or removed
 
 Every step is one rename, so that a crash leaves what was there before; what it leaves in work/ the next who opens the
@@ -27,8 +27,9 @@ from typing import IO
 
 import zstandard
 
-from sandfork.errors import ArchiveRefused, ImageCorrupt, ImageNotFound, StoreUnusable
+from sandfork.errors import ArchiveRefused, ImageBusy, ImageCorrupt, ImageNotFound, StoreUnusable
 from sandfork.images.archive import Bounds, Tell
+from sandfork.images.durable import sync_directory, write_durably
 from sandfork.images.manifest import Manifest, check_name, decode_manifest, encode_manifest, hex_of
 from sandfork.images.tree import tree_writer
 
@@ -89,6 +90,14 @@ class Store:
                 continue  # removed meanwhile
         return tuple(found)
 
+    def stamp(self) -> object:
+        """Return what is another value whenever an image was published, replaced or removed; cheap to ask for often."""
+        try:
+            with os.scandir(self.root / "manifests") as entries:
+                return {(entry.name, entry.inode(), entry.stat().st_mtime_ns) for entry in entries}
+        except OSError:
+            return set()
+
     def get(self, name: str) -> Manifest:
         """Return the image of that name. *Raises* InvalidRequest, ImageNotFound, ImageCorrupt, StoreUnusable."""
         path = self.root / "manifests" / f"{check_name(name)}.json"
@@ -140,12 +149,19 @@ class Store:
     # --- writing ---
 
     @contextmanager
-    def work(self) -> Iterator[Path]:
-        """Give a directory of the store's for as long as something is made in it. *Raises* StoreUnusable."""
+    def work(self, name: str = "") -> Iterator[Path]:
+        """Give a directory of the store's for as long as something is made in it, such as the image of a name.
+
+        *Raises* ImageBusy when an image of that name is being made already, StoreUnusable.
+        """
         self._open_to_write()
+        prefix = f"{name}@" if name else ""
         try:
             with self._locked():
-                path = Path(tempfile.mkdtemp(dir=self.root / "work"))
+                # What nobody holds any more was removed a moment ago.
+                if prefix and any((self.root / "work").glob(f"{prefix}*")):
+                    raise ImageBusy(name)
+                path = Path(tempfile.mkdtemp(dir=self.root / "work", prefix=prefix))
                 fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 fcntl.flock(fd, fcntl.LOCK_EX)
         except OSError as error:
@@ -181,8 +197,8 @@ class Store:
                     raise ImageCorrupt(
                         f"the files of {manifest.name!r} hold {tree_bytes:,} bytes and not {manifest.tree_bytes:,}"
                     )
-                _write(work / "sbom", sbom)
-                _write(work / "manifest", encode_manifest(manifest))
+                write_durably(work / "sbom", sbom)
+                write_durably(work / "manifest", encode_manifest(manifest))
                 self._publish(manifest, work)
         except OSError as error:
             raise self._unusable(error) from None
@@ -218,6 +234,11 @@ class Store:
             raise self._unusable(error) from None
         return Garbage(tuple(removed), freed)
 
+    def sweep(self) -> None:
+        """Remove what somebody who is gone was making. *Raises* StoreUnusable."""
+        if self.root.is_dir():
+            self._open_to_write()
+
     def _unnamed(self) -> Sequence[str]:
         named = {hex_of(digest) for each in self.list() for digest in (each.digest, each.sbom) if digest}
         there = {path.name for part in ("blobs", "trees", "leases") for path in (self.root / part).iterdir()}
@@ -251,7 +272,7 @@ class Store:
             (self.root / "leases" / hexadecimal).touch(0o644)
             (work / "manifest").rename(self.root / "manifests" / f"{manifest.name}.json")
             for part in ("blobs", "trees", "manifests"):
-                _sync(self.root / part)
+                sync_directory(self.root / part)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -331,22 +352,6 @@ def _unpack(manifest: Manifest, blob: Path, work: Path, bounds: Bounds, tell: Te
 
 def _digest_of(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fchmod(file.fileno(), 0o644)
-        os.fsync(file.fileno())
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _is_still(path: Path, fd: int) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from sandfork.languages.language import COMMAND, FILE_MARK, Language, TemplateKind, TemplateSpec, command_on
+from sandfork.languages.language import COMMAND, FILE_MARK, Language, TemplateKind, TemplateSpec, command_on, on_image
 from sandfork.languages.parsing import parse_language, read_language
 from sandfork.languages.tables import CatalogueError
 
@@ -79,7 +79,7 @@ class Catalogue:
         return tuple(self._templates.values())
 
     def on_images(self, images: Mapping[str, str]) -> Catalogue:
-        """Return the catalogue with those languages on images: `images` has names of images by names of languages.
+        """Return the catalogue with those languages on images: `images` has images, NAME@DIGEST, by names of languages.
 
         A template that only languages of one image use keeps its key; of others "@" and the image's name is added.
         """
@@ -108,7 +108,7 @@ def _moved(spec: TemplateSpec, image: str, users: Mapping[str, set[str]]) -> Tem
         return spec
     if spec == COMMAND:
         return command_on(image)
-    key = spec.key if users[spec.key] == {image} else f"{spec.key}@{image}"
+    key = spec.key if users[spec.key] == {image} else on_image(spec.key, image)
     return replace(spec, key=key, image=image)
 
 

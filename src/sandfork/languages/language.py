@@ -33,7 +33,7 @@ class TemplateKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TemplateSpec:
-    """One template of the catalogue; see `parsing` for the fields."""
+    """One template of the catalogue; see `parsing` for the fields. `image` is NAME@DIGEST, "" for the host's files."""
 
     key: str
     kind: TemplateKind
@@ -72,9 +72,14 @@ COMMAND = TemplateSpec(key="command", kind=TemplateKind.NONE, pool_weight=0.25)
 _ON_IMAGE_WEIGHT = 0.0625
 
 
+def on_image(key: str, image: str) -> str:
+    """Return the key of a template on an image: it stays the same when the image is replaced."""
+    return f"{key}@{image.partition('@')[0]}"
+
+
 def command_on(image: str) -> TemplateSpec:
     """Return the template of commands on an image."""
-    return replace(COMMAND, key=f"{COMMAND.key}@{image}", pool_weight=_ON_IMAGE_WEIGHT, image=image)
+    return replace(COMMAND, key=on_image(COMMAND.key, image), pool_weight=_ON_IMAGE_WEIGHT, image=image)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +161,7 @@ class Language:
 
     @property
     def image(self) -> str:
-        """The image that its programs run on; empty for the host's own files."""
+        """The image that its programs run on, NAME@DIGEST; empty for the host's own files."""
         return self.templates[0].image
 
     @property
@@ -203,7 +208,7 @@ class Language:
             if names(code) and spec.key not in unavailable:
                 return spec
         default = self.templates[0]
-        return COMMAND if default.fork_at and default.key in unavailable else default
+        return self.commands if default.fork_at and default.key in unavailable else default
 
     def template_named(self, key: str) -> TemplateSpec | None:
         """Return this language's template of that key, or None."""

@@ -24,7 +24,7 @@
 
 enum request_op {
     REQ_PROFILE = 1, /* id; payload: struct profile + BPF instructions */
-    REQ_ROOT = 2,    /* id; fd: a file with the mount plan */
+    REQ_ROOT = 2,    /* id; fd: a file with the mount plan; without one the root is dropped */
     REQ_ZYGOTE = 3,  /* id, root, profile; payload: fields argv/env; fds: log, then those named by the payload */
     REQ_SPAWN = 4,   /* slot, zygote; limits; fds: ctl, stdin, stdout, stderr, agent (not to join) */
     REQ_LIMITS = 5,  /* slot; limits */

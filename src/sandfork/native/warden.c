@@ -131,6 +131,15 @@ static __attribute__((noreturn)) void root_builder(int result, int plan)
         ;
 }
 
+/* What was forked from it has mounts of its own. */
+static void drop_root(uint32_t id)
+{
+    if (id < ROOTS_MAX && roots[id].mnt) {
+        SYS(close, roots[id].mnt);
+        roots[id].mnt = 0;
+    }
+}
+
 static void close_pair(const int *pair)
 {
     for (int i = 0; i < 2; i++)
@@ -141,6 +150,8 @@ static void close_pair(const int *pair)
 static void handle_root(const struct request *req, const int *fds, int nfds)
 {
     int pair[2] = {-1, -1};
+    if (!nfds)
+        return drop_root(req->id);
     if (req->id >= ROOTS_MAX || roots[req->id].mnt || roots[req->id].pid || nfds != 1)
         return tell_failure(EV_ROOT, req->id, STEP_SLOT, -EINVAL);
     long r = SYS(socketpair, SF_AF_UNIX, SF_SOCK_SEQPACKET | SF_SOCK_CLOEXEC, 0, pair);

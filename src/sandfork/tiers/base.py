@@ -147,6 +147,11 @@ class Sandbox(Process, Protocol):
     """One isolated execution environment, and its first process."""
 
     @property
+    def image(self) -> str:
+        """The image that it is on, NAME@DIGEST; "" for the host's files."""
+        ...
+
+    @property
     def files(self) -> Files:
         """The files in it."""
         ...

@@ -23,6 +23,7 @@ class FakeSandbox(FakeGuest):
         super().__init__(tier)
         self.key = key
         self.number = number
+        self.image = tier.images.get(key, "")
         self.files = FakeFiles()
         self.limits: Limits | None = None
         self._guests: set[FakeGuest] = set()

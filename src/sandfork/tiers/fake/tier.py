@@ -71,7 +71,8 @@ class FakeTier:
 
     `keys` are the templates it has (None: any). `alive` holds every process not closed yet, a sandbox
     being its first one. `failing_forks` forks fail,
-    `broken` maps template keys to the reason they cannot be made; `fork_s` and `close_s` are how long that takes.
+    `images` maps template keys to the image that their sandboxes are on, `broken` to the reason they cannot be made;
+    `fork_s` and `close_s` are how long that takes.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class FakeTier:
         self.clock_ns = clock_ns
         self.failing_forks = 0
         self.broken: dict[str, str] = {}
+        self.images: dict[str, str] = {}
         self.alive: set[FakeGuest] = set()
         self.forked = 0
         self.rested = 0

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 SLOTS_MAX = 8192
+ROOTS_MAX = 64
 MESSAGE_MAX = 131072
 SHARED_NETNS = 1
 URGENT = 2

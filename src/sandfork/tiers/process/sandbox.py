@@ -43,6 +43,7 @@ class ProcessSandbox(Guest):
         self.agent = agent
         self.kept = False
         self.root = 0
+        self.image = ""
         self._guests: set[Guest] = set()
         self._clearing: asyncio.Task[None] | None = None
         self._dying: dict[Guest, asyncio.Task[None]] = {}

@@ -17,6 +17,7 @@ from sandfork.model import Limits
 from sandfork.tiers.process import messages as m
 from sandfork.tiers.process.guest import Guest
 from sandfork.tiers.process.run import Means, cpu_seconds
+from sandfork.tiers.process.sandbox import ProcessSandbox
 from sandfork.tiers.process.warden import Warden
 
 _INODE_BYTES = 4096  # a sandbox may have one inode per page of its disk limit, and at least this many
@@ -266,6 +267,11 @@ class Slots:
                 tenancy.guest.release()
             tenancy.freed(None)
         self._free = list(self._slots)
+
+    def roots(self) -> set[int]:
+        """Return the numbers of the roots that sandboxes have."""
+        guests = (slot.tenancy.guest for slot in self._slots if slot.tenancy is not None)
+        return {guest.root for guest in guests if isinstance(guest, ProcessSandbox)}
 
     @property
     def live(self) -> int:

@@ -46,6 +46,7 @@ class TemplateSpec:
     recycle_s: float
     variables: tuple[tuple[str, str], ...] = ()
     execs: bool = False
+    image: str = ""
 
 
 class Zygote:
@@ -84,8 +85,17 @@ class Zygote:
 class ProcessTemplate:
     """See `tiers.base.Template`."""
 
-    def __init__(self, spec: TemplateSpec, warden: Warden, slots: Slots, numbers: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        spec: TemplateSpec,
+        warden: Warden,
+        slots: Slots,
+        numbers: Callable[[], int],
+        elsewhere: Callable[[int], ProcessTemplate | None] = lambda root: None,
+    ) -> None:
+        """`elsewhere` returns the template that had this one's key in another root, which sandboxes may have still."""
         self._spec = spec
+        self._elsewhere = elsewhere
         self._warden = warden
         self._slots = slots
         self._numbers = numbers
@@ -100,6 +110,11 @@ class ProcessTemplate:
     def key(self) -> str:
         """The template key of the language catalogue."""
         return self._spec.key
+
+    @property
+    def root(self) -> int:
+        """The number of the root that its sandboxes have."""
+        return self._spec.root
 
     async def warm(self) -> None:
         """Have a zygote running. *Raises* TemplateFailed."""
@@ -186,7 +201,7 @@ class ProcessTemplate:
                 f"no descriptors for a sandbox: {error.strerror}", step="fds", errno=error.errno or 0
             ) from error
         sandbox = ProcessSandbox(slot, ctl, streams, AgentClient(agent), self._base_env(), execs=self._execs)
-        sandbox.root = self._spec.root
+        sandbox.root, sandbox.image = self._spec.root, self._spec.image
         slot.guest = sandbox
         zygote.forks += 1
 
@@ -212,6 +227,9 @@ class ProcessTemplate:
         """Fork a further process into a kept sandbox; see the port."""
         assert isinstance(sandbox, ProcessSandbox)
         if self._spec.root != sandbox.root and self._spec.kind is m.Kind.FORK:
+            other = self._elsewhere(sandbox.root)
+            if other is not None:
+                return await other.join(sandbox, terminal=terminal)
             raise NotSupported("this language runs on other files than the session does: give it a session of its own")
         if not self._warden.alive:
             raise ForkFailed("the process that makes sandboxes is gone", step="warden")
@@ -277,6 +295,12 @@ class ProcessTemplate:
         """Report readiness."""
         ready = self._zygote is not None and self._zygote.alive
         return TemplateHealth(self.key, ready, self._memory_bytes, 0, self._generation, "" if ready else self._reason)
+
+    async def end(self) -> None:
+        """Rest for good, also where a zygote is just coming up."""
+        if self._starting is not None:
+            await asyncio.gather(self._starting, return_exceptions=True)
+        self.rest()
 
     async def close(self) -> None:
         """Stop starting; the zygote itself ends with the warden."""

@@ -10,15 +10,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sandfork.errors import TemplateFailed, TierError, TierUnavailable
-from sandfork.images.rooted import Rooted
 from sandfork.languages.catalogue import COMMAND, Catalogue, TemplateKind
 from sandfork.languages.catalogue import TemplateSpec as LanguageTemplate
 from sandfork.linux.landlock import landlock_abi
@@ -26,9 +24,10 @@ from sandfork.linux.seccomp import compile_policy
 from sandfork.model import Limits
 from sandfork.tiers.process import messages as m
 from sandfork.tiers.process.launch import Launched
-from sandfork.tiers.process.plan import RootPolicy, plan_root, shared_root
+from sandfork.tiers.process.plan import RootPolicy, shared_root
 from sandfork.tiers.process.preloaded import BIND_NOW, preloaded
 from sandfork.tiers.process.reduced import BY_RLIMITS, WITHOUT_NAMESPACES, readable_paths
+from sandfork.tiers.process.roots import RootParts, Roots
 from sandfork.tiers.process.run import Means
 from sandfork.tiers.process.selftest import broken, self_test
 from sandfork.tiers.process.slots import Slots
@@ -86,8 +85,8 @@ class ProcessTier:
         self._warden: Warden | None = None
         self._slots: Slots | None = None
         self._root: RootPolicy | None = None
-        self._roots: dict[str, int] = {}
-        self._rooting = asyncio.Lock()
+        self._roots: Roots | None = None
+        self._former: dict[tuple[str, int], ProcessTemplate] = {}
         self._lost = asyncio.Event()
         self.unenforced: tuple[str, ...] = ()
         self.primitives: dict[str, str] = {}
@@ -191,62 +190,76 @@ class ProcessTier:
         return [*scripts, *warm, self._settings.native / _BREAKER, *([packages] if packages is not None else [])]
 
     async def _build_root(self) -> None:
-        if self._launched.reduced:
-            self._root = shared_root(self._settings.guest_packages)
-            return
-        self._root = await self._make_root(0, Rooted())
-
-    async def _root_of(self, image: str) -> int:
-        """Return the number of an image's root, made when first asked for. *Raises* TemplateFailed, TierError."""
-        if not image:
-            return 0
-        async with self._rooting:
-            if image not in self._roots:
-                lease = self._settings.images.get(image)
-                if lease is None or self._launched.reduced:
-                    raise TemplateFailed(f"there is no image {image!r} here")
-                number = 1 + len(self._roots)
-                try:
-                    await self._make_root(number, Rooted(str(lease.tree)))
-                except (TierError, OSError) as error:
-                    raise TemplateFailed(f"image {image!r} cannot be used: {error}") from error
-                self._roots[image] = number
-            return self._roots[image]
-
-    async def _make_root(self, number: int, source: Rooted) -> RootPolicy:
+        settings = self._settings
         assert self._warden is not None
-        paths = (*(self._settings.guest / name for name in _SCRIPTS), self._settings.native / _BREAKER)
-        inside = {f"{_INSIDE}/{path.name}": path.read_bytes() for path in paths}
-        warm = next((lease.tree.parent for lease in self._settings.warm), None)
-        root = plan_root(self._settings.guest_packages, inside, source, warm)
-        with tempfile.TemporaryFile() as plan:
-            plan.write(root.plan)
-            plan.flush()
-            event = await self._warden.ask(m.request(m.Request.ROOT, number), m.Event.ROOT, number, (plan.fileno(),))
-        if event.err:
-            step = m.step_name(event.step)
-            where = f" of {root.entries[event.flags]}" if step == "plan" else ""
-            raise TierError(
-                f"building the sandbox root failed at {step}{where}: {os.strerror(event.err)}",
-                step=step,
-                errno=event.err,
-            )
-        return root
+        files = (*(settings.guest / name for name in _SCRIPTS), settings.native / _BREAKER)
+        warm = next((lease.tree.parent for lease in settings.warm), None)
+        self._roots = Roots(self._warden, RootParts(files, settings.guest_packages, warm), settings.images)
+        if self._launched.reduced:
+            self._root = shared_root(settings.guest_packages)
+        else:
+            self._root = await self._roots.make_host()
 
     async def template(self, key: str) -> ProcessTemplate:
         """Return the warm template of that key. *Raises* TemplateFailed."""
         template = self._templates.get(key)
-        if template is None:
-            assert self._warden is not None
-            assert self._slots is not None
-            spec = next((t for t in self._catalogue.templates() if t.key == key), None)
+        while template is None:
+            catalogue = self._catalogue
+            spec = next((t for t in catalogue.templates() if t.key == key), None)
             if spec is None:
                 raise TemplateFailed(f"no language has a template {key!r}")
             root = await self._root_of(spec.image)
-            template = ProcessTemplate(self._spec(spec, root), self._warden, self._slots, self._next_number)
-            self._templates[key] = template
+            template = self._templates.get(key)  # others may have asked meanwhile
+            if template is None and catalogue is self._catalogue:
+                former = self._former.pop((key, root), None)
+                template = self._templates[key] = self._make(spec, root) if former is None else former
         await template.warm()
         return template
+
+    async def _root_of(self, image: str) -> int:
+        assert self._roots is not None
+        if image and self._launched.reduced:
+            raise TemplateFailed("there are no images in a reduced service")
+        return await self._roots.number_of(image)
+
+    def _make(self, spec: LanguageTemplate, root: int) -> ProcessTemplate:
+        assert self._warden is not None
+        assert self._slots is not None
+        elsewhere = partial(self._in_root, spec.key)
+        return ProcessTemplate(self._spec(spec, root), self._warden, self._slots, self._next_number, elsewhere)
+
+    def _in_root(self, key: str, root: int) -> ProcessTemplate | None:
+        """Return the template that had the key when sandboxes with that root were made, which may be there still."""
+        return self._former.get((key, root))
+
+    def adopt(self, catalogue: Catalogue, images: Mapping[str, Lease]) -> None:
+        """Make sandboxes of this catalogue and on these images from now on; those that are there keep what they have.
+
+        The tier lets go of an image once no template and no sandbox is on it.
+        """
+        assert self._roots is not None
+        now = {spec.key: spec for spec in catalogue.templates()}
+        before = {spec.key: spec for spec in self._catalogue.templates()}
+        self._catalogue = catalogue
+        for key in [key for key in self._templates if now.get(key) != before[key]]:
+            template = self._templates.pop(key)
+            template.rest()
+            self._former[key, template.root] = template
+        self._roots.adopt(images)
+        self._release_roots()
+
+    @property
+    def images_released(self) -> int:
+        """How many images it let go of so far."""
+        return self._roots.released if self._roots is not None else 0
+
+    def _release_roots(self) -> None:
+        """Let go of images that nothing is on any more, and of the templates that were."""
+        assert self._roots is not None
+        assert self._slots is not None
+        dropped = self._roots.release({*self._slots.roots(), *(each.root for each in self._templates.values())})
+        for key, root in [place for place in self._former if place[1] in dropped]:
+            self._slots.tasks.spawn(self._former.pop((key, root)).end())
 
     def _next_number(self) -> int:
         """Number zygotes within the warden's table; those of ended zygotes come round again."""
@@ -285,11 +298,15 @@ class ProcessTier:
             recycle_s=settings.recycle_s,
             variables=variables,
             execs=not language.driven,
+            image=language.image,
         )
 
     def _slot_event(self, event: m.WardenEvent) -> None:
-        if self._slots is not None:
-            self._slots.event(event)
+        if self._slots is None:
+            return
+        self._slots.event(event)
+        if self._roots is not None and self._roots.leaving and event.op == m.Event.CLOSED:
+            self._release_roots()
 
     def _warden_lost(self) -> None:
         if self._slots is not None:
@@ -307,15 +324,19 @@ class ProcessTier:
 
     async def close(self) -> None:
         """End everything: closing the socket ends the warden, and with it every process it made."""
-        for template in self._templates.values():
+        for template in (*self._templates.values(), *self._former.values()):
             await template.close()
         if self._warden is not None:
             self._warden.close()
         if self._slots is not None:
             await self._slots.close()
         self._launched.warden.close()
-        for lease in (*self._settings.images.values(), *self._settings.warm):
+        for lease in self._settings.warm:
             lease.close()
+        for lease in self._settings.images.values() if self._roots is None else ():
+            lease.close()
+        if self._roots is not None:
+            self._roots.close()
         await asyncio.to_thread(self._launched.wait)
 
 
