@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sandfork.config.schema import Config
+from sandfork.config.schema import Config, Process
 from sandfork.errors import ArchiveRefused, BuildFailed, ImageError, ImageNotFound
 from sandfork.images.archive import Bounds
 from sandfork.images.making import import_stream
@@ -147,6 +148,13 @@ def test_a_catalogue_uses_what_fits_and_tells_what_is_cold(config: Config) -> No
     digest = made.digest.removeprefix("sha256:")
     assert warm.languages()[0].warm_path == f"{WARM_INSIDE}/{digest}/{WARM_DIR}"
     assert cold_languages(warm) == []
+
+
+def test_without_namespaces_a_cache_is_seen_where_it_is(config: Config) -> None:
+    made = keep(config, warm_language())
+    reduced = replace(config, process=Process(reduced=True))
+    (language,) = with_caches(reduced, Catalogue([warm_language()])).languages()
+    assert language.warm_path == f"{cache_store(config).tree(made)}/{WARM_DIR}"
 
 
 # --- keeping them ---
