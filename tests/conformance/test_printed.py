@@ -35,14 +35,14 @@ INSTANCES = {
 OURS = {
     "zeroboot": set[str](),
     "isol8": {"resourceUsage"},
-    "runner": {"installed", "aliases"},
+    "runner": {"installed", "aliases", "image"},
     "instavm": set[str](),
     "faber": set[str](),
 }
 #: What our own API, which answers for zeroboot's at root, tells beyond it.
 AT_ROOT = {
     *("outcome", "signal", "truncated", "usage", "limits", "isolation", "failed_step", "displays", "files"),
-    *("queue_time_ms", "files_skipped"),
+    *("queue_time_ms", "files_skipped", "image"),
 }
 
 
