@@ -113,7 +113,10 @@ def language(name: str, **packages: tuple[str, ...]) -> Language:
     return Language(name, (), ".x", "main.x", ("/usr/bin/x", "{file}"), packages=Packages(**packages))
 
 
-def test_packages_are_installed_together_from_debian_and_a_directory_a_language_elsewhere() -> None:
+def test_packages_are_installed_together_from_debian_and_a_directory_a_language_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     pair = [language("one", debian=("b", "a"), npm=("x@1",)), language("two", debian=("a",), pypi=("y==2",))]
     update, debian, npm, pip = commands_for(pair)
     assert update.argv[-1] == "update"

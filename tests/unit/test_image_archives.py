@@ -75,6 +75,7 @@ def test_the_same_escapes_succeed_with_a_reader_that_trusts(tmp_path: Path) -> N
         root = tmp_path / f"root-{len(name)}-{name.replace(' ', '-')}"
         root.mkdir()
         with tarfile.open(fileobj=io.BytesIO(tar_of(attempt(canary)))) as tar:
+            tar.extraction_filter = lambda member, path: member  # Python 3.14 no longer trusts by itself
             try:
                 tar.extractall(root)
             except (OSError, KeyError):
