@@ -28,13 +28,15 @@ from tests.support.process import STUCK_S, process_tier, start_native
 
 CALLER = Caller("somebody")
 #: "Compiled" by a shell that runs the text; what it leaves in .build/main is the program.
+#: Memory beyond the disk, which is of it, and little enough to be taken long before the time is over.
+COMPILER_LIMITS = LimitsOverride(wall_s=3.0, memory_bytes=128 << 20)
 LANGUAGE = Language(
     name="made",
     aliases=(),
     extension=".made",
     file_name="main.made",
     argv=("{out}",),
-    compile=CompileSpec(("/bin/sh", "{name}", "{out}"), (".build/main",), LimitsOverride(wall_s=3.0)),
+    compile=CompileSpec(("/bin/sh", "{name}", "{out}"), (".build/main",), COMPILER_LIMITS),
 )
 SETTINGS = EngineSettings(policy=LimitPolicy(default=Limits(wall_s=2.0)))
 MAKE = 'printf "#!/bin/sh\\n%s\\n" "{}" > "$1"; chmod +x "$1"; '
