@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sandfork.config import Config
@@ -21,6 +22,11 @@ def open_store(config: Config) -> Store:
         return Store(Path(config.images.directory).resolve())
     home = Path("/var/lib/sandfork") if os.geteuid() == 0 else Path("~/.local/share/sandfork").expanduser()
     return Store(home / "images")
+
+
+def with_store(config: Config) -> Config:
+    """Return the settings with the store's directory spelt out: the usual one is another once root is given up."""
+    return replace(config, images=replace(config.images, directory=str(open_store(config).root)))
 
 
 def reference(manifest: Manifest) -> str:

@@ -24,7 +24,7 @@ from sandfork.images.store import Store
 from sandfork.languages.catalogue import Catalogue
 from sandfork.serve_builder import start_builder
 from sandfork.serve_engine import choose_languages, find_language, load_catalogue
-from sandfork.serve_images import open_store
+from sandfork.serve_images import open_store, with_store
 from sandfork.serve_local import run_privately
 from sandfork.serve_remote import open_remote, remote_states, rootfs_state, snapshot_state
 
@@ -96,7 +96,8 @@ def keep_images(
 
 def create_snapshot(loaded: Loaded, tier: str, name: str, language: str, mem_mb: int, vcpus: int) -> Snapshot:
     """Make a snapshot without a service; its toolchain is started in a sandbox. *Raises* SandforkError."""
-    config, root = loaded.config, images_directory(loaded.config)
+    config = with_store(loaded.config)
+    root = images_directory(config)
     catalogue = choose_languages(config)
     name = name or find_language(catalogue, language).name
     builder = start_builder(config, root)
