@@ -38,6 +38,7 @@ from sandfork.engine.engine import Engine
 from sandfork.errors import TierUnavailable
 from sandfork.http.app import App, build_app
 from sandfork.http.endpoints import HttpSettings
+from sandfork.http.languages import OURSELVES
 from sandfork.http.log import ExecutionLog
 from sandfork.languages.catalogue import Catalogue
 from sandfork.metrics import Metrics
@@ -46,6 +47,7 @@ from sandfork.serve_builder import Builder, start_builder
 from sandfork.serve_caches import cold_languages
 from sandfork.serve_engine import build_engine, choose_languages, pool_targets
 from sandfork.serve_http import build_server, stop_on_signals
+from sandfork.serve_images import with_store
 from sandfork.serve_listen import is_loopback, listen
 from sandfork.serve_log import LineWriter, set_up_logging
 from sandfork.serve_refusal import Refused
@@ -94,7 +96,7 @@ Announce = Callable[[Service], None]
 
 def serve(loaded: Loaded, *, tier: str, announce: Announce) -> None:
     """Run the service until a signal ends it; `announce` is called once it answers. *Raises* Refused, TierError."""
-    config = loaded.config
+    config = with_store(loaded.config)
     keys = read_keys(loaded)
     refuse_exposure(config, keys)
     catalogue = choose_languages(config)
@@ -248,7 +250,10 @@ async def _run(service: Service, announce: Announce) -> None:
 def _observe(
     metrics: Metrics, execution_log: ExecutionLog | None
 ) -> Callable[[Caller, ExecPlan | None, ExecResult | BaseException], None]:
-    """Return what notes an execution, a moment later: its answer leaves at the end of this round of the loop."""
+    """Return what notes an execution, a moment later: its answer leaves at the end of this round of the loop.
+
+    What the service asks its own toolchains is nobody's execution, and neither logged nor counted.
+    """
 
     def note(caller: Caller, plan: ExecPlan | None, outcome: ExecResult | BaseException) -> None:
         metrics.observe(caller, plan, outcome)
@@ -256,7 +261,8 @@ def _observe(
             execution_log.observe(caller, plan, outcome)
 
     def observe(caller: Caller, plan: ExecPlan | None, outcome: ExecResult | BaseException) -> None:
-        asyncio.get_running_loop().call_soon(note, caller, plan, outcome)
+        if caller is not OURSELVES:
+            asyncio.get_running_loop().call_soon(note, caller, plan, outcome)
 
     return observe
 
@@ -265,7 +271,7 @@ def _tell_templates(engine: Engine) -> None:
     """Log what could not be made ready. *Raises* Refused when nothing could."""
     health = engine.health()
     for template in health:
-        if not template.ready:
+        if not template.ready and not template.dormant:
             log.warning("template %s is not ready: %s", template.key, template.reason)
     if health and not any(template.ready for template in health):
         raise Refused(f"no template can be made: {health[0].reason}")

@@ -272,3 +272,15 @@ def test_an_endless_request_head_ends_the_connection(fake_service: Service) -> N
     # What the kernel's socket buffers took does not reach the service.
     assert sent < 16 << 20
     assert fake_service.exec("out hi")["stdout"] == "hi\n"
+
+
+def test_the_log_is_of_what_clients_ask_for(fake_service: Service) -> None:
+    """What the service itself runs after the start, to know the versions of toolchains, is nobody's execution."""
+    with fake_service.client as client:
+        assert client.get("/runner/api/v1/languages").status_code == 200
+    fake_service.exec("print(1)")
+    fake_service.stop()
+    lines = [json.loads(line) for line in fake_service.log.read_text().splitlines() if line.startswith("{")]
+    assert [line["event"] for line in lines if line["event"] == "execution"], lines
+    assert not [line for line in lines if line.get("key_id") == "sandfork"]
+    assert not [line for line in lines if "is not ready" in line.get("message", "")]
