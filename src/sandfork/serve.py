@@ -277,6 +277,11 @@ def _tell_templates(engine: Engine) -> None:
         raise Refused(f"no template can be made: {health[0].reason}")
 
 
+def _programs(engine: Engine) -> int:
+    """Return how many programs have been given a sandbox."""
+    return sum(each.hits + each.misses for each in engine.statistics().pool)
+
+
 async def _serve(service: Service, app: App, engine: Engine, announce: Announce, renewal: Renewal) -> None:
     """Answer requests until the first signal; then drain, which a second signal cuts short."""
     drain_s = service.config.server.drain_s
@@ -292,7 +297,7 @@ async def _serve(service: Service, app: App, engine: Engine, announce: Announce,
         serving.add_done_callback(lambda _: end.asked.set())
         background = [group.create_task(_watch(service.tier, end)), group.create_task(renewal.watch())]
         if service.config.languages.versions_at_start:
-            background.append(group.create_task(app.find_versions(lambda: engine.statistics().admission.running > 0)))
+            background.append(group.create_task(app.find_versions(lambda: _programs(engine))))
         await end.asked.wait()
         log.info("draining for at most %g s", drain_s)
         app.drain()

@@ -165,21 +165,38 @@ async def test_a_language_on_an_image_tells_which_and_how_large_it_is() -> None:
 
 
 @in_virtual_time
-async def test_versions_found_since_the_start_are_there_and_those_that_are_not_yet_are_not_waited_for() -> None:
-    loop, running = asyncio.get_running_loop(), [True]
+async def test_versions_are_found_since_the_start_while_no_program_runs() -> None:
+    loop, others = asyncio.get_running_loop(), 0
     engine = StubEngine(lambda request: ended(stdout=b"1.2\n"))
     app = stub_app(engine, languages=LANGUAGES)
-    finding = loop.create_task(app.find_versions(lambda: running[0]))
-    await asyncio.sleep(1)
+    finding = loop.create_task(app.find_versions(lambda: others + len(engine.requests)))
+    for _ in range(10):
+        await asyncio.sleep(1)
+        others += 1
+    assert not engine.requests, "programs ran all the time"
+    await finding
+    asked = loop.time()
+    answer = await Client(app).get("/runner/api/v1/languages")
+    assert [each["version"] for each in answer.json["languages"]] == [None, "1.2", "1.2"]
+    assert [request.program for request in engine.requests] == [Command(NODE), Command(PYTHON)]
+    assert loop.time() == asked
+
+
+@in_virtual_time
+async def test_the_first_list_waits_for_no_version_and_has_them_found_without_a_pause() -> None:
+    engine = StubEngine(lambda request: ended(stdout=b"1.2\n"))
+    app = stub_app(engine, languages=LANGUAGES)
+    loop = asyncio.get_running_loop()
+    finding = loop.create_task(app.find_versions(lambda: round(loop.time() * 100)))
+    await asyncio.sleep(60)
     asked = loop.time()
     first = await Client(app).get("/runner/api/v1/languages")
     assert [each["version"] for each in first.json["languages"]] == [None, None, None]
-    assert (loop.time(), engine.requests) == (asked, []), "programs run: nothing was begun, nor waited for"
-    running[0] = False
+    assert (loop.time(), engine.requests) == (asked, [])
     await finding
+    assert loop.time() - asked <= 1, "no rest was waited for"
     second = await Client(app).get("/runner/api/v1/languages")
     assert [each["version"] for each in second.json["languages"]] == [None, "1.2", "1.2"]
-    assert [request.program for request in engine.requests] == [Command(NODE), Command(PYTHON)]
 
 
 @in_virtual_time

@@ -261,7 +261,7 @@ class Languages:
     )
     versions_at_start: bool = setting(
         True,
-        "Have the languages tell their versions after the start, one after the other while no program runs; else when "
+        "Have the languages tell their versions after the start, when no program has run for some seconds; else when "
         "a list of languages is first asked for, which then waits for them.",
     )
     compile_cache_bytes: int = setting(

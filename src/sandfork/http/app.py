@@ -95,9 +95,9 @@ class App:
         """Close every WebSocket, as soon as nothing runs on it: HTTP answers under way are the server's to wait for."""
         self._service.drain.begin()
 
-    async def find_versions(self, busy: Callable[[], bool]) -> None:
-        """Have languages tell their versions before anybody asks, each when `busy` says that no program runs."""
-        await find_versions(self._service, busy)
+    async def find_versions(self, programs: Callable[[], int]) -> None:
+        """Have languages tell their versions before anybody asks; `programs` tells how many programs have run."""
+        await find_versions(self._service, programs)
 
     async def _answer(self, exchange: Exchange) -> None:
         current.set(exchange)

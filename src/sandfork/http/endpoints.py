@@ -76,10 +76,14 @@ class HttpSettings:
 
 @dataclass(slots=True)
 class Versions:
-    """What languages told so far, by name and image, None where that was nothing; and what asks them at the start."""
+    """What languages told so far, by name and image, None where that was nothing; and what asks them at the start.
+
+    They are `wanted` once a client has asked for a list.
+    """
 
     told: dict[tuple[str, str], str | None] = field(default_factory=dict)
     finding: asyncio.Task[None] | None = None
+    wanted: bool = False
 
     @property
     def are_sought(self) -> bool:

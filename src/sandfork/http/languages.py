@@ -17,8 +17,9 @@ from sandfork.model import Caller, Command, ExecRequest, LimitsOverride
 VERSION_S = 10.0
 VERSIONS_S = 3.0
 """How long a list of languages waits for versions that nobody has looked for before; the others come with the next."""
-QUIET_S = 0.25
-"""How long after a look at whether programs run there is another, while versions are found without being asked for."""
+REST_S = 5.0
+"""How long no program has run when the service looks for versions that nobody has asked for."""
+LOOK_S = 0.5
 OURSELVES = Caller("sandfork")
 _VERSION = re.compile(rb"\d+(\.\d+)+|\d{4,}")
 
@@ -58,15 +59,23 @@ def _key(state: LanguageState) -> tuple[str, str]:
     return state.name, state.image
 
 
-async def find_versions(service: Service, busy: Callable[[], bool]) -> None:
-    """Have all versions found before anybody asks, one after the other, each when no program is running."""
+async def find_versions(service: Service, programs: Callable[[], int]) -> None:
+    """Have all versions found before anybody asks, one after the other, whenever no program has run for a while.
+
+    `programs` tells how many have run. Once a list was asked for they are found without a pause.
+    """
     service.versions.finding = asyncio.current_task()
-    left = _unknown(service)
+    left, rested_s, seen = _unknown(service), 0.0, programs()
     while left:
-        if busy():
-            await asyncio.sleep(QUIET_S)
-        else:
-            await find_version(service, left.pop(0), OURSELVES)
+        if rested_s < REST_S and not service.versions.wanted:
+            await asyncio.sleep(LOOK_S)
+            before, seen = seen, programs()
+            rested_s = rested_s + LOOK_S if seen == before else 0.0
+            continue
+        await find_version(service, left.pop(0), OURSELVES)
+        before, seen = seen, programs()
+        if seen - before > 1:  # one was ours
+            rested_s = 0.0
 
 
 def _unknown(service: Service) -> list[LanguageState]:
@@ -98,6 +107,7 @@ class QueryEndpoint(DialectEndpoint):
         Those that are being found since the start are not waited for.
         """
         versions, unknown = self._service.versions, _unknown(self._service)
+        versions.wanted = True
         if not unknown or versions.are_sought:
             return
         if self._finding is None or self._finding.done():
