@@ -263,7 +263,7 @@ def _report(proofs: list[Proof], *, page: bool) -> None:
     if page:
         print_plain(proof_page(proofs))
     else:
-        head, *rows = proof_rows(proofs)
+        head, *rows = proof_rows(proofs, timed=any(proof.speed for proof in proofs))
         table = Table(*head, box=None, pad_edge=False, header_style="bold")
         for row in rows:
             table.add_row(*(escape(cell) for cell in row))

@@ -30,9 +30,8 @@ How a language is described is in [the guide](../guide/languages.md).
 """
 
 
-def proof_rows(proofs: Sequence[Proof]) -> list[tuple[str, ...]]:
-    """Return the table, its head first; columns of times only where times were taken."""
-    timed = any(proof.speed for proof in proofs)
+def proof_rows(proofs: Sequence[Proof], *, timed: bool) -> list[tuple[str, ...]]:
+    """Return the table, its head first, with columns of times where these were to be taken."""
     rows: list[tuple[str, ...]] = [_HEAD if timed else _HEAD[:4]]
     for proof in proofs:
         row = (proof.language.name, proof.version, proof.kind, f"{proof.passed}/{len(proof.language.checks)}")
@@ -54,7 +53,7 @@ def _ms(seconds: float) -> str:
 
 def proof_page(proofs: Sequence[Proof]) -> str:
     """Return the page as Markdown."""
-    head, *rows = proof_rows(proofs)
+    head, *rows = proof_rows(proofs, timed=True)
     align = "|".join("---" if number < 4 else "--:" for number in range(len(head)))
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([_INTRODUCTION.replace("{host}", _host()), f"| {' | '.join(head)} |", f"|{align}|", *lines])

@@ -121,5 +121,6 @@ def run_bare(language: Language, request: ExecRequest) -> float:
         for argv in (*steps, language.argv):
             words = fill_memory(command_words(language, argv), _BARE_MEMORY_BYTES)
             words = tuple(word.replace(WORK_DIR, directory) for word in words)
-            subprocess.run(words, cwd=directory, env=env, check=True, capture_output=True, timeout=_BARE_S)
+            stdin = request.stdin if argv == language.argv else b""
+            subprocess.run(words, cwd=directory, env=env, check=True, input=stdin, capture_output=True, timeout=_BARE_S)
         return time.perf_counter() - began_s

@@ -160,14 +160,15 @@ def test_proofs_are_shown_with_times_where_there_are_any() -> None:
     assert lua is not None
     assert c is not None
     plain = [Proof(lua, "5.4.4", (("wall", "exited"),)), Proof(c, "12.2.0", ())]
-    head, first, second = proof_rows(plain)
+    head, first, second = proof_rows(plain, timed=False)
     assert head == ("language", "version", "runs by", "checks")
     assert first == ("lua", "5.4.4", "fork", "6/7")
     assert second == ("c", "12.2.0", "compile, exec", "8/8")
     timed = [plain[0], Proof(c, "12.2.0", (), Speed(0.05, 0.0525, 0.002))]
-    assert proof_rows(timed)[2][4:] == ("50", "52.5", "1.05x", "2", "0.04x")
-    assert proof_rows(timed)[1][4:] == ("",) * 5
+    assert proof_rows(timed, timed=True)[2][4:] == ("50", "52.5", "1.05x", "2", "0.04x")
+    assert proof_rows(timed, timed=True)[1][4:] == ("",) * 5
     assert "| c | 12.2.0 | compile, exec | 8/8 | 50 | 52.5 | 1.05x | 2 | 0.04x |" in proof_page(timed)
+    assert proof_page(plain).splitlines()[-2] == "| lua | 5.4.4 | fork | 6/7 |  |  |  |  |  |", "a page is of one form"
 
 
 def test_a_program_that_cannot_be_timed_is_a_problem_and_no_check_that_failed() -> None:
