@@ -226,6 +226,7 @@ def test_a_build_that_gets_larger_than_allowed_ends_before_it_is_done(directory:
     assert what_is_left(directory) == []
 
 
+@pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
 def test_packages_of_npm_and_pypi_are_installed_for_the_image_and_told(directory: Path) -> None:
     tree, told = directory / "beside", list[str]()
     (tree / "usr/lib/python3.11").mkdir(parents=True)
