@@ -513,7 +513,9 @@ def test_what_runs_on_between_steps_holds_up_no_server_and_no_session(
         assert bystander.run("print(mine)")["stdout"] == "untouched\n"
         reply = session.run("print('step')", limits={"output_bytes": 300_000, "wall_s": 5})
         assert len(reply["stdout"]) <= 300_000
-    session.run("import os; os._exit(0)", limits={"output_bytes": 300_000, "wall_s": 5})
+    for _ in range(50):  # one that is interrupted does not come to its end
+        if session.run("import os; os._exit(0)", limits={"output_bytes": 300_000, "wall_s": 5})["state_lost"]:
+            break
     assert session.said("print('alive')") == "alive\n"
     assert resident_bytes(session.service.process.pid) - before < 32 * MIB
 
