@@ -14,6 +14,7 @@ import os
 import random
 import signal
 from collections import Counter, deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,10 +22,11 @@ from urllib.parse import urlsplit
 import pytest
 import uvloop
 
+from sandfork.linux.cgroup import processes_below
 from tests.e2e.chaos_programs import PROGRAMS
 from tests.e2e.chaos_sessions import CLIENTS as CHAOS_CLIENTS
 from tests.e2e.chaos_sessions import Line, Refused, Reply, Untrue
-from tests.support.remains import command_line, is_alive, mounts, settles
+from tests.support.remains import command_line, is_alive, mounts, opened_by, settles
 from tests.support.service import STUCK_S, Service, running_service
 
 CLIENTS = 32
@@ -151,9 +153,7 @@ class Instance:
 
     def processes(self) -> set[int]:
         """Return every process of the instance: they are in its first hierarchy, as in all others."""
-        return {
-            int(pid) for group in [*self.directories[0].glob("*/cgroup.procs")] for pid in group.read_text().split()
-        }
+        return set(processes_below(self.directories[0]))
 
     def programs(self) -> int:
         """Return how many cells of programs are alive, parked ones included."""
@@ -168,13 +168,13 @@ class Instance:
         """Kill the Python zygotes that are alive now."""
         pids = self.zygotes()
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # the service retired it just now
+                os.kill(pid, signal.SIGKILL)
         return bool(pids)
 
     def descriptors(self) -> int:
         """Return the server's open descriptors but those of cgroups, which a slot keeps for its next tenant."""
-        links = [os.readlink(link) for link in Path(f"/proc/{self.server}/fd").iterdir()]
-        return sum(1 for link in links if not link.startswith("/sys/fs/cgroup"))
+        return sum(1 for path in opened_by(self.server) if not path.startswith("/sys/fs/cgroup"))
 
     def resident_kb(self) -> int:
         """Return the server's resident memory."""

@@ -398,10 +398,12 @@ def test_whoever_joins_cannot_be_written_to_before_its_last_wall_stands(monkeypa
         lurker, tape = await (await tier.template("command")).join(sandbox), Tape()
         lurking = asyncio.create_task(lurker.exec(Step(("python3", "-c", LURKER)), LIMITS, tape))
         await tape.until(b"lurking")
-        for _ in range(JOINS):
+        joins = 0
+        # A lurker that never got hold of anybody proves nothing, and on a slow machine its first catch takes longer.
+        while joins < JOINS or b"late" not in tape.stdout:
             guest = await (await tier.template("command")).join(sandbox)
             await guest.close()
-        assert b"late" in tape.stdout, "the lurker is too slow to prove anything"
+            joins += 1
         assert b"caught" not in tape.stdout
         await lurker.close()
         with pytest.raises(GuestLost):

@@ -20,6 +20,7 @@ import pytest
 from sandfork.config import Config
 from sandfork.config.schema import Images
 from sandfork.serve_builder import Builder, start_builder
+from tests.support.remains import opened_by
 from tests.support.service import STUCK_S
 
 MOST = 3
@@ -147,8 +148,7 @@ def test_it_can_be_neither_traced_nor_read_by_the_servers_user(taken: TakenOver)
         status = Path(f"/proc/{each}/status").read_text()
         assert "Uid:\t0\t0\t0\t0" in status
         assert (Path(f"/proc/{each}/mem").stat().st_uid, Path(f"/proc/{each}/environ").stat().st_uid) == (0, 0)
-        opened = {os.readlink(entry) for entry in Path(f"/proc/{each}/fd").iterdir()}
-        assert len([path for path in opened if path.startswith("socket:")]) == 1
+        assert len({path for path in opened_by(each) if path.startswith("socket:")}) == 1
         assert b"SANDFORK" not in Path(f"/proc/{each}/environ").read_bytes()
 
 

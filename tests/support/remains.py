@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from sandfork.linux.cgroup import processes_below
@@ -56,6 +57,15 @@ def is_alive(pid: int) -> bool:
 def descriptors() -> int:
     """Return how many descriptors this process has open."""
     return len(os.listdir("/proc/self/fd"))
+
+
+def opened_by(pid: int) -> list[str]:
+    """Return what the descriptors of a process lead to; one that it closes meanwhile is not among them."""
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(os.readlink(link))
+    return found
 
 
 def mounts() -> set[str]:
