@@ -26,6 +26,9 @@ from sandfork.access_quotas import Quota, Share, Standing, Windows
 from sandfork.errors import RateLimited, Unauthenticated
 from sandfork.model import Caller, Limits
 
+_FRACTIONS = frozenset({"wall_s", "cpu_s", "cpus"})
+"""The limits that need not be whole numbers."""
+
 DEMO_PREFIX = "zb_demo_"
 """Keys that begin so are shared by many: their rate counts per address."""
 
@@ -140,9 +143,9 @@ def _ceilings(value: Any, where: str) -> Limits | None:
     for name, ceiling in value.items():
         if name not in names:
             raise MalformedKeys(f"{where}: unknown ceiling {name}; known are {', '.join(sorted(names))}")
-        if not _positive(ceiling) or (not name.endswith("_s") and not isinstance(ceiling, int)):
+        if not _positive(ceiling) or (name not in _FRACTIONS and not isinstance(ceiling, int)):
             raise MalformedKeys(f"{where}: ceiling {name} must be a number above 0")
-    none = {name: math.inf if name.endswith("_s") else sys.maxsize for name in names}
+    none = {name: math.inf if name in _FRACTIONS else sys.maxsize for name in names}
     return Limits(**{**none, **value})
 
 

@@ -36,6 +36,7 @@ def run(
     ] = None,
     timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds it may take (limit wall_s).")] = None,
     cpu: Annotated[float | None, typer.Option(min=0.001, help="Seconds of processor time (limit cpu_s).")] = None,
+    cpus: Annotated[float | None, typer.Option(min=0.01, help="Processors at a time (limit cpus).")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory, such as 256m (limit memory_bytes).")] = None,
     pids: Annotated[int | None, typer.Option(min=1, help="Processes and threads (limit pids).")] = None,
     env: Annotated[list[str] | None, typer.Option("--env", metavar="NAME=VALUE", help="Environment variable.")] = None,
@@ -59,7 +60,7 @@ def run(
         stdin=b"" if from_stdin else _read_stdin(),
         args=tuple(words),
         env=tuple(_variable(each) for each in env or ()),
-        limits=LimitsOverride(wall_s=timeout, cpu_s=cpu, memory_bytes=_bytes(memory), pids=pids),
+        limits=LimitsOverride(wall_s=timeout, cpu_s=cpu, memory_bytes=_bytes(memory), pids=pids, cpus=cpus),
     )
     url, key = url or client_environment()[0], client_environment()[1]
     raise typer.Exit(

@@ -6,6 +6,7 @@ them to these types and back. Nothing here imports anything but the standard lib
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import IntEnum, StrEnum
@@ -34,7 +35,7 @@ class Stream(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a program may use. All are enforced while it runs."""
+    """What a program may use, enforced while it runs; `cpus` at a time, as a rate over all its processes."""
 
     wall_s: float = 30.0
     cpu_s: float = 30.0
@@ -43,6 +44,7 @@ class Limits:
     open_files: int = 256
     output_bytes: int = 1 << 20
     disk_bytes: int = 64 << 20
+    cpus: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class LimitsOverride:
     open_files: int | None = None
     output_bytes: int | None = None
     disk_bytes: int | None = None
+    cpus: float | None = None
 
     def over(self, base: Limits) -> Limits:
         """Return `base` with every limit named here replaced."""

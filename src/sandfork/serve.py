@@ -22,7 +22,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -42,10 +42,10 @@ from sandfork.http.languages import OURSELVES
 from sandfork.http.log import ExecutionLog
 from sandfork.languages.catalogue import Catalogue
 from sandfork.metrics import Metrics
-from sandfork.model import Caller, ExecPlan, ExecResult, Limits
+from sandfork.model import Caller, ExecPlan, ExecResult
 from sandfork.serve_builder import Builder, start_builder
 from sandfork.serve_caches import cold_languages
-from sandfork.serve_engine import build_engine, choose_languages, pool_targets
+from sandfork.serve_engine import build_engine, choose_languages, maximum_limits, pool_targets
 from sandfork.serve_http import build_server, stop_on_signals
 from sandfork.serve_images import with_store
 from sandfork.serve_listen import is_loopback, listen
@@ -186,7 +186,7 @@ def choose_quotas(config: Config, dialects: Sequence[Dialect]) -> dict[str, tupl
 
 def dialect_bounds(config: Config) -> Bounds:
     """Return what dialects must know to parse."""
-    server, maximum = config.server, Limits(**asdict(config.limits.maximum))
+    server, maximum = config.server, maximum_limits(config)
     return Bounds(maximum.wall_s, server.max_code_bytes, server.max_batch, maximum, config.sessions.disk_bytes)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 
 from sandfork.config import Config
+from sandfork.config.schema import DefaultLimits, MaximumLimits
 from sandfork.dialects.base import LanguageState
 from sandfork.engine.admission import AdmissionSettings
 from sandfork.engine.compiler import CompilerSettings
@@ -104,14 +106,24 @@ def _enabled(every: Catalogue, name: str, exists: Callable[[str], Callable[[str]
 
 def default_limits(config: Config) -> Limits:
     """Return what a program may use when its request does not say."""
-    return Limits(**asdict(config.limits.default))
+    default, most = _limits(config.limits.default), maximum_limits(config)
+    return replace(default, cpus=min(default.cpus, most.cpus))
+
+
+def maximum_limits(config: Config) -> Limits:
+    """Return the most that a request may ask for."""
+    return _limits(config.limits.maximum)
+
+
+def _limits(section: DefaultLimits | MaximumLimits) -> Limits:
+    return Limits(**{**asdict(section), "cpus": section.cpus or math.inf})
 
 
 def limit_policy(config: Config) -> LimitPolicy:
     """Return what requests may ask for."""
     return LimitPolicy(
         default=default_limits(config),
-        maximum=Limits(**asdict(config.limits.maximum)),
+        maximum=maximum_limits(config),
         max_code_bytes=config.server.max_code_bytes,
     )
 

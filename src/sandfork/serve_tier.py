@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 from sandfork.config import Config
 from sandfork.languages.catalogue import Catalogue
 from sandfork.linux.privileges import drop_privileges
-from sandfork.model import Limits
 from sandfork.serve_caches import hold_caches
-from sandfork.serve_engine import default_limits, load_catalogue, pool_targets
+from sandfork.serve_engine import default_limits, load_catalogue, maximum_limits, pool_targets
 from sandfork.serve_images import hold_images
 from sandfork.serve_refusal import Refused
 from sandfork.tiers.base import Tier
@@ -63,7 +61,7 @@ def process_settings(config: Config, catalogue: Catalogue) -> ProcessSettings:
         images=hold_images(config, catalogue),
         warm=hold_caches(config, catalogue),
         limits=default_limits(config),
-        most=Limits(**asdict(config.limits.maximum)),
+        most=maximum_limits(config),
         most_sandboxes=most_sandboxes(config, catalogue),
         cores=len(os.sched_getaffinity(0)),
         shared_netns=process.network_namespace == "shared",

@@ -361,7 +361,7 @@ async def test_what_a_run_is_limited_to_is_what_its_options_say() -> None:
     await Client(stub_app(engine)).post("/execute", {"request": {"cmd": ["ls"]}, "options": options})
     (request,) = engine.requests
     assert request.program == Command(("ls",))
-    assert request.limits == LimitsOverride(4.0, 2.0, 64 << 20, 9, None, 7)
+    assert request.limits == LimitsOverride(4.0, None, 64 << 20, 9, None, 7, None, 0.5)
 
 
 @everywhere

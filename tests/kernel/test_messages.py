@@ -16,7 +16,7 @@ HEADER = PACKAGE / "native/messages.h"
 #: C struct, its fields in order, and the struct.Struct of the Python side.
 STRUCTS = {
     "request": (m.REQUEST, ("op", "id", "root", "zygote", "profile", "kind", "limits.memory_bytes", "limits.disk_bytes",
-                            "limits.inodes", "limits.pids", "limits.open_files", "limits.cpu_s", "limits.pad",
+                            "limits.inodes", "limits.pids", "limits.open_files", "limits.cpu_s", "limits.cpu_quota_us",
                             "payload_len", "flags")),
     "event": (m.EVENT, ("op", "id", "status", "step", "err", "flags", "utime_us", "stime_us", "maxrss_kb", "inblock",
                         "oublock")),
@@ -33,6 +33,7 @@ CONSTANTS = {
     "SLOTS_MAX": m.SLOTS_MAX,
     "ROOTS_MAX": m.ROOTS_MAX,
     "MESSAGE_MAX": m.MESSAGE_MAX,
+    "CPU_PERIOD_US": m.CPU_PERIOD_US,
     "REQUEST_SHARED_NETNS": m.SHARED_NETNS,
     "REQUEST_URGENT": m.URGENT,
     "REQUEST_JOIN": m.JOIN,

@@ -201,6 +201,14 @@ def test_processor_and_wall_time_stop_a_program(reduced: Service) -> None:
     assert (stopped["outcome"], stopped["stdout"]) == ("timed_out", "1\n")
 
 
+def test_processors_at_a_time_are_processor_time_and_the_reply_says_so(reduced: Service) -> None:
+    reply = reduced.exec("while True: pass", limits={"cpus": 0.1, "wall_s": 5})
+    assert (reply["outcome"], reply["limits"]["cpus"], reply["limits"]["cpu_s"]) == ("cpu_limit", None, 0.5)
+    with reduced.client as client:
+        told = client.get("/v1/health").json()["unenforced_limits"]
+    assert "cpus limit: as processor time within the wall time, not as a rate" in told
+
+
 def test_a_process_that_cannot_limit_itself_is_limited_from_outside(reduced: Service) -> None:
     ask = "ulimit -d; ulimit -p; ulimit -n; ulimit -f; ulimit -t"
     code = f"process.stdout.write(require('child_process').execSync('{ask}'))"

@@ -20,6 +20,7 @@ import pytest
 from tests.support.process import guest_packages
 from tests.support.remains import is_alive, settles
 from tests.support.service import Service, run_command, running_service
+from tests.support.sessions import session_of
 
 NOBODY = 65534
 AS_NOBODY = ("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups")
@@ -44,8 +45,9 @@ def test_a_plain_user_starts_it_without_configuration_and_is_told_what_is_not_en
     with unprivileged.client as client:
         health = client.get("/v1/health").json()
     assert health["isolation"] == "process"
-    assert [limit.split(":")[0] for limit in health["unenforced_limits"]] == ["memory limit", "cpu limit"]
-    assert all("of each process only" in limit for limit in health["unenforced_limits"])
+    memory, cpu, cpus = health["unenforced_limits"]
+    assert [limit.split(":")[0] for limit in (memory, cpu, cpus)] == ["memory limit", "cpu limit", "cpus limit"]
+    assert all("of each process only" in limit for limit in (memory, cpu))
     assert "memory limit: of each process only" in unprivileged.log.read_text()
 
 
@@ -104,6 +106,20 @@ def test_memory_of_a_process_and_its_disk_are_limited(unprivileged: Service) -> 
 
 def test_processor_time_stops_a_process(unprivileged: Service) -> None:
     assert unprivileged.exec("while True: pass", limits={"cpu_s": 0.2})["outcome"] == "cpu_limit"
+
+
+def test_processors_at_a_time_are_processor_time_and_the_reply_says_so(unprivileged: Service) -> None:
+    reply = unprivileged.exec("while True: pass", limits={"cpus": 0.1, "wall_s": 5})
+    assert (reply["outcome"], reply["limits"]["cpus"], reply["limits"]["cpu_s"]) == ("cpu_limit", None, 0.5)
+    with unprivileged.client as client:
+        told = client.get("/v1/health").json()["unenforced_limits"]
+    assert "cpus limit: as processor time within the wall time, not as a rate" in told
+
+
+def test_processors_of_a_session_are_processor_time_of_each_step(unprivileged: Service) -> None:
+    with session_of(unprivileged, limits={"cpus": 0.1}) as session:
+        reply = session.run("while True: pass", limits={"wall_s": 5}, fresh=True)
+        assert (reply["outcome"], reply["limits"]["cpus"], reply["limits"]["cpu_s"]) == ("cpu_limit", None, 0.5)
 
 
 def test_a_process_that_cannot_limit_itself_is_limited_from_outside(unprivileged: Service) -> None:

@@ -168,7 +168,7 @@ UNUSABLE = [
     ("cpu_s", -0.5), ("cpu_s", 0), ("cpu_s", "1s"), ("memory_bytes", -1), ("memory_bytes", 0), ("memory_bytes", 1.5),
     ("memory_bytes", "512m"), ("memory_bytes", 1), ("pids", 0), ("pids", -3), ("pids", 2.5), ("pids", 2**40),
     ("open_files", 0), ("open_files", 3), ("output_bytes", 0), ("output_bytes", -1), ("disk_bytes", 0),
-    ("disk_bytes", 10**30), ("disk_bytes", {}),
+    ("disk_bytes", 10**30), ("disk_bytes", {}), ("cpus", 0), ("cpus", 0.001), ("cpus", "2"), ("cpus", 1e9),
 ]  # fmt: skip
 EXCESSIVE = [("cpu_s", 1e308), ("memory_bytes", 1 << 60), ("pids", 1 << 20), ("open_files", 1 << 20)]
 EXCESSIVE += [("output_bytes", 1 << 40), ("disk_bytes", 1 << 50)]
@@ -183,7 +183,7 @@ def test_a_limit_that_is_no_limit_is_refused_by_name(name: str, value: Any, serv
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e400", "0x10", "1_000", "١"])
 def test_a_number_that_json_does_not_have_is_refused(text: str, service: Service) -> None:
-    for name in ("wall_s", "cpu_s"):
+    for name in ("wall_s", "cpu_s", "cpus"):
         answer = post(service, b'{"code": "print(1)", "limits": {"%b": %b}}' % (name.encode(), text.encode()))
         assert answer.status_code == 400, (text, answer.text)
 

@@ -65,10 +65,12 @@ class Rig:
         fork_s: float,
         close_s: float,
         now: Callable[[], float] | None = None,
+        *,
+        rates_cpus: bool = True,
     ) -> None:
         clock_ns = virtual_loop().time_ns
         self.observed: list[Observed] = []
-        self.tier = FakeTier(fork_s=fork_s, close_s=close_s, clock_ns=clock_ns)
+        self.tier = FakeTier(rates_cpus=rates_cpus, fork_s=fork_s, close_s=close_s, clock_ns=clock_ns)
         self.engine = Engine(
             self.tier,
             CATALOGUE,
@@ -102,9 +104,10 @@ async def rig(
     close_s: float = 0.0,
     prepare: Callable[[Rig], None] | None = None,
     now: Callable[[], float] | None = None,
+    rates_cpus: bool = True,
 ) -> AsyncIterator[Rig]:
     """Start an engine; close it at the end and see that no sandbox is left."""
-    made = Rig(settings, pool, fork_s, close_s, now)
+    made = Rig(settings, pool, fork_s, close_s, now, rates_cpus=rates_cpus)
     if prepare is not None:
         prepare(made)
     await made.engine.start()

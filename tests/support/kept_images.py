@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -80,5 +81,5 @@ class MemoryImages:
     ) -> ImageDesk:
         return ImageDesk(Catalogue.load(), self, self, execute, bounds)
 
-    def recall(self, catalogue: Catalogue | None = None) -> Recall:
-        return Recall(catalogue or Catalogue.load(), self.find, 30.0)
+    def recall(self, catalogue: Catalogue | None = None, most_cpus: float = math.inf) -> Recall:
+        return Recall(catalogue or Catalogue.load(), self.find, most_cpus)

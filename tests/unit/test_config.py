@@ -130,6 +130,11 @@ def test_the_variable_of_another_system_names_the_keys_file_and_ours_wins() -> N
         ("[pool]\nsizes = { python = 'x' }", 'pool.sizes: expected an integer, got "x"'),
         ("[pool]\nsizes = 5", "pool.sizes: expected a table of integers, got 5"),
         ("[limits.default]\nwall_s = 500", "limits.default.wall_s (500.0) is above limits.maximum.wall_s (300.0)"),
+        (
+            "[limits]\ndefault.cpus = 2\nmaximum.cpus = 1",
+            "limits.default.cpus (2.0) is above limits.maximum.cpus (1.0)",
+        ),
+        ("[limits.default]\ncpus = 0.001", "expected a value between 0.01 and 1024, or 0 for no quota"),
         ("[server\n", "not valid TOML"),
     ],
 )

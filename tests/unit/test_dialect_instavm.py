@@ -329,13 +329,20 @@ def test_a_session_is_made_as_asked() -> None:
     }
     assert sessions.parse_create(raw(body), BOUNDS) == CreateSession(
         SessionSpec(
-            limits=LimitsOverride(memory_bytes=128 << 20, disk_bytes=256 << 20),
+            limits=LimitsOverride(memory_bytes=128 << 20, disk_bytes=256 << 20, cpus=2),
             env=(("A", "x"), ("N", "1"), ("F", "1.5"), ("B", "true")),
             lifetime_s=20.0,
             idle_s=20.0,
             metadata={"team": '"a"', "n": "[1,null]"},
         )
     )
+
+
+def test_more_processors_than_the_ceiling_are_refused() -> None:
+    bounds = Bounds(ceilings=Limits(cpus=1.5))
+    assert sessions.parse_create(raw({"vcpu_count": 1}), bounds).spec.limits.cpus == 1
+    with pytest.raises(Forbidden, match=r"vcpu_count: 2 is above the ceiling of 1\.5"):
+        sessions.parse_create(raw({"vcpu_count": 2}), bounds)
 
 
 def test_a_session_has_room_for_files_but_not_more_than_its_caller_may_have() -> None:

@@ -64,7 +64,7 @@ from sandfork.model import (
 )
 from tests.support.stub_engine import ended
 
-CEILINGS = Limits(60.0, 60.0, 1 << 30, 128, 1024, 4 << 20, 256 << 20)
+CEILINGS = Limits(60.0, 60.0, 1 << 30, 128, 1024, 4 << 20, 256 << 20, 2.0)
 BOUNDS = Bounds(max_wall_s=60.0, max_code_bytes=100, max_batch=3, ceilings=CEILINGS)
 CODE = {"code": "print('hello')", "runtime": "python"}
 MIB = 1 << 20
@@ -113,7 +113,7 @@ def test_every_printed_field_has_its_place() -> None:
         files=(InputFile("/sandbox/data.csv", b"a,b\n1,2"),),
         stdin=b"input data",
         env=(("MY_VAR", "value"),),
-        limits=LimitsOverride(wall_s=5.0, cpu_s=5.0, memory_bytes=512 * MIB, disk_bytes=128 * MIB),
+        limits=LimitsOverride(wall_s=5.0, memory_bytes=512 * MIB, disk_bytes=128 * MIB, cpus=1.0),
         collect=("/sandbox/out.txt",),
         packages=("numpy",),
     )
@@ -175,10 +175,10 @@ def test_the_two_file_systems_are_one_as_large_as_those_named() -> None:
     assert asked(options={"sandboxSize": "64m", "tmpSize": "1m"}).limits.disk_bytes == 65 * MIB
 
 
-def test_cores_are_honoured_as_processor_time() -> None:
-    assert asked({"timeoutMs": 10_000}, options={"cpuLimit": 0.5}).limits.cpu_s == 5.0
-    assert asked({"timeoutMs": 10_000}, options={"cpuLimit": 2}).limits.cpu_s == 20.0
-    assert asked({"timeoutMs": 1}, options={"cpuLimit": 0.01}).limits.cpu_s == 0.001
+def test_cores_are_processors_at_a_time_and_no_processor_time() -> None:
+    for cores in (0.01, 0.5, 2):
+        assert asked(options={"cpuLimit": cores}).limits == LimitsOverride(wall_s=30.0, cpus=cores)
+    assert asked(options={}).limits.cpus is None
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_cores_are_honoured_as_processor_time() -> None:
     [
         ({"memoryLimit": "1025m"}, "options.memoryLimit: 1074790400 is above the ceiling of 1073741824"),
         ({"memoryLimit": "1t"}, "options.memoryLimit"),
-        ({"cpuLimit": 2.5}, "options.cpuLimit: 2.5 cores for 30 s are 75 s of processor time"),
+        ({"cpuLimit": 2.5}, "options.cpuLimit: 2.5 is above the ceiling of 2.0"),
         ({"pidsLimit": 129}, "options.pidsLimit: 129 is above the ceiling of 128"),
         ({"maxOutputSize": 4 * MIB + 1}, "options.maxOutputSize"),
         ({"sandboxSize": "200m", "tmpSize": "57m"}, "options.sandboxSize and tmpSize"),
@@ -286,8 +286,8 @@ def test_secrets_are_variables_that_are_masked() -> None:
 def test_a_session_keeps_what_is_for_all_of_it_and_each_run_the_rest() -> None:
     options = {"memoryLimit": "64m", "pidsLimit": 5, "sandboxSize": "1m", "cpuLimit": 1, "maxOutputSize": 10}
     request = asked({"timeoutMs": 2000}, options=options, sessionId="s 1")
-    assert request.limits == LimitsOverride(wall_s=2.0, cpu_s=2.0, output_bytes=10)
-    shared = LimitsOverride(memory_bytes=64 * MIB, pids=5, disk_bytes=MIB)
+    assert request.limits == LimitsOverride(wall_s=2.0, output_bytes=10)
+    shared = LimitsOverride(memory_bytes=64 * MIB, pids=5, disk_bytes=MIB, cpus=1)
     spec = SessionSpec("python", one_language=True, limits=shared, idle_s=3600.0)
     assert request.session == SessionUse("isol8", "s 1", spec, fresh=True)
     assert asked(sessionId="").session is None

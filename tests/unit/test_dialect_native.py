@@ -84,6 +84,7 @@ def test_every_field_finds_its_place() -> None:
             "open_files": 9,
             "output_bytes": 4,
             "disk_bytes": 1 << 20,
+            "cpus": 0.5,
         },
         "network": "filtered",
         "packages": ["numpy"],
@@ -100,7 +101,7 @@ def test_every_field_finds_its_place() -> None:
         stdin=b"in",
         args=("-v", ""),
         env=(("A", "1"), ("B", "")),
-        limits=LimitsOverride(2.5, 1.0, 8 << 20, 2, 9, 4, 1 << 20),
+        limits=LimitsOverride(2.5, 1.0, 8 << 20, 2, 9, 4, 1 << 20, 0.5),
         network="filtered",
         isolation="gvisor",
         template="node",
@@ -304,6 +305,7 @@ def test_a_reply_tells_all_of_a_result() -> None:
         "open_files": 256,
         "output_bytes": 1 << 20,
         "disk_bytes": 64 << 20,
+        "cpus": None,
     }
     assert (reply["isolation"], reply["files"], reply["files_skipped"]) == ("process", {}, ["pipe"])
     assert reply["queue_time_ms"] == 0.05

@@ -132,8 +132,8 @@ async def test_of_what_could_not_be_made_only_the_last_are_told() -> None:
 def test_a_request_runs_in_its_snapshots_template_under_its_limits() -> None:
     asked = kept().recall().apply(named("warm", program=Snippet("py", "1")))
     assert (asked.template, asked.program) == ("python", Snippet("python", "1"))
-    assert asked.limits == LimitsOverride(wall_s=4.0, cpu_s=8.0, memory_bytes=64 << 20)
-    lower = LimitsOverride(wall_s=4.0, cpu_s=1.0, memory_bytes=32 << 20)
+    assert asked.limits == LimitsOverride(wall_s=4.0, memory_bytes=64 << 20, cpus=2)
+    lower = LimitsOverride(wall_s=4.0, cpu_s=1.0, memory_bytes=32 << 20, cpus=0.5)
     assert kept().recall().apply(named("warm", limits=lower)).limits == lower
 
 
@@ -146,11 +146,16 @@ def test_a_request_runs_in_its_snapshots_template_under_its_limits() -> None:
         (named("warm", template="python-numpy"), InvalidRequest),
         (named("warm", session=SessionUse("native", "x")), InvalidRequest),
         (named("warm", limits=LimitsOverride(memory_bytes=65 << 20)), Forbidden),
+        (named("warm", limits=LimitsOverride(cpus=2.5)), Forbidden),
     ],
 )
 def test_what_does_not_fit_its_snapshot_is_refused(request_: ExecRequest, error: type[Exception]) -> None:
     with pytest.raises(error):
         kept().recall().apply(request_)
+
+
+def test_a_server_that_gives_fewer_processors_than_a_snapshot_was_made_for_gives_those() -> None:
+    assert kept().recall(most_cpus=0.5).apply(named("warm")).limits.cpus == 0.5
 
 
 def test_a_snapshot_whose_toolchain_changed_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable
 from dataclasses import replace
 
@@ -218,6 +219,25 @@ async def test_limits_belong_to_the_session_but_those_that_each_execution_has_fo
         with pytest.raises(SessionConflict, match="memory_bytes"):
             await it.step("out a", use, limits=LimitsOverride(memory_bytes=65 << 20))
         assert (await it.step("out a", use)).limits.wall_s == Limits().wall_s
+
+
+@in_virtual_time
+async def test_processors_belong_to_the_session_and_not_to_an_execution() -> None:
+    use = replace(USE, make=SessionSpec(limits=LimitsOverride(cpus=0.5)))
+    async with rig() as it:
+        for named in (None, 0.5):
+            assert (await it.step("out a", use, limits=LimitsOverride(cpus=named))).limits.cpus == 0.5
+        with pytest.raises(SessionConflict, match="cpus"):
+            await it.step("out a", use, limits=LimitsOverride(cpus=1.0))
+
+
+@in_virtual_time
+async def test_where_no_quota_can_be_had_each_step_has_the_time_that_the_sessions_processors_could_give() -> None:
+    use = replace(USE, make=SessionSpec(limits=LimitsOverride(cpus=0.5)))
+    async with rig(rates_cpus=False) as it:
+        limits = (await it.step("out a", use, limits=LimitsOverride(wall_s=10))).limits
+        assert (limits.cpus, limits.cpu_s) == (math.inf, 5.0)
+        assert it.engine.sessions.state(KEY).limits.cpus == math.inf
 
 
 @in_virtual_time

@@ -34,6 +34,9 @@ CATALOGUE = Catalogue.load()
 CALLER = Caller("k1")
 HELLO = ExecRequest(Snippet("python", "print(1)"))
 NAMES = [item.name for item in fields(Limits)]
+CEILINGS = replace(MAXIMUM, cpus=4.0)
+BOUNDED = LimitPolicy(maximum=CEILINGS)
+"""Ceilings of everything: of processors a server has none of its own."""
 
 
 SHELL = Language("testshell", (), ".sh", "main.sh", ("/bin/sh", "{file}"), session_argv=("/bin/sh", "-i"))
@@ -193,22 +196,23 @@ def test_a_limit_that_is_no_positive_finite_number_is_refused(name: str, value: 
     refuse(InvalidRequest, f"limits.{name}", limits=LimitsOverride(**{name: value}))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("_s")])
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("_s") and name != "cpus"])
 def test_counts_and_sizes_are_whole_numbers(name: str) -> None:
     refuse(InvalidRequest, f"limits.{name}", limits=LimitsOverride(**{name: 100.5}))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_limit_may_be_anything_between_the_minimum_and_the_ceiling(name: str) -> None:
-    for bound in (MINIMUM, MAXIMUM):
+    for bound in (MINIMUM, CEILINGS):
         value = getattr(bound, name)
-        assert getattr(plan(replace(HELLO, limits=LimitsOverride(**{name: value}))).limits, name) == value
+        made = plan(replace(HELLO, limits=LimitsOverride(**{name: value})), policy=BOUNDED)
+        assert getattr(made.limits, name) == value
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "wall_s"])
 def test_a_limit_above_the_ceiling_is_forbidden_by_name_and_whose_ceiling_it_is(name: str) -> None:
-    above = LimitsOverride(**{name: getattr(MAXIMUM, name) * 2})
-    assert "server's ceiling" in refuse(Forbidden, f"limits.{name}", limits=above)
+    above = LimitsOverride(**{name: getattr(CEILINGS, name) * 2})
+    assert "server's ceiling" in refuse(Forbidden, f"limits.{name}", BOUNDED, limits=above)
     key_max = Limits(**{name: getattr(MINIMUM, name) * 2})
     caller = Caller("k", max_limits=key_max)
     with pytest.raises(Forbidden, match=rf"limits\.{name}.*key's ceiling"):
@@ -234,10 +238,42 @@ def test_defaults_above_the_keys_ceiling_are_lowered_to_it() -> None:
         (LimitsOverride(wall_s=5), 30),
         (LimitsOverride(wall_s=120, cpu_s=2), 2),
         (LimitsOverride(wall_s=10_000), 300),
+        (LimitsOverride(wall_s=40, cpus=0.5), 40),
+        (LimitsOverride(wall_s=40, cpus=3), 120),
+        (LimitsOverride(wall_s=40, cpus=100), 300),
+        (LimitsOverride(wall_s=40, cpus=3, cpu_s=2), 2),
     ],
 )
 def test_cpu_time_not_named_is_at_least_the_wall_time(asked: LimitsOverride, cpu_s: float) -> None:
     assert plan(replace(HELLO, limits=asked)).limits.cpu_s == cpu_s
+
+
+def test_processors_have_no_quota_unless_a_default_a_ceiling_or_the_request_says_so() -> None:
+    def cpus(policy: LimitPolicy, caller: Caller = CALLER, **named: float) -> float:
+        return plan(replace(HELLO, limits=LimitsOverride(**named)), caller, policy).limits.cpus  # type: ignore[arg-type]
+
+    assert cpus(LimitPolicy()) == math.inf
+    assert cpus(LimitPolicy(), cpus=0.5) == 0.5
+    assert cpus(LimitPolicy(default=Limits(cpus=2.0))) == 2.0
+    assert cpus(BOUNDED) == 4.0
+    assert cpus(BOUNDED, Caller("k", max_limits=replace(MAXIMUM, cpus=1.0))) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("asked", "cpu_s"),
+    [
+        (LimitsOverride(), 30),
+        (LimitsOverride(wall_s=10, cpus=0.5), 5),
+        (LimitsOverride(wall_s=10, cpus=8), 80),
+        (LimitsOverride(wall_s=10, cpus=8, cpu_s=3), 3),
+        (LimitsOverride(wall_s=0.002, cpus=0.01), 0.001),
+    ],
+)
+def test_where_no_quota_can_be_had_processors_are_the_time_that_they_could_give(
+    asked: LimitsOverride, cpu_s: float
+) -> None:
+    limits = plan(replace(HELLO, limits=asked), policy=LimitPolicy(rates_cpus=False)).limits
+    assert (limits.cpu_s, limits.cpus) == (cpu_s, math.inf)
 
 
 def test_features_that_are_not_there_are_refused_and_not_ignored() -> None:

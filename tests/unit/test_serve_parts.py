@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -12,15 +13,23 @@ from typing import Any
 import pytest
 
 from sandfork.config import Config
-from sandfork.config.schema import Admission, Pool, Server, Sessions
+from sandfork.config.schema import (
+    Admission,
+    DefaultLimits,
+    LimitSettings,
+    MaximumLimits,
+    Pool,
+    Server,
+    Sessions,
+)
 from sandfork.languages.catalogue import Catalogue
 from sandfork.serve import dialect_bounds
 from sandfork.serve_doctor import Check, State, is_fatal
-from sandfork.serve_engine import engine_settings
+from sandfork.serve_engine import default_limits, engine_settings, maximum_limits
 from sandfork.serve_http import HEAD_S, MAX_HEAD_BYTES, BoundedProtocol, HeadWithBody, build_server
 from sandfork.serve_listen import is_loopback
 from sandfork.serve_log import DELAY_S, JsonFormatter, LineWriter, LoggedLines
-from sandfork.serve_tier import most_sandboxes
+from sandfork.serve_tier import most_sandboxes, process_settings
 from tests.support.clock import in_virtual_time, virtual_loop
 
 Pipe = tuple[int, int]
@@ -233,6 +242,19 @@ def test_the_bounds_of_sessions_and_tasks_are_the_configurations() -> None:
 def test_what_dialects_know_of_sessions_is_the_configurations() -> None:
     bounds = dialect_bounds(Config(sessions=Sessions(disk_bytes=12 << 20)))
     assert (bounds.session_disk_bytes, bounds.ceilings.disk_bytes) == (12 << 20, 1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("default", "maximum", "limits"),
+    [(0.0, 0.0, (math.inf, math.inf)), (2.0, 0.0, (2.0, math.inf)), (0.0, 1.5, (1.5, 1.5)), (0.5, 1.5, (0.5, 1.5))],
+)
+def test_zero_processors_are_no_quota_and_what_is_born_has_what_most_are_given(
+    default: float, maximum: float, limits: tuple[float, float]
+) -> None:
+    config = Config(limits=LimitSettings(DefaultLimits(cpus=default), MaximumLimits(cpus=maximum)))
+    assert (default_limits(config).cpus, maximum_limits(config).cpus) == limits
+    assert dialect_bounds(config).ceilings.cpus == limits[1]
+    assert process_settings(config, Catalogue.load()).limits.cpus == limits[0]
 
 
 def test_each_session_has_room_for_its_interpreters_a_program_and_its_terminals() -> None:

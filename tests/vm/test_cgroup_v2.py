@@ -10,7 +10,7 @@ import pytest
 from tests.vm.machine import GuestRun, boot, parse
 
 TESTS = Path(__file__).parents[1]
-INSIDE = ("vm/inside/process_tier.py", "kernel/test_limits.py", "kernel/test_joining.py")
+INSIDE = ("vm/inside/process_tier.py", "kernel/test_limits.py", "kernel/test_cpus.py", "kernel/test_joining.py")
 
 
 def names_inside() -> list[str]:

@@ -174,7 +174,7 @@ def _check_together(config: Config, sources: Mapping[str, str]) -> None:
     for entry in fields(config.limits.default):
         default = getattr(config.limits.default, entry.name)
         maximum = getattr(config.limits.maximum, entry.name)
-        if default > maximum:
+        if default > maximum and not (maximum == 0 and entry.metadata["zero"]):
             keys = f"limits.default.{entry.name}", f"limits.maximum.{entry.name}"
             where = next((sources[key] for key in keys if sources[key] != DEFAULT_SOURCE), DEFAULT_SOURCE)
             raise ConfigError(f"{where}: {keys[0]} ({show(default)}) is above {keys[1]} ({show(maximum)})")

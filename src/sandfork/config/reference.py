@@ -76,7 +76,7 @@ def _takes(entry: Field[Any]) -> str:
         bounds = f" from {_bound(entry, low)} to {_bound(entry, high)}"
     elif low is not None:
         bounds = f" of at least {_bound(entry, low)}"
-    return kind.capitalize() + bounds + (", or 0" if entry.metadata["auto"] else "")
+    return kind.capitalize() + bounds + (", or 0" if entry.metadata["zero"] else "")
 
 
 def _bound(entry: Field[Any], number: float) -> str:

@@ -27,13 +27,13 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] = (),
-    auto: bool = False,
+    zero: str = "",
 ) -> Any:
     """Declare a key: its default, its documentation and what values it takes.
 
-    `auto` says that 0 (and only 0 below `low`) means "chosen from the machine".
+    `zero` says what 0 (and only 0 below `low`) means, such as "automatic": chosen from the machine.
     """
-    meta = {"text": text, "low": low, "high": high, "choices": choices, "auto": auto}
+    meta = {"text": text, "low": low, "high": high, "choices": choices, "zero": zero}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=meta)
     return field(default=default, metadata=meta)
@@ -118,6 +118,13 @@ class DefaultLimits:
     open_files: int = setting(256, "Open files of one process.", low=16)
     output_bytes: int = setting(MIB, "Bytes of stdout, and as many of stderr.", low=1)
     disk_bytes: int = setting(64 * MIB, "Bytes of files in the sandbox.", low=64 * KIB)
+    cpus: float = setting(
+        0.0,
+        "Processors at a time, as a rate over all processes: 0.5 is half of one. 0 is as many as there are.",
+        low=0.01,
+        high=1024,
+        zero="no quota",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +138,13 @@ class MaximumLimits:
     open_files: int = setting(1024, "Open files of one process.", low=16)
     output_bytes: int = setting(16 * MIB, "Bytes of stdout, and as many of stderr.", low=1)
     disk_bytes: int = setting(GIB, "Bytes of files in the sandbox.", low=64 * KIB)
+    cpus: float = setting(
+        0.0,
+        "Processors at a time; what names none has these, unless its default is lower. 0 is as many as there are.",
+        low=0.01,
+        high=1024,
+        zero="no quota",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +159,14 @@ class LimitSettings:
 class Admission:
     """How many executions run, how many wait, and for how long."""
 
-    max_running: int = setting(0, "Executions running at one time; 0 is automatic.", low=1, high=100_000, auto=True)
+    max_running: int = setting(
+        0, "Executions running at one time; 0 is automatic.", low=1, high=100_000, zero="automatic"
+    )
     max_queued: int = setting(
-        0, "Executions waiting for their turn; one more is answered 503 at once. 0 is automatic.", low=1, auto=True
+        0,
+        "Executions waiting for their turn; one more is answered 503 at once. 0 is automatic.",
+        low=1,
+        zero="automatic",
     )
     max_wait_s: float = setting(10.0, "Longest wait before an execution is refused.", low=0.001, high=3600)
 
@@ -161,7 +180,7 @@ class Pool:
         "Parked sandboxes of a template of weight 1; others get their weight's share. 0 is automatic.",
         low=1,
         high=100_000,
-        auto=True,
+        zero="automatic",
     )
     sizes: Mapping[str, int] = setting(
         {},

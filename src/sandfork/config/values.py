@@ -135,10 +135,10 @@ def _table(value: object, from_text: bool) -> dict[str, int]:
 
 def _check_range(entry: Field[Any], number: float) -> None:
     low, high = entry.metadata["low"], entry.metadata["high"]
-    if number == 0 and entry.metadata["auto"]:
+    if number == 0 and entry.metadata["zero"]:
         return
     # Written so that NaN, which compares false with everything, fails too.
     if not (low is None or number >= low) or not (high is None or number <= high) or number == float("inf"):
         bounds = f"at least {show(low)}" if high is None else f"between {show(low)} and {show(high)}"
-        zero = ", or 0 for automatic" if entry.metadata["auto"] else ""
-        raise Unfit(f"expected a value {bounds}{zero}, got {show(number)}")
+        zero = entry.metadata["zero"]
+        raise Unfit(f"expected a value {bounds}{zero and f', or 0 for {zero}'}, got {show(number)}")

@@ -96,13 +96,15 @@ def _spec(body: SessionBody, bounds: Bounds) -> SessionSpec:
     ceiling = bounds.ceilings.memory_bytes
     if memory_bytes is not None and memory_bytes > ceiling:
         raise Forbidden(f"memory_mb: {body.memory_mb} is above the ceiling of {ceiling >> 20}")
+    if body.vcpu_count is not None and body.vcpu_count > bounds.ceilings.cpus:
+        raise Forbidden(f"vcpu_count: {body.vcpu_count} is above the ceiling of {bounds.ceilings.cpus:g}")
     labels = {name: _encode(value).decode() for name, value in (body.metadata or {}).items()}
     if sum(len(name) + len(value) for name, value in labels.items()) > MAX_LABELS_BYTES:
         raise InvalidRequest("metadata", f"is longer than {MAX_LABELS_BYTES} bytes")
     env = ((name, value if isinstance(value, str) else _encode(value).decode()) for name, value in _pairs(body.env))
     # A session of this API ends by its lifetime alone.
     lifetime_s = float(body.vm_lifetime_seconds)
-    limits = LimitsOverride(memory_bytes=memory_bytes, disk_bytes=_disk_bytes(bounds))
+    limits = LimitsOverride(memory_bytes=memory_bytes, disk_bytes=_disk_bytes(bounds), cpus=body.vcpu_count)
     return SessionSpec(limits=limits, env=tuple(env), lifetime_s=lifetime_s, idle_s=lifetime_s, metadata=labels)
 
 

@@ -81,7 +81,7 @@ class TaskReply(msgspec.Struct, frozen=True):
 
 
 class SessionBody(msgspec.Struct, frozen=True):
-    """A session to make. `vcpu_count` has no effect: sandboxes share the processors of this server."""
+    """A session to make; `vcpu_count` is how many processors its programs may use at a time."""
 
     api_key: Key = None
     vm_lifetime_seconds: Lifetime = 300

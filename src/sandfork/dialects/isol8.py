@@ -6,8 +6,7 @@ What its document leaves open:
   stderr. In a stream that is an `error` event before the `exit` event.
 - The timeout of the request wins over that of the options; above the server's maximum it is lowered to it. Any other
   option above a ceiling is refused with 403.
-- `cpuLimit` is honoured as processor time: so many cores times the timeout, which is what a program slowed down to
-  them could use until then. A program that has used it up has timed out.
+- `cpuLimit` holds for all processes of a sandbox together, of a session for as long as it lives.
 - `sandboxSize` and `tmpSize` are one file system here, as large as both.
 - A session is made by the first run that names it, with that run's options, and takes programs in one runtime. Its
   files persist and its interpreter does not. A stream never belongs to one; a run over a WebSocket does if it says so.

@@ -25,6 +25,7 @@ _NAMES = {
     "secrets": "options.secrets",
     "limits.memory_bytes": "options.memoryLimit",
     "limits.disk_bytes": "options.sandboxSize",
+    "limits.cpus": "options.cpuLimit",
 }
 """What this API calls the fields that the engine looks at."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from typing import TypeVar
 
 from msgspec import UNSET
 
@@ -20,6 +22,8 @@ from sandfork.model import (
     Snippet,
 )
 
+T = TypeVar("T", int, float)
+
 SPACE = "isol8"
 WORK_DIR = "/sandbox"
 SHELL = "bash"
@@ -28,7 +32,6 @@ TIMEOUT_MS = 30_000
 IDLE_S = 3600.0
 LEAST_MEMORY_BYTES = 4 << 20
 LEAST_DISK_BYTES = 64 << 10
-LEAST_CPU_S = 0.001
 
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 _SIZE = re.compile(SIZE_PATTERN)
@@ -106,33 +109,19 @@ def _limits(asked: RunRequest, options: Options, bounds: Bounds) -> tuple[Limits
     return (
         LimitsOverride(
             wall_s=wall_s,
-            cpu_s=_cpu_s(options.cpu_limit, wall_s, ceilings.cpu_s),
             output_bytes=_at_most(options.max_output_size, ceilings.output_bytes, "options.maxOutputSize"),
         ),
         LimitsOverride(
             memory_bytes=_at_most(memory_bytes, ceilings.memory_bytes, "options.memoryLimit"),
             pids=_at_most(options.pids_limit, ceilings.pids, "options.pidsLimit"),
             disk_bytes=_disk_bytes(options, ceilings.disk_bytes),
+            cpus=_at_most(options.cpu_limit, ceilings.cpus, "options.cpuLimit"),
         ),
     )
 
 
 def _joined(one: LimitsOverride, other: LimitsOverride) -> LimitsOverride:
-    return LimitsOverride(
-        one.wall_s, one.cpu_s, other.memory_bytes, other.pids, None, one.output_bytes, other.disk_bytes
-    )
-
-
-def _cpu_s(cores: float | None, wall_s: float, ceiling_s: float) -> float | None:
-    if cores is None:
-        return None
-    asked_s = max(cores * wall_s, LEAST_CPU_S)
-    if asked_s > ceiling_s:
-        raise Forbidden(
-            f"options.cpuLimit: {cores:g} cores for {wall_s:g} s are {asked_s:g} s of processor time,"
-            f" above the ceiling of {ceiling_s:g} s"
-        )
-    return asked_s
+    return replace(other, wall_s=one.wall_s, output_bytes=one.output_bytes)
 
 
 def _disk_bytes(options: Options, ceiling: int) -> int | None:
@@ -156,7 +145,7 @@ def _size(text: str | None, field: str, least: int) -> int | None:
     return size
 
 
-def _at_most(asked: int | None, ceiling: int, field: str) -> int | None:
+def _at_most(asked: T | None, ceiling: T, field: str) -> T | None:
     if asked is not None and asked > ceiling:
         raise Forbidden(f"{field}: {asked} is above the ceiling of {ceiling}")
     return asked

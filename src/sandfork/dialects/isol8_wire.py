@@ -60,7 +60,7 @@ class Options(msgspec.Struct, frozen=True, rename="camel"):
 
     memory_limit: Size | None = None
     cpu_limit: (
-        Annotated[float, Meta(ge=0.01, le=1024, description="Cores: so much of them times the timeout.")] | None
+        Annotated[float, Meta(ge=0.01, le=1024, description="Cores at a time, over all its processes.")] | None
     ) = None
     pids_limit: Annotated[int, Meta(ge=1, le=MAX_COUNT)] | None = None
     timeout_ms: Milliseconds | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from msgspec import UNSET, Struct
 
 from sandfork.dialects import fields
@@ -107,6 +109,7 @@ def override_of(asked: LimitsBody, wall_s: float | None = None) -> LimitsOverrid
         open_files=asked.open_files,
         output_bytes=asked.output_bytes,
         disk_bytes=asked.disk_bytes,
+        cpus=asked.cpus,
     )
 
 
@@ -185,6 +188,7 @@ def limits_of(limits: Limits) -> LimitsReply:
         limits.open_files,
         limits.output_bytes,
         limits.disk_bytes,
+        limits.cpus if math.isfinite(limits.cpus) else None,
     )
 
 

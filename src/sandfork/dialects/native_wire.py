@@ -45,6 +45,9 @@ class LimitsBody(msgspec.Struct, frozen=True):
     open_files: Annotated[int, Meta(ge=8, le=(1 << 31) - 1)] | None = None
     output_bytes: Annotated[int, Meta(ge=1, le=MAX_BYTES)] | None = None
     disk_bytes: Annotated[int, Meta(ge=64 << 10, le=MAX_BYTES)] | None = None
+    cpus: (
+        Annotated[float, Meta(ge=0.01, le=1024, description="Processors at a time, over all its processes.")] | None
+    ) = None
 
 
 class ProgramBody(msgspec.Struct, frozen=True):
@@ -131,6 +134,7 @@ class LimitsReply(msgspec.Struct, frozen=True):
     open_files: int
     output_bytes: int
     disk_bytes: int
+    cpus: Annotated[float | None, Meta(description="Processors at a time; null: as many as the server has.")]
 
 
 class Run(msgspec.Struct, frozen=True):

@@ -41,7 +41,7 @@ class SnapshotBody(msgspec.Struct, frozen=True):
     language: Language
     mem_mb: Annotated[int, Meta(ge=8, le=MAX_MB, description="The memory of its sandboxes, in MiB.")] = 512
     vcpus: Annotated[
-        int, Meta(ge=1, le=1024, description="Seconds of processor time for each second of wall time.")
+        int, Meta(ge=1, le=1024, description="The processors that one of its sandboxes may use at a time.")
     ] = 1
     name: Annotated[str, Meta(description="What to call it; its language if not given.")] = ""
 

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sandfork.engine.admission import Admission, AdmissionSettings, AdmissionStatistics
 from sandfork.engine.artefacts import ArtefactStatistics
@@ -105,7 +105,8 @@ class Engine:
         self._clock_ns = clock_ns
         self._now = now
         self._catalogue = catalogue
-        self._planner = Planner(catalogue, self._settings.policy, tier.isolation)
+        policy = replace(self._settings.policy, rates_cpus=tier.rates_cpus)
+        self._planner = Planner(catalogue, policy, tier.isolation)
         self._admission = Admission(self._settings.admission)
         self._disposal = Disposal(
             delay_s=self._settings.dispose_delay_s,

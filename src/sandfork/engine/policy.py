@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from sandfork.errors import Forbidden, InvalidRequest
 from sandfork.model import Caller, Limits, LimitsOverride
@@ -16,11 +16,12 @@ MINIMUM = Limits(
     open_files=8,
     output_bytes=1,
     disk_bytes=64 << 10,
+    cpus=0.01,
 )
 """Below these no program can start; asking for less is a mistake and refused as one."""
 
 _NAMES = tuple(item.name for item in fields(Limits))
-_WHOLE = frozenset(_NAMES) - {"wall_s", "cpu_s"}
+_WHOLE = frozenset(_NAMES) - {"wall_s", "cpu_s", "cpus"}
 
 
 MAXIMUM = Limits(
@@ -36,7 +37,10 @@ MAXIMUM = Limits(
 
 @dataclass(frozen=True, slots=True)
 class LimitPolicy:
-    """Defaults and ceilings of a server. Sizes in bytes; counts where no unit is named."""
+    """Defaults and ceilings of a server. Sizes in bytes; counts where no unit is named.
+
+    `rates_cpus` says that the tier can hold a program to `cpus` at a time. Where it cannot, they bound processor time.
+    """
 
     default: Limits = field(default_factory=Limits)
     maximum: Limits = MAXIMUM
@@ -50,15 +54,18 @@ class LimitPolicy:
     max_env_bytes: int = 128 << 10
     max_collect: int = 64
     max_collect_bytes: int = 16 << 20
+    rates_cpus: bool = True
 
 
 def resolve_limits(override: LimitsOverride, policy: LimitPolicy, caller: Caller) -> Limits:
     """Return the limits an execution runs under.
 
     A wall time above the ceiling is clamped to it; anything else above it is refused. A cpu time that is not named
-    is at least the wall time, so that a program given longer to run is not stopped at the default cpu time instead;
-    one that is named stands. Defaults above the key's own ceilings are lowered to them without a word, as nobody
-    asked for them. *Raises* InvalidRequest (no number, not finite, below `MINIMUM`), Forbidden (names the ceiling).
+    is at least the wall time, of all processors where several are named, so that a program given longer to run is not
+    stopped at the default cpu time instead; one that is named stands. Defaults above the key's own ceilings are lowered
+    to them without a word, as nobody asked for them.
+
+    *Raises* InvalidRequest (no number, not finite, below `MINIMUM`), Forbidden (names the ceiling).
     """
     ceiling = policy.maximum
     if caller.max_limits is not None:
@@ -78,8 +85,17 @@ def resolve_limits(override: LimitsOverride, policy: LimitPolicy, caller: Caller
         else:
             values[name] = asked
     if override.cpu_s is None:
-        values["cpu_s"] = min(max(values["cpu_s"], wall_s), ceiling.cpu_s)
-    return Limits(**values)  # type: ignore[arg-type]  # _checked saw to it that whole numbers are whole
+        values["cpu_s"] = min(max(values["cpu_s"], wall_s * max(1.0, override.cpus or 1.0)), ceiling.cpu_s)
+    limits = Limits(**values)  # type: ignore[arg-type]  # _checked saw to it that whole numbers are whole
+    return limits if policy.rates_cpus else in_processor_time(limits, limits.cpus)
+
+
+def in_processor_time(limits: Limits, cpus: float) -> Limits:
+    """Return `limits` for a tier that cannot hold a program to so many processors at a time.
+
+    What is left to it is the processor time that they could give within the wall time.
+    """
+    return replace(limits, cpu_s=min(limits.cpu_s, max(cpus * limits.wall_s, MINIMUM.cpu_s)), cpus=math.inf)
 
 
 def _lower(one: Limits, other: Limits) -> Limits:

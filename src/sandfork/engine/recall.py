@@ -14,11 +14,11 @@ from sandfork.model import ExecRequest, LimitsOverride, Snippet
 class Recall:
     """Knows the snapshots and what this server has of what they were made of."""
 
-    def __init__(self, catalogue: Catalogue, find: Callable[[str], Snapshot], default_wall_s: float) -> None:
-        """`find` *Raises* SnapshotNotFound."""
+    def __init__(self, catalogue: Catalogue, find: Callable[[str], Snapshot], most_cpus: float) -> None:
+        """`find` *Raises* SnapshotNotFound; `most_cpus` is what this server gives, whatever a snapshot says."""
         self._catalogue = catalogue
         self._find = find
-        self._default_wall_s = default_wall_s
+        self._most_cpus = most_cpus
         self._pins = Pins()
 
     def adopt(self, catalogue: Catalogue) -> None:
@@ -72,16 +72,18 @@ class Recall:
         )
 
     def _lower(self, asked: LimitsOverride, snapshot: Snapshot) -> LimitsOverride:
-        """Return the limits: the snapshot's memory, and the processor time of its processors in the wall time."""
+        """Return the limits: the snapshot's memory and its processors."""
         memory = asked.memory_bytes
         if isinstance(memory, int) and memory > snapshot.mem_bytes:
             raise Forbidden(
                 f"limits.memory_bytes: {memory} is above the {snapshot.mem_bytes} of snapshot {snapshot.name!r}"
             )
-        cpu_s = snapshot.vcpus * (asked.wall_s or self._default_wall_s)
-        if isinstance(asked.cpu_s, int | float) and asked.cpu_s < cpu_s:
-            cpu_s = asked.cpu_s
-        return replace(asked, memory_bytes=memory or snapshot.mem_bytes, cpu_s=cpu_s)
+        cpus = asked.cpus
+        if isinstance(cpus, int | float) and cpus > snapshot.vcpus:
+            raise Forbidden(f"limits.cpus: {cpus:g} is above the {snapshot.vcpus} of snapshot {snapshot.name!r}")
+        return replace(
+            asked, memory_bytes=memory or snapshot.mem_bytes, cpus=cpus or min(snapshot.vcpus, self._most_cpus)
+        )
 
 
 def _place(image: str) -> str:

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 
 from sandfork.engine.execution import Execution, never_began
+from sandfork.engine.policy import in_processor_time
 from sandfork.engine.terminals import Terminal
 from sandfork.errors import (
     CallerError,
@@ -39,7 +40,7 @@ Join = Callable[[str, Sandbox], Awaitable[Process]]
 Discard = Callable[[Process], None]
 """Close a process in the background."""
 
-_OF_THE_SESSION = ("memory_bytes", "pids", "open_files", "disk_bytes")
+_OF_THE_SESSION = ("memory_bytes", "pids", "open_files", "disk_bytes", "cpus")
 
 
 class Session:
@@ -163,7 +164,9 @@ class Session:
 
     def _shared(self, limits: Limits) -> Limits:
         """Return `limits` with what the session as a whole has."""
-        return replace(limits, **{name: getattr(self.limits, name) for name in _OF_THE_SESSION})
+        limits = replace(limits, **{name: getattr(self.limits, name) for name in _OF_THE_SESSION})
+        named = self.spec.limits.cpus
+        return limits if named is None or self.limits.cpus == named else in_processor_time(limits, named)
 
     async def run(self, execution: Execution) -> tuple[StepEnd, bool]:
         """Run one execution; return its end, and whether its interpreter's state was lost with it or before.

@@ -15,6 +15,7 @@ from pathlib import Path
 
 V1_CONTROLLERS = ("memory", "pids", "cpuacct", "cpu")
 V2_CONTROLLERS = ("memory", "pids", "cpu")
+QUOTA_FILES = ("cpu.max", "cpu.cfs_quota_us")
 ASIDE = "outside"  # where processes go that were in the parent: beside the instances, outside of every sandbox
 _MOVE_ROUNDS = 50
 
@@ -123,6 +124,11 @@ def make_instance(hierarchy: Hierarchy, parent: str, name: str, owner: int) -> P
         remove_tree(directory)
         raise
     return directory
+
+
+def takes_quota(directory: Path) -> bool:
+    """Say whether the kernel holds cgroups to a quota of processor time: it may be built without (CFS_BANDWIDTH)."""
+    return any((directory / name).exists() for name in QUOTA_FILES)
 
 
 def _enable_down_to(directory: Path, hierarchy: Hierarchy) -> None:

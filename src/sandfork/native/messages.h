@@ -21,6 +21,7 @@
 #define PROFILES_MAX 16
 #define HIERARCHIES_MAX 8
 #define MESSAGE_MAX 131072
+#define CPU_PERIOD_US 100000 /* the kernel's own */
 
 enum request_op {
     REQ_PROFILE = 1, /* id; payload: struct profile + BPF instructions */
@@ -41,7 +42,7 @@ struct limits {
     uint32_t pids;
     uint32_t open_files;
     uint32_t cpu_s; /* for REQ_LIMITS, of a process that cannot lower its own rlimits; 0: it can */
-    uint32_t pad;
+    uint32_t cpu_quota_us; /* of processor time in every CPU_PERIOD_US, all processes together; 0: no quota */
 };
 
 struct request {

@@ -113,6 +113,47 @@ static long limit_pids(uint32_t slot, uint32_t pids)
     return h ? write_limit(h, slot, "pids.max", pids) : 0;
 }
 
+/* v1 mounts cpu by itself or with cpuacct, under whose name it is known then. */
+static const struct hierarchy *cpu_hierarchy(void)
+{
+    if (host.unified)
+        return hierarchy_named("unified");
+    const struct hierarchy *h = hierarchy_named("cpu");
+    return h ? h : hierarchy_named("cpuacct");
+}
+
+static long limit_cpu_v1(const struct hierarchy *h, uint32_t slot, uint32_t quota_us)
+{
+    const uint64_t none = (uint64_t)-1;
+    long r = quota_us ? write_limit(h, slot, "cpu.cfs_period_us", CPU_PERIOD_US) : 0;
+    if (r >= 0)
+        r = write_limit(h, slot, "cpu.cfs_quota_us", quota_us ? quota_us : none);
+    /* Only v1 refuses more than a cgroup above has, whose quota is then the one that holds. */
+    return r == -EINVAL && quota_us ? write_limit(h, slot, "cpu.cfs_quota_us", none) : r;
+}
+
+static long limit_cpu_v2(const struct hierarchy *h, uint32_t slot, uint32_t quota_us)
+{
+    struct text path = {0}, value = {0};
+    slot_path(&path, slot, "cpu.max");
+    if (quota_us)
+        text_num(&value, quota_us);
+    else
+        text_add(&value, "max");
+    text_add(&value, " ");
+    text_num(&value, CPU_PERIOD_US);
+    return write_file_at(h->dir, path.buf, value.buf);
+}
+
+/* Other limits have rlimits in their place where there is no cgroup; this one has nothing, so it must not seem to hold. */
+static long limit_cpu(uint32_t slot, uint32_t quota_us)
+{
+    const struct hierarchy *h = cpu_hierarchy();
+    if (!h)
+        return quota_us ? -EOPNOTSUPP : 0;
+    return host.unified ? limit_cpu_v2(h, slot, quota_us) : limit_cpu_v1(h, slot, quota_us);
+}
+
 static long slot_limits(uint32_t id, const struct limits *want)
 {
     struct slot *s = &host.slots[id];
@@ -123,7 +164,22 @@ static long slot_limits(uint32_t id, const struct limits *want)
     if (want->pids != s->limits.pids && (r = limit_pids(id, want->pids)) < 0)
         return r;
     s->limits.pids = want->pids;
+    if (want->cpu_quota_us != s->limits.cpu_quota_us && (r = limit_cpu(id, want->cpu_quota_us)) < 0)
+        return r;
+    s->limits.cpu_quota_us = want->cpu_quota_us;
     return 0;
+}
+
+/* What is killed needs processor time to die, and the next tenant of a cgroup that is kept has a quota of its own or none. */
+static long slot_lift_quota(uint32_t id)
+{
+    struct limits *limits = &host.slots[id].limits;
+    if (!limits->cpu_quota_us)
+        return 0;
+    long r = limit_cpu(id, 0);
+    if (r >= 0)
+        limits->cpu_quota_us = 0;
+    return r;
 }
 
 static long slot_make_cgroups(uint32_t id)
@@ -197,7 +253,8 @@ static long slot_reset_cgroups(uint32_t id)
         s->has_cgroup = 0;
         return SYS(unlinkat, host.hierarchies[0].dir, path.buf, AT_REMOVEDIR);
     }
-    return renew_pids_cgroup(id);
+    long r = slot_lift_quota(id);
+    return r < 0 ? r : renew_pids_cgroup(id);
 }
 
 /* What an empty memory cgroup may still be charged with: the kernel's own caches, which it takes back when it likes. */

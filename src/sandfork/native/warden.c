@@ -522,6 +522,8 @@ static void handle_close(uint32_t id)
     }
     struct slot *s = &host.slots[id];
     s->state = SLOT_CLOSING;
+    if (!s->joins)
+        slot_lift_quota(id); /* one that cannot be lifted is told with what is left in the slot */
     if (slot_pending[id])
         send_marker(id);
     else

@@ -211,6 +211,11 @@ class Tier(Protocol):
         """What replies and health call this: "process", "reduced", ..."""
         ...
 
+    @property
+    def rates_cpus(self) -> bool:
+        """Whether it can hold a sandbox to `Limits.cpus`; where not, no finite number of them may be asked of it."""
+        ...
+
     async def start(self) -> None:
         """Make ready; probe every primitive by trying to break it. *Raises* TierUnavailable."""
         ...

@@ -22,7 +22,10 @@ MOUNTS = (
     ("cgroup2", "/sys/fs/cgroup"),
 )
 HERE = "/app/tests/vm/inside"
-TESTS = (f"{HERE}/process_tier.py", "/app/tests/kernel/test_limits.py", "/app/tests/kernel/test_joining.py")
+TESTS = (
+    f"{HERE}/process_tier.py",
+    *(f"/app/tests/kernel/{name}.py" for name in ("test_limits", "test_cpus", "test_joining")),
+)
 ARGV = ["/usr/bin/python3", "-P", "-m", "pytest", "-c", f"{HERE}/pytest.ini", "--rootdir=/", *TESTS]
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin:/usr/sbin:/sbin",

@@ -1,7 +1,7 @@
 """What is special to cgroup v2 in the process tier. Runs inside the guest, and the host shows the verdicts.
 
-That every limit holds, tests/kernel/test_limits.py tells, and that processes can join a sandbox,
-tests/kernel/test_joining.py: both run in the guest, too.
+That every limit holds, tests/kernel/test_limits.py and test_cpus.py tell, and that processes can join a sandbox,
+test_joining.py: all run in the guest, too.
 """
 
 from __future__ import annotations

@@ -81,6 +81,7 @@ class FakeTier:
         program: Program = play_script,
         keys: Collection[str] | None = None,
         isolation: str = "process",
+        rates_cpus: bool = True,
         fork_s: float = 0.0,
         close_s: float = 0.0,
         clock_ns: Callable[[], int] = time.monotonic_ns,
@@ -98,6 +99,7 @@ class FakeTier:
         self.rested = 0
         self.closed = False
         self._isolation = isolation
+        self._rates_cpus = rates_cpus
         self._templates: dict[str, FakeTemplate] = {}
         self._generations: dict[str, int] = {}
 
@@ -105,6 +107,11 @@ class FakeTier:
     def isolation(self) -> str:
         """What replies call this; a fake claims what its tests need."""
         return self._isolation
+
+    @property
+    def rates_cpus(self) -> bool:
+        """Whether limits of processors at a time are its business; it claims that, too."""
+        return self._rates_cpus
 
     async def start(self) -> None:
         """Nothing to make ready."""

@@ -111,10 +111,11 @@ def launch(settings: LaunchSettings) -> Launched:
         if work_root is not None and work_root.exists():
             work_root.rmdir()
         raise
+    missing = host.missing
+    if "cpu" not in missing and not any(cgroup.takes_quota(path) for path in directories.values()):
+        missing = (*missing, "cpu")
     server_uid = uid_base + uid_count - 1 if privileged else os.geteuid()
-    return Launched(
-        instance, ours, janitor, directories, host.unified, host.missing, not privileged, server_uid, work_root
-    )
+    return Launched(instance, ours, janitor, directories, host.unified, missing, not privileged, server_uid, work_root)
 
 
 def _start(

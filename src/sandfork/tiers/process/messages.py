@@ -15,6 +15,7 @@ from enum import IntEnum
 SLOTS_MAX = 8192
 ROOTS_MAX = 64
 MESSAGE_MAX = 131072
+CPU_PERIOD_US = 100_000
 SHARED_NETNS = 1
 URGENT = 2
 JOIN = 4
@@ -117,7 +118,10 @@ def step_name(step: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SlotLimits:
-    """The limits the warden applies to a slot; `cpu_s` only where it must limit a process from outside."""
+    """The limits the warden applies to a slot; `cpu_s` only where it must limit a process from outside.
+
+    `cpu_quota_us` is the processor time of all processes in each CPU_PERIOD_US; 0: no quota.
+    """
 
     memory_bytes: int
     disk_bytes: int
@@ -125,6 +129,7 @@ class SlotLimits:
     pids: int
     open_files: int
     cpu_s: int = 0
+    cpu_quota_us: int = 0
 
 
 NO_LIMITS = SlotLimits(0, 0, 0, 0, 0)
@@ -145,7 +150,7 @@ def request(
     """Pack a request; *Raises* ValueError when it would not fit one message."""
     head = REQUEST.pack(
         op, ident, root, zygote, profile, kind, limits.memory_bytes, limits.disk_bytes, limits.inodes, limits.pids,
-        limits.open_files, limits.cpu_s, 0, len(payload), flags,
+        limits.open_files, limits.cpu_s, limits.cpu_quota_us, len(payload), flags,
     )  # fmt: skip
     if len(head) + len(payload) > MESSAGE_MAX:
         raise ValueError(f"a request of {len(payload)} bytes does not fit a message of {MESSAGE_MAX}")

@@ -24,6 +24,9 @@ BY_RLIMITS = (
 )
 """What a service without cgroups cannot enforce for a program as a whole."""
 
+WITHOUT_QUOTA = ("cpus limit: as processor time within the wall time, not as a rate",)
+"""What is left of that limit where no cgroup takes a quota of processors."""
+
 WITHOUT_NAMESPACES = (
     "pid namespace",
     "mount namespace",

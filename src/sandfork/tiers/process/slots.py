@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import os
 from collections.abc import Coroutine
 from dataclasses import replace
@@ -24,6 +25,8 @@ _INODE_BYTES = 4096  # a sandbox may have one inode per page of its disk limit, 
 _INODES_MIN = 1024
 _CLOSE_S = 15.0
 _NO_CPU_LIMIT_S = (1 << 31) - 1
+_QUOTA_MIN_US = 1000  # the kernel takes no less
+_QUOTA_MAX_US = (1 << 32) - 1  # of the message: more processors than any machine has
 _LOG = logging.getLogger("sandfork.tier")
 
 
@@ -50,7 +53,21 @@ class Tasks:
 def slot_limits(limits: Limits) -> m.SlotLimits:
     """Return the limits as the warden applies them to a slot."""
     inodes = max(_INODES_MIN, limits.disk_bytes // _INODE_BYTES)
-    return m.SlotLimits(limits.memory_bytes, limits.disk_bytes, inodes, limits.pids, limits.open_files)
+    return m.SlotLimits(
+        limits.memory_bytes,
+        limits.disk_bytes,
+        inodes,
+        limits.pids,
+        limits.open_files,
+        cpu_quota_us=quota_us(limits.cpus),
+    )
+
+
+def quota_us(cpus: float) -> int:
+    """Return what so many processors give in the kernel's period; 0 for no quota."""
+    if cpus == math.inf:
+        return 0
+    return min(max(round(cpus * m.CPU_PERIOD_US), _QUOTA_MIN_US), _QUOTA_MAX_US)
 
 
 class Tenancy:
@@ -85,19 +102,17 @@ class Tenancy:
 
     async def apply(self, limits: Limits) -> None:
         """Put limits in force that differ from those the sandbox was forked with. *Raises* TierError."""
-        now, outside = self.limits, self._from_outside
-        same = (limits.memory_bytes, limits.disk_bytes, limits.pids) == (now.memory_bytes, now.disk_bytes, now.pids)
-        if not outside and (same or (self.means.rlimits and self._disk_is_in_force(limits))):
+        outside = self._from_outside
+        if not outside and (self._in_force(limits) or (self.means.rlimits and self._rest_is_in_force(limits))):
             return
-        want = replace(slot_limits(limits), open_files=now.open_files)
+        want = replace(slot_limits(limits), open_files=self.limits.open_files)
         if outside:
             want = replace(want, open_files=limits.open_files, cpu_s=cpu_seconds(limits, self.means))
         await self._put_in_force(want)
 
     async def apply_to_sandbox(self, limits: Limits) -> None:
         """Put in force what holds for a sandbox as a whole, unless it was born with it. *Raises* TierError."""
-        now = self.limits
-        if (limits.memory_bytes, limits.disk_bytes, limits.pids) == (now.memory_bytes, now.disk_bytes, now.pids):
+        if self._in_force(limits):
             return
         await self._put_in_force(replace(slot_limits(limits), open_files=self.limits.open_files))
 
@@ -121,9 +136,20 @@ class Tenancy:
             )
         self.limits = want
 
-    def _disk_is_in_force(self, limits: Limits) -> bool:
+    def _in_force(self, limits: Limits) -> bool:
+        """Say whether the warden has nothing to do."""
+        now = self.limits
+        return (
+            limits.memory_bytes == now.memory_bytes
+            and limits.disk_bytes == now.disk_bytes
+            and limits.pids == now.pids
+            and quota_us(limits.cpus) == now.cpu_quota_us
+        )
+
+    def _rest_is_in_force(self, limits: Limits) -> bool:
         """Say whether the warden has nothing to do where rlimits, which RUN carries, do all else."""
-        return bool(self.means.work_root) or limits.disk_bytes == self.limits.disk_bytes
+        disk = bool(self.means.work_root) or limits.disk_bytes == self.limits.disk_bytes
+        return disk and quota_us(limits.cpus) == self.limits.cpu_quota_us
 
     def figures(self, reaped: m.WardenEvent | None, since: Mark | None = None) -> Figures:
         """Return what was used: the cgroups' figures, or, without any, what wait4 told of the reaped program.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,7 +27,7 @@ from sandfork.tiers.process import messages as m
 from sandfork.tiers.process.launch import Launched
 from sandfork.tiers.process.plan import RootPolicy, shared_root
 from sandfork.tiers.process.preloaded import BIND_NOW, preloaded
-from sandfork.tiers.process.reduced import BY_RLIMITS, WITHOUT_NAMESPACES, readable_paths
+from sandfork.tiers.process.reduced import BY_RLIMITS, WITHOUT_NAMESPACES, WITHOUT_QUOTA, readable_paths
 from sandfork.tiers.process.roots import RootParts, Roots
 from sandfork.tiers.process.run import Means
 from sandfork.tiers.process.selftest import broken, self_test
@@ -96,11 +97,15 @@ class ProcessTier:
         """The name replies and health use."""
         return "reduced" if self._launched.reduced else "process"
 
+    @property
+    def rates_cpus(self) -> bool:
+        """Whether there is a cpu controller that takes a quota."""
+        return "cpu" not in self._launched.missing_controllers
+
     async def start(self) -> None:
         """Make ready. *Raises* TierUnavailable with what is missing and what would give it."""
         settings, launched = self._settings, self._launched
-        missing = [f"cgroup {name}" for name in launched.missing_controllers]
-        self._refuse_missing(missing)
+        self._refuse_missing(self._missing_cgroups)
         self._warden = Warden(launched.warden, self._slot_event, self._warden_lost)
         most = min(settings.most_sandboxes, m.SLOTS_MAX)
         self._slots = Slots(self._warden, launched.cgroups, launched.unified, most, settings.cores, self._means())
@@ -125,14 +130,17 @@ class ProcessTier:
         )
 
     @property
+    def _missing_cgroups(self) -> list[str]:
+        return [f"cgroup {name}" for name in self._launched.missing_controllers]
+
+    @property
     def _accepted(self) -> frozenset[str]:
         """What may be missing: what the configuration names, and cgroups for a plain user or a reduced service.
 
         Such a start is the acceptance of having no cgroups, and of nothing else.
         """
         launched = self._launched
-        cgroups = {f"cgroup {name}" for name in launched.missing_controllers}
-        by_start = cgroups if launched.single_uid or launched.reduced else set()
+        by_start = set(self._missing_cgroups) if launched.single_uid or launched.reduced else set()
         return self._settings.allow_missing | by_start
 
     def _refuse_missing(self, missing: list[str]) -> None:
@@ -145,6 +153,8 @@ class ProcessTier:
         self.unenforced = tuple(missing)
         if not self._launched.cgroups:
             self.unenforced = (*BY_RLIMITS, *(name for name in missing if not name.startswith("cgroup ")))
+        if not self.rates_cpus:
+            self.unenforced += WITHOUT_QUOTA
         if self._launched.reduced:
             self.unenforced += WITHOUT_NAMESPACES
 
@@ -170,7 +180,7 @@ class ProcessTier:
         if not abi.version and reduced:
             raise TierUnavailable("this kernel has no Landlock, without which a reduced service would confine no files")
         if not abi.version:
-            self._refuse_missing([*self.unenforced, "landlock"])
+            self._refuse_missing([*self._missing_cgroups, "landlock"])
         policy = compile_policy(reduced=reduced)
         last_capability = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
         flags = m.PROFILE_KEEP_GROUPS if self._launched.single_uid else 0
@@ -292,7 +302,7 @@ class ProcessTier:
             files=files,
             root=root,
             profile=0,
-            limits=_at_birth(settings, rlimits_only=not self._launched.cgroups),
+            limits=_at_birth(settings, rlimits_only=not self._launched.cgroups, rates_cpus=self.rates_cpus),
             shared_netns=settings.shared_netns,
             recycle_forks=settings.recycle_forks,
             recycle_s=settings.recycle_s,
@@ -340,10 +350,12 @@ class ProcessTier:
         await asyncio.to_thread(self._launched.wait)
 
 
-def _at_birth(settings: ProcessSettings, *, rlimits_only: bool) -> Limits:
+def _at_birth(settings: ProcessSettings, *, rlimits_only: bool, rates_cpus: bool) -> Limits:
     """Return what a process is born with: of what its own rlimits bound, the most, for they can only be lowered."""
     usual, most = settings.limits, settings.most
     usual = replace(usual, open_files=max(usual.open_files, most.open_files))
+    if not rates_cpus:
+        usual = replace(usual, cpus=math.inf)
     if not rlimits_only:
         return usual
     return replace(usual, memory_bytes=max(usual.memory_bytes, most.memory_bytes), pids=max(usual.pids, most.pids))
