@@ -397,13 +397,39 @@ def test_this_process_is_found_with_its_parent_and_memory() -> None:
     found = next(entry for entry in census.processes() if entry.pid == os.getpid())
     assert found.parent == os.getppid()
     assert 0 < census.pss_bytes(found.pid) <= census.rss_bytes(found.pid)
-    assert census.open_files(found.pid) > 0
+    assert census.open_files([found.pid]).others > 0
 
 
 def test_a_process_that_has_ended_has_no_memory_and_no_files() -> None:
     pid = os.posix_spawn("/bin/true", ["true"], {})
     os.waitpid(pid, 0)
-    assert (census.process_of(pid), census.pss_bytes(pid), census.open_files(pid)) == (None, 0, 0)
+    assert (census.process_of(pid), census.pss_bytes(pid), census.open_files([pid])) == (
+        None,
+        0,
+        census.OpenFiles(0, 0),
+    )
+
+
+def slot(number: int) -> list[str]:
+    """What a slot of cgroup v1 keeps open, in the server and in the warden."""
+    files = ("memory/sandfork-0/s{}/memory.oom_control", "cpu,cpuacct/sandfork-0/s{}/cpuacct.usage")
+    return [*(f"/sys/fs/cgroup/{file.format(number)}" for file in files), f"user:[{number}]", f"net:[{number}]"]
+
+
+OTHERS = ["socket:[1]", "socket:[2]", "net:[100]", "/sys/fs/cgroup/memory/sandfork-0", "pipe:[3]", "pipe:[3]"]
+
+
+def test_a_slot_that_is_made_later_is_no_file_gained() -> None:
+    assert census.sort_files([*OTHERS, *slot(0)]) == census.OpenFiles(1, 6)
+    assert census.sort_files([*OTHERS, *slot(0), *slot(1), *slot(12)]) == census.OpenFiles(3, 6)
+
+
+@pytest.mark.parametrize(
+    "leaked", ["socket:[9]", "pipe:[3]", "net:[9]", "user:[9]", slot(1)[0], "/sys/fs/cgroup/memory/sandfork-0", ""]
+)
+def test_a_file_that_is_left_open_beside_those_of_the_slots_is_gained(leaked: str) -> None:
+    before = [*OTHERS, *slot(0), *slot(1)]
+    assert census.sort_files([*before, leaked]).others == census.sort_files(before).others + 1
 
 
 def test_a_network_namespace_is_found_where_a_process_is_in_it_or_holds_it_open(

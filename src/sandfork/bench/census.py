@@ -8,11 +8,15 @@ those lines of /proc/meminfo, plus files in its tmpfs (the growth of Shmem).
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
+_SLOT_FILE = re.compile(rf"{CGROUPS}/.*/(s\d+)/[^/]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,14 @@ class KernelMemory:
     def total_since(self, before: KernelMemory) -> int:
         """Return by how many bytes all of it together has grown."""
         return sum(getattr(self, field.name) - getattr(before, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFiles:
+    """How many slots a service has made, and its descriptors but those that a slot keeps for its next sandbox."""
+
+    slots: int
+    others: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +131,32 @@ def rss_bytes(pid: int) -> int:
     return _rollup(pid, "Rss:")
 
 
-def open_files(pid: int) -> int:
-    """Return how many file descriptors a process has open, 0 when it has ended."""
+def open_files(pids: Iterable[int]) -> OpenFiles:
+    """Return the descriptors that processes of a service have open; those that have ended have none."""
+    return sort_files(target for pid in pids for target in _opened_by(pid))
+
+
+def sort_files(targets: Iterable[str]) -> OpenFiles:
+    """Tell what is opened for slots from the rest, by what each descriptor leads to.
+
+    A slot has each of its cgroups' files once, and one user and one network namespace: what is more is no part of it.
+    """
+    opened = Counter(targets)
+    of_slots = {target: found[1] for target in opened if (found := _SLOT_FILE.match(target))}
+    slots = len(set(of_slots.values()))
+    namespaces = sum(
+        min(slots, sum(count for target, count in opened.items() if target.startswith(kind)))
+        for kind in ("user:[", "net:[")
+    )
+    return OpenFiles(slots, opened.total() - len(of_slots) - namespaces)
+
+
+def _opened_by(pid: int) -> list[str]:
+    directory = PROC / str(pid) / "fd"
     try:
-        return len(os.listdir(PROC / str(pid) / "fd"))
+        return [_target(directory / number) for number in os.listdir(directory)]
     except (FileNotFoundError, ProcessLookupError):
-        return 0
+        return []
 
 
 def belongings() -> Belongings:
