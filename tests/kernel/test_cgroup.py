@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -241,10 +242,11 @@ def instance(as_root: None) -> Iterator[tuple[Hierarchy, Path]]:
     if not hierarchies:
         pytest.skip("this host mounts no cgroup controller")
     try:
-        made = make_instance(hierarchies[0], "", f"sandfork-test-{os.getpid()}", 54321)
+        made, lock = make_instance(hierarchies[0], "", f"sandfork-test-{os.getpid()}", 54321)
     except OSError as error:
         pytest.skip(f"no cgroup can be made here: {error}")
     yield hierarchies[0], made
+    os.close(lock)
     assert remove_tree(made) or not made.exists()
 
 
@@ -260,6 +262,19 @@ def test_an_instance_that_is_there_is_not_made_again_nor_harmed(instance: tuple[
     with pytest.raises(FileExistsError):
         make_instance(hierarchy, "", made.name, 54321)
     assert (made / "keep").is_dir()
+
+
+def test_an_instance_is_held_also_where_it_is_seen_from_other_namespaces(instance: tuple[Hierarchy, Path]) -> None:
+    _, made = instance
+    attempt = f"from pathlib import Path; from sandfork.linux.cgroup import hold; hold(Path({str(made)!r}))"
+    there = ["unshare", "--mount", "--pid", "--cgroup", "--fork", sys.executable, "-c", attempt]
+    refused = subprocess.run(there, capture_output=True, text=True, check=False)
+    assert "BlockingIOError" in refused.stderr, refused.stderr
+    other, lock = make_instance(instance[0], "", f"{made.name}-other", 54321)
+    os.close(lock)
+    there[-1] = attempt.replace(str(made), str(other))
+    subprocess.run(there, check=True)
+    assert remove_tree(other)
 
 
 def test_an_instance_with_a_process_is_not_removed_and_the_process_is_found(instance: tuple[Hierarchy, Path]) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import select
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pytest
 import uvloop
 
 from sandfork.errors import ForkFailed, GuestLost, TemplateFailed, TierError, TierUnavailable
+from sandfork.linux.cgroup import host_cgroups
 from sandfork.model import Limits, Outcome
 from sandfork.tiers.base import BEFORE_START
 from sandfork.tiers.process import Launched, ProcessTier
@@ -38,10 +39,12 @@ def _root(as_root: None) -> None:
     """Every test here starts processes as root."""
 
 
-def with_tier(test: Callable[[Launched, ProcessTier, Workbench], Awaitable[None]], **settings: object) -> None:
+def with_tier(
+    test: Callable[[Launched, ProcessTier, Workbench], Awaitable[None]], cgroup_parent: str = "", **settings: object
+) -> None:
     """Run `test` over a tier of its own, whose native side it may kill."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        launched = start_native()
+        launched = start_native(cgroup_parent=cgroup_parent)
 
         async def run() -> None:
             tier = process_tier(launched, **settings)
@@ -431,6 +434,58 @@ def test_two_instances_live_side_by_side(workbench: Workbench) -> None:
 
     with_tier(test)
     assert workbench.run("print(2)").stdout == b"2\n"
+
+
+@pytest.fixture
+def parent() -> Iterator[str]:
+    """A cgroup that nobody else's instances are in: a start that does not see their lock files leaves them alone."""
+    name = f"sandfork-test-{os.getpid()}"
+    made = [hierarchy.mount / name for hierarchy in host_cgroups().hierarchies]
+    for directory in made:
+        directory.mkdir()
+    yield name
+    for directory in made:
+        directory.rmdir()
+
+
+def start_and_end_elsewhere(parent: str, run_dir: Path, up_to: int) -> int:
+    """Start and end the native side as from another mount namespace, whose /run is another; return its instance.
+
+    It looks for dead instances up to the one named.
+    """
+    for number in range(up_to + 1):
+        (run_dir / f"{number}.lock").touch()
+    launched = start_native(cgroup_parent=parent, run_dir=run_dir)
+    launched.warden.close()
+    launched.wait()
+    return launched.instance
+
+
+def test_an_instance_whose_lock_file_is_not_seen_is_left_alone(parent: str, tmp_path: Path) -> None:
+    async def test(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
+        here = processes_of(launched)
+        assert here
+        assert start_and_end_elsewhere(parent, tmp_path, launched.instance) != launched.instance
+        assert processes_of(launched) >= here
+        assert (await bench.exec("print(1)")).stdout == b"1\n"
+
+    with_tier(test, parent)
+
+
+def test_what_a_killed_instance_left_is_swept_by_who_does_not_see_its_lock_file(parent: str, tmp_path: Path) -> None:
+    directories: list[Path] = []
+    instances: list[int] = []
+
+    async def test(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
+        directories.extend(launched.cgroups.values())
+        instances.append(launched.instance)
+        launched.janitor.kill()
+        await tier.lost()
+
+    with_tier(test, parent)
+    assert [directory for directory in directories if directory.exists()] == directories
+    start_and_end_elsewhere(parent, tmp_path, instances[0])
+    assert not [directory for directory in directories if directory.exists()]
 
 
 def test_a_primitive_that_does_not_hold_refuses_to_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ warden. Kernel 4.5 (v2), 5.7 (CLONE_INTO_CGROUP), 5.19 (memory.peak).
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -104,15 +105,17 @@ def host_cgroups() -> CgroupHost:
     return find_hierarchies(mountinfo, v2_controllers)
 
 
-def make_instance(hierarchy: Hierarchy, parent: str, name: str, owner: int) -> Path:
-    """Make the directory of one instance in a hierarchy and hand it to the host uid `owner`.
+def make_instance(hierarchy: Hierarchy, parent: str, name: str, owner: int) -> tuple[Path, int]:
+    """Make the directory of one instance in a hierarchy and hand it to the host uid `owner`; return it and its lock.
 
     `parent` is a path below the hierarchy's mount. Where v2 demands it, processes in it move into a cgroup of their own
     below it. *Raises* OSError, with nothing left, when the parent is not ours to write or lacks a controller.
     """
     directory = hierarchy.mount / parent.strip("/") / name
     directory.mkdir()
+    lock = -1
     try:
+        lock = hold(directory)
         (directory / "keep").mkdir()
         if hierarchy.name == "unified":
             _enable_down_to(directory, hierarchy)
@@ -122,8 +125,10 @@ def make_instance(hierarchy: Hierarchy, parent: str, name: str, owner: int) -> P
         os.chown(directory, owner, owner)
     except OSError:
         remove_tree(directory)
+        if lock >= 0:
+            os.close(lock)
         raise
-    return directory
+    return directory, lock
 
 
 def takes_quota(directory: Path) -> bool:
@@ -182,6 +187,21 @@ def _write(path: Path, value: str) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(fd)
+
+
+def hold(directory: Path) -> int:
+    """Return a descriptor that holds a cgroup, as an instance holds its own, for as long as anybody has it open.
+
+    The lock is the cgroup's own, so that whoever sees the cgroup sees that it is held, whatever mount and pid namespace
+    the holder is in. *Raises* BlockingIOError when somebody else holds it, OSError.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        raise OSError(error.errno, error.strerror, str(directory)) from None
+    return fd
 
 
 def remove_tree(directory: Path) -> bool:

@@ -1,9 +1,12 @@
 """Start the native side as root, before the server gives its privileges up.
 
 Order: sweep what dead instances left -> take the first free instance number (a locked file) -> make this instance's
-cgroup directories -> start the janitor, which makes the warden -> wait for the warden's first word, for only root can
-find out why it does not come. What comes back holds no privilege: a socket to the warden and the janitor as a child to
-wait for.
+cgroup directories, locked, too -> start the janitor, which makes the warden -> wait for the warden's first word, for
+only root can find out why it does not come. What comes back holds no privilege: a socket to the warden and the janitor
+as a child to wait for.
+
+Janitor and warden inherit the locks, and an instance is dead when nobody has any of them: the file's is seen by who
+shares its `run_dir`, those of the cgroups by who shares a hierarchy, whatever mount and pid namespace it is in.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import signal
 import socket
 import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,19 +86,31 @@ class Launched:
 
 def launch(settings: LaunchSettings) -> Launched:
     """Start janitor and warden. *Raises* TierUnavailable naming what the host refuses and what would give it."""
-    privileged = os.geteuid() == 0
     if settings.reduced:
         _refuse_weak_root()
+    privileged = os.geteuid() == 0
     host = cgroup.host_cgroups() if privileged and settings.cgroups and not settings.reduced else _NO_CGROUPS
     _own_directory(settings.run_dir)
     instance, lock = _take_instance(settings, host)
+    locks = [lock]
+    try:
+        return _launch(settings, host, instance, locks)
+    finally:
+        for each in locks:
+            os.close(each)
+
+
+def _launch(settings: LaunchSettings, host: cgroup.CgroupHost, instance: int, locks: list[int]) -> Launched:
+    """Start an instance whose number is ours; `locks`, to which those of its cgroups are added, are its caller's."""
+    privileged = os.geteuid() == 0
     uid_base, uid_count = choose_uids(settings, instance) if privileged else (0, 2)
     directories: dict[str, Path] = {}
     try:
         for hierarchy in host.hierarchies:
-            directories[hierarchy.name] = cgroup.make_instance(
+            directories[hierarchy.name], lock = cgroup.make_instance(
                 hierarchy, settings.cgroup_parent, f"sandfork-{instance}", uid_base
             )
+            locks.append(lock)
     except OSError as error:
         for path in directories.values():
             cgroup.remove_tree(path)
@@ -104,7 +120,7 @@ def launch(settings: LaunchSettings) -> Launched:
         host, directories = _NO_CGROUPS, {}
     work_root = _make_work_root(settings.run_dir, instance) if settings.reduced else None
     try:
-        ours, janitor = _start(settings.warden, lock, uid_base, uid_count, directories, work_root)
+        ours, janitor = _start(settings.warden, locks, uid_base, uid_count, directories, work_root)
     except TierUnavailable:
         for path in directories.values():
             cgroup.remove_tree(path)
@@ -119,7 +135,12 @@ def launch(settings: LaunchSettings) -> Launched:
 
 
 def _start(
-    program: Path, lock: int, uid_base: int, uid_count: int, directories: dict[str, Path], work_root: Path | None
+    program: Path,
+    locks: Sequence[int],
+    uid_base: int,
+    uid_count: int,
+    directories: dict[str, Path],
+    work_root: Path | None,
 ) -> tuple[socket.socket, subprocess.Popen[bytes]]:
     """Start the janitor and wait for the warden's first word. *Raises* TierUnavailable."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -127,9 +148,8 @@ def _start(
     # The last of our uids is the server's own, out of the warden's reach.
     argv += [str(theirs.fileno()), str(uid_base), str(uid_count - 1)]
     argv += [f"{name}={path}" for name, path in directories.items()]
-    janitor = subprocess.Popen(argv, pass_fds=(theirs.fileno(), lock), env={}, cwd="/", stdin=subprocess.DEVNULL)
+    janitor = subprocess.Popen(argv, pass_fds=(theirs.fileno(), *locks), env={}, cwd="/", stdin=subprocess.DEVNULL)
     theirs.close()
-    os.close(lock)
     ours.settimeout(_WARDEN_S)
     try:
         up = bool(ours.recv(1, socket.MSG_PEEK))
@@ -202,7 +222,7 @@ def _own_directory(path: Path) -> None:
 
 
 def _take_instance(settings: LaunchSettings, host: cgroup.CgroupHost) -> tuple[int, int]:
-    """Return the first instance number whose lock is free, and the lock; sweep every dead instance on the way."""
+    """Return the first instance number that nobody has, and its lock; sweep every dead instance on the way."""
     taken: tuple[int, int] | None = None
     for number in range(_INSTANCES):
         path = settings.run_dir / f"{number}.lock"
@@ -214,7 +234,9 @@ def _take_instance(settings: LaunchSettings, host: cgroup.CgroupHost) -> tuple[i
         except BlockingIOError:
             os.close(lock)
             continue
-        _sweep(host, settings.cgroup_parent, f"sandfork-{number}")
+        if not _sweep(host, settings.cgroup_parent, f"sandfork-{number}"):
+            os.close(lock)
+            continue
         _sweep_work(settings.warden, _work_root(settings.run_dir, number))
         if taken is None:
             taken = number, lock
@@ -225,23 +247,33 @@ def _take_instance(settings: LaunchSettings, host: cgroup.CgroupHost) -> tuple[i
     return taken
 
 
-def _sweep(host: cgroup.CgroupHost, parent: str, name: str) -> None:
-    """Kill and remove what a dead instance left; its lock is held, so nobody else owns it."""
-    for hierarchy in host.hierarchies:
-        directory = hierarchy.mount / parent.strip("/") / name
-        if not directory.exists():
-            continue
-        for _ in range(200):
-            for pid in cgroup.processes_below(directory):
-                os.kill(pid, signal.SIGKILL)
-            if cgroup.remove_tree(directory):
-                break
-            # The kernel empties a cgroup asynchronously after its processes died.
-            signal.sigtimedwait([], 0.01)
-        else:
-            raise TierUnavailable(
-                f"a dead instance left {directory} and it cannot be removed; processes in it do not die"
-            )
+def _sweep(host: cgroup.CgroupHost, parent: str, name: str) -> bool:
+    """Kill and remove what a dead instance left; False when it is alive, for somebody holds a cgroup of it."""
+    with ExitStack() as held:
+        left: list[Path] = []
+        for hierarchy in host.hierarchies:
+            directory = hierarchy.mount / parent.strip("/") / name
+            try:
+                held.callback(os.close, cgroup.hold(directory))
+            except FileNotFoundError:
+                continue
+            except BlockingIOError:
+                return False
+            left.append(directory)
+        for directory in left:
+            _clear(directory)
+    return True
+
+
+def _clear(directory: Path) -> None:
+    for _ in range(200):
+        for pid in cgroup.processes_below(directory):
+            os.kill(pid, signal.SIGKILL)
+        if cgroup.remove_tree(directory):
+            return
+        # The kernel empties a cgroup asynchronously after its processes died.
+        signal.sigtimedwait([], 0.01)
+    raise TierUnavailable(f"a dead instance left {directory} and it cannot be removed; processes in it do not die")
 
 
 def _sweep_work(warden: Path, directory: Path) -> None:
