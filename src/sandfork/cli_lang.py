@@ -179,7 +179,7 @@ def new(
 
 
 def _catalogue(config: Path | None) -> Catalogue:
-    from sandfork.serve_engine import load_catalogue
+    from sandfork.serve_languages import load_catalogue
 
     return load_catalogue(settings(config).config)
 
@@ -227,7 +227,7 @@ def _warm_state(config: Path | None, language: Language) -> str:
 
 
 def _find(catalogue: Catalogue, name: str) -> Language:
-    from sandfork.serve_engine import find_language
+    from sandfork.serve_languages import find_language
 
     return find_language(catalogue, name)
 

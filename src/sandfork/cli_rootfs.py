@@ -149,7 +149,7 @@ def _store(config: Path | None) -> Store:
 
 
 def _languages(config: Path | None, name: str, named: list[str] | None, *, required: bool) -> list[Language]:
-    from sandfork.serve_engine import find_language, load_catalogue
+    from sandfork.serve_languages import find_language, load_catalogue
 
     catalogue: Catalogue = load_catalogue(settings(config).config)
     if named:

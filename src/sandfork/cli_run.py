@@ -15,8 +15,8 @@ import typer
 from sandfork.cli_terms import ConfigFile, err, settings
 from sandfork.config import Loaded, client_environment
 from sandfork.config.values import Unfit, parse_size
-from sandfork.languages.catalogue import Catalogue
 from sandfork.model import ExecRequest, LimitsOverride, Snippet
+from sandfork.serve_languages import load_catalogue
 from sandfork.serve_refusal import Refused
 
 TIMED_OUT = 124
@@ -56,7 +56,7 @@ def run(
     from_stdin = code is None and file in (None, PROGRAM_FROM_STDIN)
     text = code if code is not None else _read_program(file)
     request = ExecRequest(
-        program=Snippet(language or _language_of(file), text),
+        program=Snippet(language or _language_of(file, config), text),
         stdin=b"" if from_stdin else _read_stdin(),
         args=tuple(words),
         env=tuple(_variable(each) for each in env or ()),
@@ -119,7 +119,7 @@ def _read_stdin() -> bytes:
     return b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read()
 
 
-def _language_of(file: str | None) -> str:
+def _language_of(file: str | None, config: Path | None) -> str:
     """Return the language of a file's extension, python where it has none.
 
     *Raises* Refused for an extension that is unknown, or that several languages have and none takes.
@@ -127,7 +127,7 @@ def _language_of(file: str | None) -> str:
     suffix = Path(file or "").suffix
     if not suffix:
         return "python"
-    catalogue = Catalogue.load()
+    catalogue = load_catalogue(settings(config).config)
     found = catalogue.with_extension(suffix)
     if len(found) == 1:
         return found[0].name

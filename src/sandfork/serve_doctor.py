@@ -21,8 +21,9 @@ from sandfork.errors import SandforkError
 from sandfork.languages.catalogue import Catalogue
 from sandfork.linux.cgroup import host_cgroups
 from sandfork.linux.landlock import landlock_abi
-from sandfork.serve_engine import choose_languages, load_catalogue
+from sandfork.serve_engine import choose_languages
 from sandfork.serve_images import chosen_images, exists_on
+from sandfork.serve_languages import load_catalogue
 from sandfork.serve_tier import guest_packages, open_tier, unenforced
 from sandfork.tiers.base import Tier
 from sandfork.tiers.process import ProcessTier

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from types import MappingProxyType
 
 from sandfork.config import Config
@@ -19,10 +17,11 @@ from sandfork.engine.policy import LimitPolicy
 from sandfork.engine.pool import PoolSettings
 from sandfork.engine.sessions import SessionSettings
 from sandfork.engine.tasks import TaskSettings
-from sandfork.languages.catalogue import BUILT_IN, Catalogue, CatalogueError, Language
+from sandfork.languages.catalogue import Catalogue, Language
 from sandfork.model import Limits
 from sandfork.serve_caches import with_caches
 from sandfork.serve_images import chosen_images, exists_on, reference
+from sandfork.serve_languages import find_language, load_catalogue
 from sandfork.serve_refusal import Refused
 from sandfork.tiers.base import Tier
 
@@ -42,17 +41,6 @@ def choose_languages(config: Config, known: Catalogue | None = None) -> Catalogu
     wanted = {_enabled(every, name, exists).name for name in enabled}
     ones = every.only(lambda each: each.name in wanted if enabled else each.installed(exists(each.name)))
     return with_caches(config, ones)
-
-
-def load_catalogue(config: Config) -> Catalogue:
-    """Return every language there is: those shipped, and those of the configured directory. *Raises* Refused."""
-    directory = config.languages.directory
-    try:
-        if directory and not Path(directory).is_dir():
-            raise Refused(f"languages.directory: there is no directory {directory}")
-        return Catalogue.load(BUILT_IN, *([Path(directory)] if directory else []))
-    except (CatalogueError, OSError) as error:
-        raise Refused(f"languages.directory: {error}") from None
 
 
 def language_states(
@@ -79,16 +67,6 @@ def language_states(
         for known in (every or Catalogue.load()).languages()
         for language in [offered.find(known.name) or known]
     )
-
-
-def find_language(every: Catalogue, name: str) -> Language:
-    """Return the language of a name or an alias. *Raises* Refused with a name that is close."""
-    language = every.find(name)
-    if language is None:
-        close = difflib.get_close_matches(name, every.names(), n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(every.names())}"
-        raise Refused(f"no language {name!r}: {hint}")
-    return language
 
 
 def _enabled(every: Catalogue, name: str, exists: Callable[[str], Callable[[str], bool]]) -> Language:

@@ -15,8 +15,9 @@ from sandfork.dialects.base import LanguageState
 from sandfork.engine.engine import Engine
 from sandfork.errors import SandforkError
 from sandfork.languages.catalogue import Catalogue
-from sandfork.serve_engine import choose_languages, language_states, load_catalogue, made_on_demand, pool_targets
+from sandfork.serve_engine import choose_languages, language_states, made_on_demand, pool_targets
 from sandfork.serve_images import hold_images, image_sizes, open_store
+from sandfork.serve_languages import load_catalogue
 from sandfork.serve_refusal import Refused
 from sandfork.tiers.base import Tier
 from sandfork.tiers.process import ProcessTier

@@ -23,8 +23,9 @@ from sandfork.images.state import LOCAL, ImageState, Kind, Making, SnapshotState
 from sandfork.images.store import Store
 from sandfork.languages.catalogue import Catalogue
 from sandfork.serve_builder import start_builder
-from sandfork.serve_engine import choose_languages, find_language, load_catalogue, maximum_limits
+from sandfork.serve_engine import choose_languages, maximum_limits
 from sandfork.serve_images import open_store, with_store
+from sandfork.serve_languages import find_language, load_catalogue
 from sandfork.serve_local import run_privately
 from sandfork.serve_remote import open_remote, remote_states, rootfs_state, snapshot_state
 

@@ -10,8 +10,9 @@ from sandfork.config import Config
 from sandfork.languages.catalogue import Catalogue
 from sandfork.linux.privileges import drop_privileges
 from sandfork.serve_caches import hold_caches
-from sandfork.serve_engine import default_limits, load_catalogue, maximum_limits, pool_targets
+from sandfork.serve_engine import default_limits, maximum_limits, pool_targets
 from sandfork.serve_images import hold_images
+from sandfork.serve_languages import load_catalogue
 from sandfork.serve_refusal import Refused
 from sandfork.tiers.base import Tier
 from sandfork.tiers.fake import FakeTier

@@ -19,8 +19,8 @@ from sandfork.images.making import import_stream
 from sandfork.languages.catalogue import Catalogue, Language
 from sandfork.languages.language import Check, CompileSpec, Packages
 from sandfork.serve_caches import cache_key, cache_store
-from sandfork.serve_engine import load_catalogue
 from sandfork.serve_install import PREFIX, InstallCommand, commands_for, run_command
+from sandfork.serve_languages import load_catalogue
 from sandfork.serve_pages import proof_page, proof_rows
 from sandfork.serve_proofs import Proof
 from sandfork.serve_refusal import Refused
