@@ -5,10 +5,12 @@
     │   ├── InvalidRequest
     │   ├── PayloadTooLarge
     │   ├── UnknownLanguage
+    │   ├── LanguageGone
     │   ├── SessionNotFound
     │   ├── SessionConflict
     │   │   └── WrongLanguage
     │   ├── FileNotInSandbox
+    │   ├── FileTooLarge
     │   ├── DiskFull
     │   ├── SnapshotNotFound
     │   ├── SnapshotConflict
@@ -92,6 +94,16 @@ class UnknownLanguage(CallerError):
         super().__init__(f"unknown language: {name}")
         self.name = name
         self.available = available
+
+
+class LanguageGone(CallerError):
+    """The language of that name was here when the server started, or later, and is no more."""
+
+    code = "language_gone"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} is no longer on this server: the image or the packages that it ran on were removed")
+        self.name = name
 
 
 class SessionNotFound(CallerError):

@@ -28,6 +28,7 @@ from sandfork.errors import (
     Forbidden,
     ForkFailed,
     InvalidRequest,
+    LanguageGone,
     NotSupported,
     Overloaded,
     PayloadTooLarge,
@@ -377,6 +378,7 @@ def test_health_is_a_superset_with_a_word_of_choice() -> None:
 STATUSES = [
     (InvalidRequest("code", "is required"), 400),
     (UnknownLanguage("cobol"), 400),
+    (LanguageGone("cobol"), 400),
     (Unauthenticated(missing=True), 401),
     (Forbidden("memory"), 403),
     (SessionNotFound("no such session"), 404),

@@ -13,6 +13,7 @@ from sandfork.errors import (
     Draining,
     GuestLost,
     InvalidRequest,
+    LanguageGone,
     Overloaded,
     TemplateFailed,
     UnknownLanguage,
@@ -212,6 +213,20 @@ async def test_a_result_names_the_image_that_its_sandbox_was_on() -> None:
         it.tier.images["python"] = "py@sha256:1"
         assert (await it.run("out 1")).image == "py@sha256:1", "of the sandbox, whatever was planned"
         assert (await it.step("out 1")).image == "py@sha256:1"
+
+
+@in_virtual_time
+async def test_a_language_whose_image_was_removed_is_told_to_be_gone_also_in_its_sessions() -> None:
+    async with rig() as it:
+        await it.step("out 1")
+        await it.engine.adopt(CATALOGUE.only(lambda each: each.name != "python"), {"command": 0}, ())
+        for run in (it.step("out 1"), it.run("out 1")):
+            with pytest.raises(LanguageGone, match="python is no longer on this server: the image"):
+                await run
+        with pytest.raises(UnknownLanguage):
+            await it.engine.execute(ExecRequest(Snippet("klingon", "")), CALLER)
+        await it.engine.adopt(CATALOGUE, {"python": 1, "command": 0}, ())
+        assert (await it.step("out 1")).stdout == b"1\n", "it is back, and the session was there all the time"
 
 
 @in_virtual_time

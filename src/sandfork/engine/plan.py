@@ -15,7 +15,7 @@ from typing import cast
 from sandfork.engine.compilation import command_words, fill_memory, plan_compilation, raise_defaults
 from sandfork.engine.paths import WORK_DIR, normalise_path
 from sandfork.engine.policy import LimitPolicy, resolve_limits
-from sandfork.errors import Forbidden, InvalidRequest, NotSupported, UnknownLanguage
+from sandfork.errors import Forbidden, InvalidRequest, LanguageGone, NotSupported, UnknownLanguage
 from sandfork.languages.catalogue import COMMAND, Catalogue, Language, TemplateSpec
 from sandfork.languages.language import MEMORY_MARK
 from sandfork.model import (
@@ -51,12 +51,14 @@ class Planner:
         """`isolation` is what the tier offers, one of `ISOLATIONS`."""
         self._policy = policy
         self._isolation = isolation
+        self._ever: set[str] = set()  # the names and aliases of all languages that there are or were
         self.adopt(catalogue)
 
     def adopt(self, catalogue: Catalogue) -> None:
         """Plan with this catalogue from now on."""
         self._catalogue = catalogue
         languages = catalogue.languages()
+        self._ever.update(name for language in languages for name in (language.name, *language.aliases))
         self._commands = {language.name: command_words(language, language.argv) for language in languages}
         self._command_templates = {spec.key: spec for spec in (COMMAND, *(each.commands for each in languages))}
         self._sized = frozenset(each.name for each in languages if any(MEMORY_MARK in word for word in each.argv))
@@ -74,7 +76,7 @@ class Planner:
 
         `spoken` is the language of what names none.
 
-        *Raises* InvalidRequest, UnknownLanguage, Forbidden (naming the ceiling), NotSupported.
+        *Raises* InvalidRequest, UnknownLanguage, LanguageGone, Forbidden (naming the ceiling), NotSupported.
         """
         self._refuse_unsupported(request)
         program = request.program
@@ -110,7 +112,7 @@ class Planner:
     def language_of(self, name: str | None) -> tuple[str, str]:
         """Return a language's name and its default template, for a session; without one a command's.
 
-        *Raises* UnknownLanguage.
+        *Raises* UnknownLanguage, LanguageGone.
         """
         if name is None:
             return COMMAND.key, COMMAND.key
@@ -123,7 +125,7 @@ class Planner:
     def _find(self, name: str) -> Language:
         language = self._catalogue.find(name)
         if language is None:
-            raise UnknownLanguage(name, self._catalogue.names())
+            raise LanguageGone(name) if name in self._ever else UnknownLanguage(name, self._catalogue.names())
         return language
 
     def session_limits(self, spec: SessionSpec, caller: Caller) -> Limits:
