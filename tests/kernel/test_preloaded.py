@@ -126,6 +126,33 @@ def test_a_process_of_it_joins_a_sandbox_that_is_kept() -> None:
     with_tier(check, perl())
 
 
+@pytest.mark.parametrize("key", ["perl", "command"])
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        ("mkdir 'main.pl'", b"Is a directory"),
+        ("symlink 'other.pl', 'main.pl'", b"It is a symbolic link"),
+        ("open my $f, '>', 'main.pl'; print $f 'print 7'; chmod 0444, 'main.pl'", b"Permission denied"),
+    ],
+)
+def test_a_program_whose_file_an_earlier_one_replaced_is_told_so(made: str, reason: bytes, key: str) -> None:
+    async def check(tier: ProcessTier) -> None:
+        sandbox = await (await tier.template("command")).fork()
+        await sandbox.keep(LIMITS)
+        for code, status, said in (
+            (f"unlink 'main.pl'; {made}", 0, b""),
+            ("print 1", 126, b"main.pl: the program cannot be written there: " + reason + b"\n"),
+        ):
+            guest, tape = await (await tier.template(key)).join(sandbox), Tape()
+            step = Step(("/usr/bin/perl", "/sandbox/main.pl"), "main.pl", code.encode(), warm=key == "perl")
+            end = await guest.exec(step, LIMITS, tape)
+            await guest.close()
+            assert (end.exit_code, bytes(tape.stdout), bytes(tape.stderr)) == (status, b"", said)
+        await sandbox.close()
+
+    with_tier(check, perl())
+
+
 def pretender(words: str) -> Language:
     """Return a language whose interpreter does something before it opens what has it fork."""
     (spec,) = perl().templates

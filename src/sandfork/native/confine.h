@@ -43,8 +43,8 @@ static long load_filter(const struct sock_filter *code, uint32_t len)
     return len ? SYS(seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) : 0;
 }
 
-/* Report a failed step on ctl and die. The server turns it into ForkFailed(step, errno). */
-static __attribute__((noreturn)) void child_fail(int ctl, uint32_t step, long err)
+/* Report a failed step on ctl and die with a status, which is the caller's to see once there is a program. */
+static __attribute__((noreturn)) void child_end(int ctl, uint32_t step, long err, int status)
 {
     struct {
         struct frame head;
@@ -52,7 +52,13 @@ static __attribute__((noreturn)) void child_fail(int ctl, uint32_t step, long er
     } frame = {{FRAME_FAIL, {0}, sizeof frame.body}, {step, (uint32_t)-err}};
     SYS(write, ctl, &frame, sizeof frame);
     for (;;)
-        SYS(exit_group, 125);
+        SYS(exit_group, status);
+}
+
+/* Report a step that failed before there was a program. The server turns it into ForkFailed(step, errno). */
+static __attribute__((noreturn)) void child_fail(int ctl, uint32_t step, long err)
+{
+    child_end(ctl, step, err, 125);
 }
 
 static long landlock_allow(long ruleset, const char *path, uint64_t access)

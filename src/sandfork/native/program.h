@@ -2,8 +2,8 @@
  * The program of a sandbox whose template has no driver of ours: wait on ctl for RUN, write the code, exec. With
  * FIELD_LASTING what is exec'd is an interpreter with a driver of ours, which finds ctl at PARK_CTL_FD.
  *
- * Runs confined. A program that cannot be executed is the caller's affair: FAIL carries the errno, and the exit status
- * is the shell's 127 (not found) or 126.
+ * Runs confined. A program that cannot be written or executed is the caller's affair: FAIL carries the errno, and the exit
+ * status is the shell's 127 (not found) or 126.
  */
 #ifndef SANDFORK_PROGRAM_H
 #define SANDFORK_PROGRAM_H
@@ -35,12 +35,52 @@ static void run_field(uint8_t tag, char *value, size_t len)
         run_limit(tag, n);
 }
 
+/* Why a file in the work directory cannot be written, in the words of strerror(3) where those say it. */
+static const char *reason_of(long err)
+{
+    static const struct {
+        long err;
+        const char *words;
+    } reasons[] = {
+        {-EISDIR, "Is a directory"},
+        {-EACCES, "Permission denied"},
+        {-ELOOP, "It is a symbolic link"},
+        {-ENOSPC, "No space left on device"},
+        {-EFBIG, "File too large"},
+        {-ETXTBSY, "Text file busy"},
+    };
+    for (size_t i = 0; i < sizeof reasons / sizeof *reasons; i++)
+        if (reasons[i].err == err)
+            return reasons[i].words;
+    return NULL;
+}
+
+/*
+ * Say on stderr why the code has no place: what an earlier program of the session did with its file. The interpreter is
+ * not left to say it, for what it found there it could run.
+ */
+static __attribute__((noreturn)) void refuse_code(int ctl, const char *file, long err)
+{
+    struct text line = {0};
+    text_add(&line, file);
+    text_add(&line, ": the program cannot be written there: ");
+    if (reason_of(err))
+        text_add(&line, reason_of(err));
+    else {
+        text_add(&line, "error ");
+        text_num(&line, -err);
+    }
+    text_add(&line, "\n");
+    write_all(2, line.buf, line.len);
+    child_end(ctl, STEP_CODE_FILE, err, 126);
+}
+
 static void write_code(int ctl, const char *file, const char *code, size_t len)
 {
     long fd = SYS(openat, AT_FDCWD, file, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
     long r = fd < 0 ? fd : write_all((int)fd, code, len);
     if (r < 0)
-        child_fail(ctl, STEP_CODE_FILE, r);
+        refuse_code(ctl, file, r);
     SYS(close, fd);
 }
 
@@ -117,13 +157,7 @@ static __attribute__((noreturn)) void program_exec(int ctl)
         child_fail(ctl, STEP_FDS, r);
     say_started(ctl);
     r = exec_program();
-    struct {
-        struct frame head;
-        struct fail_frame body;
-    } fail = {{FRAME_FAIL, {0}, sizeof fail.body}, {STEP_EXEC, (uint32_t)-r}};
-    write_all(ctl, &fail, sizeof fail);
-    for (;;)
-        SYS(exit_group, r == -ENOENT || r == -ENOTDIR ? 127 : 126);
+    child_end(ctl, STEP_EXEC, r, r == -ENOENT || r == -ENOTDIR ? 127 : 126);
 }
 
 #endif
