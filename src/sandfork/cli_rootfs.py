@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,10 +13,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from sandfork.cli_terms import ConfigFile, err, out, print_plain, settings
-from sandfork.languages.catalogue import Catalogue, Language
+from sandfork.languages.catalogue import Language
+from sandfork.serve_languages import find_language, load_catalogue
 from sandfork.serve_refusal import Refused
 
 if TYPE_CHECKING:
+    from sandfork.images.archive import Bounds, Tell
     from sandfork.images.manifest import Manifest
     from sandfork.images.store import Store
 
@@ -29,6 +31,7 @@ Languages = Annotated[
         "--language", "-l", help="A language to run on it; may be repeated. Else the one of the image's name."
     ),
 ]
+ImportedName = Annotated[str, typer.Option("--name", help="What the image is called.")]
 SizeMb = Annotated[int, typer.Option("--size-mb", min=1, max=1 << 20, help="The most that its files may hold.")]
 DEFAULT_MB = 4096
 
@@ -50,39 +53,29 @@ def build(name: Name, language: Languages = None, size_mb: SizeMb = DEFAULT_MB, 
 @app.command("from-oci")
 def from_oci(
     path: Annotated[Path, typer.Argument(help="An OCI layout or what docker save made: a directory or a tar.")],
-    name: Annotated[str, typer.Option(help="What the image is called.")],
+    name: ImportedName,
     language: Languages = None,
     size_mb: SizeMb = DEFAULT_MB,
     config: ConfigFile = None,
 ) -> None:
     """Import an image from other tools. Its layers are made one tree, without owners and set-uid bits."""
-    from sandfork.images.archive import Bounds
     from sandfork.images.making import import_image
 
-    chosen = _languages(config, name, language, required=False)
-    with _bar(f"importing {name}") as tell:
-        names = [each.name for each in chosen]
-        made = import_image(_store(config), name, names, path, Bounds(max_bytes=size_mb << 20), tell)
-    _report(config, made, chosen)
+    _import(import_image, path, name, language, size_mb, config)
 
 
 @app.command("from-dir")
 def from_dir(
     path: Annotated[Path, typer.Argument(help="A directory that is a root file system.")],
-    name: Annotated[str, typer.Option(help="What the image is called.")],
+    name: ImportedName,
     language: Languages = None,
     size_mb: SizeMb = DEFAULT_MB,
     config: ConfigFile = None,
 ) -> None:
     """Import a directory."""
-    from sandfork.images.archive import Bounds
     from sandfork.images.making import import_directory
 
-    chosen = _languages(config, name, language, required=False)
-    with _bar(f"importing {name}") as tell:
-        names = [each.name for each in chosen]
-        made = import_directory(_store(config), name, names, path, Bounds(max_bytes=size_mb << 20), tell)
-    _report(config, made, chosen)
+    _import(import_directory, path, name, language, size_mb, config)
 
 
 @app.command("list")
@@ -137,6 +130,23 @@ def gc(config: ConfigFile = None) -> None:
     _collect(_store(config))
 
 
+def _import(
+    make: Callable[[Store, str, Sequence[str], Path, Bounds, Tell], Manifest],
+    path: Path,
+    name: str,
+    language: list[str] | None,
+    size_mb: int,
+    config: Path | None,
+) -> None:
+    from sandfork.images.archive import Bounds
+
+    chosen = _languages(config, name, language, required=False)
+    with _bar(f"importing {name}") as tell:
+        names = [each.name for each in chosen]
+        made = make(_store(config), name, names, path, Bounds(max_bytes=size_mb << 20), tell)
+    _report(config, made, chosen)
+
+
 def _collect(store: Store) -> None:
     garbage = store.collect()
     err.print(f"Removed {len(garbage.digests)} unused, {garbage.bytes / 1e6:.1f} MB.")
@@ -149,9 +159,7 @@ def _store(config: Path | None) -> Store:
 
 
 def _languages(config: Path | None, name: str, named: list[str] | None, *, required: bool) -> list[Language]:
-    from sandfork.serve_languages import find_language, load_catalogue
-
-    catalogue: Catalogue = load_catalogue(settings(config).config)
+    catalogue = load_catalogue(settings(config).config)
     if named:
         return [find_language(catalogue, each) for each in named]
     own = catalogue.find(name)
@@ -183,7 +191,7 @@ def _report(config: Path | None, made: Manifest, chosen: list[Language]) -> None
 
 
 @contextmanager
-def _bar(what: str) -> Iterator[Callable[[float, str], None]]:
+def _bar(what: str) -> Iterator[Tell]:
     """Show a bar on a terminal; elsewhere nothing moves."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[now]}"))
     with Progress(*columns, console=err, transient=True) as bar:
