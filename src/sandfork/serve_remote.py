@@ -8,6 +8,7 @@ from sandfork.config import Config
 from sandfork.errors import ImageCorrupt, ImageError, NotSupported, SnapshotConflict, StoreUnusable
 from sandfork.images.bucket import Bucket, BucketSettings
 from sandfork.images.manifest import Manifest, decode_manifest, encode_manifest
+from sandfork.images.naming import hex_of
 from sandfork.images.remote import MANIFESTS, SNAPSHOTS, UNWATCHED, Remote, Watch
 from sandfork.images.snapshots import Snapshot, SnapshotStore, decode_snapshot, encode_snapshot
 from sandfork.images.state import LOCAL, REMOTE, ImageState, Kind, Making, RootfsState, SnapshotState, Status
@@ -98,7 +99,7 @@ def pull_image(store: Store, remote: Remote, name: str, watch: Watch = UNWATCHED
     except OSError as error:
         raise StoreUnusable(f"{error.filename}: {error.strerror}") from None
     bill = remote.read_blob(manifest.sbom, MAX_BILL_BYTES) if manifest.sbom else b""
-    partial = incoming / manifest.digest.removeprefix("sha256:")
+    partial = incoming / hex_of(manifest.digest)
     remote.pull(manifest.digest, manifest.size, partial, watch)
     try:
         return store.adopt(manifest, partial, bill)

@@ -23,7 +23,7 @@ from sandfork.errors import (
     SnapshotNotFound,
     UnknownLanguage,
 )
-from sandfork.images.snapshots import check_snapshot_name
+from sandfork.images.naming import check_name
 from sandfork.images.state import ImageState, Kind, Making, RootfsState, SnapshotState, Status
 from sandfork.languages.catalogue import Catalogue, Language
 from sandfork.model import Caller, Command, ExecRequest, LimitsOverride
@@ -177,7 +177,7 @@ class ImageDesk:
         *Raises* UnknownLanguage, InvalidRequest, Forbidden, Overloaded.
         """
         found = _language(self._catalogue, language)
-        name = check_snapshot_name(name or found.name)
+        name = check_name(name or found.name)
         _check("mem_mb", mem_mb, 8, self._bounds.mem_mb)
         _check("vcpus", vcpus, 1, self._bounds.vcpus)
         there = {state.name for state in self._shelf.local(Kind.SNAPSHOT)}

@@ -18,10 +18,11 @@ from sandfork.images.building import (
     installed_packages,
     what_a_build_lacks,
 )
-from sandfork.images.manifest import SET_ID_MAX, Manifest, Package, Source, check_name
+from sandfork.images.manifest import SET_ID_MAX, Manifest, Package, Source
+from sandfork.images.naming import check_name, digest_of
 from sandfork.images.oci import import_oci
 from sandfork.images.packing import pack
-from sandfork.images.sbom import digest_of, spdx
+from sandfork.images.sbom import spdx
 from sandfork.images.store import Store
 from sandfork.images.tree import tree_writer
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
 import msgspec
 
 from sandfork.errors import ImageCorrupt, InvalidRequest
+from sandfork.images.naming import check_name, hex_of
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*([.+][a-z0-9_-]+)*")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_MAX_NAME = 64
 SET_ID_MAX = 100
 
 
@@ -56,23 +53,6 @@ class Manifest(msgspec.Struct, frozen=True):
     packages: tuple[Package, ...] = ()
     sbom: str = ""
     set_id: tuple[str, ...] = ()
-
-
-def check_name(name: str) -> str:
-    """Return `name` when an image may be called that: no path, no option, no surprise. *Raises* InvalidRequest."""
-    if len(name) > _MAX_NAME or not _NAME.fullmatch(name):
-        raise InvalidRequest(
-            "name",
-            f"an image's name has at most {_MAX_NAME} lower-case letters, digits and . _ + - inside, not {name!r}",
-        )
-    return name
-
-
-def hex_of(digest: str) -> str:
-    """Return the hexadecimal digits of a digest. *Raises* ImageCorrupt when it is none."""
-    if not _DIGEST.fullmatch(digest):
-        raise ImageCorrupt(f"{digest[:80]!r} is no sha256 digest")
-    return digest.removeprefix("sha256:")
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import stat
 import zlib
 from collections.abc import Sequence
@@ -20,13 +19,13 @@ import zstandard
 
 from sandfork.errors import ArchiveRefused
 from sandfork.images.archive import Bounds, ByteStream, Tell, plain_path
+from sandfork.images.naming import hex_of, is_digest
 from sandfork.images.tree import tree_writer
 
 _DOCUMENT_MAX_BYTES = 4 << 20
 _LAYERS_MAX = 256
 _INDEXES_MAX = 4
 _CHUNK = 1 << 20
-_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -147,10 +146,9 @@ def _choose(manifests: object) -> object:
 
 def _blob_path(descriptor: object) -> tuple[str, str]:
     digest = descriptor.get("digest") if isinstance(descriptor, dict) else None
-    match = _DIGEST.fullmatch(digest) if isinstance(digest, str) else None
-    if match is None:
+    if not isinstance(digest, str) or not is_digest(digest):
         raise ArchiveRefused("the layout names content by something that is no sha256 digest")
-    return f"blobs/sha256/{match[1]}", match[1]
+    return f"blobs/sha256/{hex_of(digest)}", hex_of(digest)
 
 
 def _document(directory: Path, path: str, digest: str = "") -> Any:

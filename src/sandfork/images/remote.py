@@ -16,23 +16,20 @@ import errno
 import fcntl
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from sandfork.errors import InvalidRequest, NotInBucket, RemoteFailed
+from sandfork.errors import NotInBucket, RemoteFailed
 from sandfork.images.bucket import Bucket, Part, Stored, full_disk
+from sandfork.images.naming import check_name, digest_of, is_digest, is_name
 
 PART_BYTES = 8 << 20
 MOST_PARTS = 9000
 MAX_DOCUMENT_BYTES = 4 << 20
 MAX_NAMES = 10_000
-
-NAME = re.compile(r"(?!.{65})[a-z0-9][a-z0-9_-]*([.+][a-z0-9_-]+)*")
-DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 MANIFESTS, SNAPSHOTS = "manifests", "snapshots"
 
@@ -58,15 +55,6 @@ class Watch:
 UNWATCHED = Watch()
 
 
-def check_name(name: str) -> str:
-    """Return a name that an image can have: it becomes a file name and a part of a key. *Raises* InvalidRequest."""
-    if NAME.fullmatch(name) is None:
-        raise InvalidRequest(
-            "name", f"{name[:64]!r} is no name: at most 64 of a-z, 0-9, '.', '_' and '-', a letter or a digit first"
-        )
-    return name
-
-
 class Remote:
     """What a bucket holds. Every method *Raises* RemoteFailed."""
 
@@ -88,7 +76,7 @@ class Remote:
         found: list[Stored] = []
         for each in self._bucket.entries(f"{kind}/"):
             name = each.key.removeprefix(f"{kind}/").removesuffix(".json")
-            if NAME.fullmatch(name) and each.key == f"{kind}/{name}.json":
+            if is_name(name) and each.key == f"{kind}/{name}.json":
                 found.append(Stored(name, each.size_bytes, each.tag, each.changed_s))
             if len(found) > MAX_NAMES:
                 raise RemoteFailed(f"{self.place} holds more than {MAX_NAMES} {kind}")
@@ -166,7 +154,7 @@ class Remote:
             content = self._bucket.read(blob_key(digest), max_bytes)
         except NotInBucket as error:
             raise RemoteFailed(f"{error.message}, which a manifest there names: push it again") from None
-        if f"sha256:{hashlib.sha256(content).hexdigest()}" != digest:
+        if digest_of(content) != digest:
             raise RemoteFailed(f"{self.place}: {digest} was altered")
         return content
 
@@ -231,7 +219,7 @@ class _NotAsPromised(Exception):
 
 def blob_key(digest: str) -> str:
     """Return the key of a blob. *Raises* RemoteFailed for what is no digest."""
-    if DIGEST.fullmatch(digest) is None:
+    if not is_digest(digest):
         raise RemoteFailed(f"{digest[:80]!r} is no digest: sha256: and 64 hexadecimal digits are")
     return "blobs/" + digest.replace(":", "/")
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 
 import msgspec
 
 from sandfork.images.manifest import Package
+from sandfork.images.naming import hex_of
 
 _NO_ID = re.compile(r"[^A-Za-z0-9.-]")
-_PURL_TYPES = {"npm": "npm", "pypi": "pypi"}
+_BESIDE = ("npm", "pypi")
+"""What stands for the architecture of packages that are not the distribution's, and for their type in a package URL."""
 
 
 def spdx(name: str, digest: str, distribution: str, created: str, packages: Sequence[Package]) -> bytes:
@@ -30,7 +31,7 @@ def spdx(name: str, digest: str, distribution: str, created: str, packages: Sequ
                 "name": name,
                 "downloadLocation": "NOASSERTION",
                 "filesAnalyzed": False,
-                "checksums": [{"algorithm": "SHA256", "checksumValue": digest.removeprefix("sha256:")}],
+                "checksums": [{"algorithm": "SHA256", "checksumValue": hex_of(digest)}],
             },
             *described,
         ],
@@ -49,17 +50,11 @@ def spdx(name: str, digest: str, distribution: str, created: str, packages: Sequ
     return msgspec.json.encode(document)
 
 
-def digest_of(document: bytes) -> str:
-    """Return what a manifest calls a document by."""
-    return f"sha256:{hashlib.sha256(document).hexdigest()}"
-
-
 def _package(number: int, package: Package, distribution: str) -> dict[str, object]:
-    kind = _PURL_TYPES.get(package.architecture)
     name = package.name.replace("@", "%40")
     purl = (
-        f"pkg:{kind}/{name}@{package.version}"
-        if kind
+        f"pkg:{package.architecture}/{name}@{package.version}"
+        if package.architecture in _BESIDE
         else f"pkg:deb/{distribution}/{name}@{package.version}?arch={package.architecture}"
     )
     return {

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,12 +21,12 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from sandfork.errors import InvalidRequest, SnapshotConflict, SnapshotNotFound, StoreUnusable
+from sandfork.errors import SnapshotConflict, SnapshotNotFound, StoreUnusable
+from sandfork.images.naming import check_name, is_name
 
 MAX_DOCUMENT_BYTES = 64 << 10
 MAX_MEM_MB = 1 << 20
 MAX_VCPUS = 1024
-_NAME = re.compile(r"(?!.{65})[a-z0-9][a-z0-9_-]*([.+][a-z0-9_-]+)*")
 
 _ONE_LINE = r"^[^\x00-\x1f\x7f-\x9f]*\Z"  # it is shown on terminals
 Text = Annotated[str, Meta(max_length=4096, pattern=_ONE_LINE)]
@@ -83,7 +82,7 @@ class SnapshotStore:
         except OSError as error:
             raise _unusable(error) from None
         stems = (entry.removesuffix(".json") for entry in entries if entry.endswith(".json"))
-        return tuple(sorted(stem for stem in stems if _NAME.fullmatch(stem)))
+        return tuple(sorted(stem for stem in stems if is_name(stem)))
 
     def get(self, name: str) -> Snapshot:
         """Return one. *Raises* InvalidRequest, SnapshotNotFound, SnapshotConflict."""
@@ -122,21 +121,11 @@ class SnapshotStore:
             raise SnapshotNotFound(f"there is no snapshot {name!r}") from None
 
     def _path(self, name: str) -> Path:
-        return self._root / f"{check_snapshot_name(name)}.json"
+        return self._root / f"{check_name(name)}.json"
 
 
 def _unusable(error: OSError) -> StoreUnusable:
     return StoreUnusable(f"{error.filename}: {error.strerror}: the service must be able to read images.directory")
-
-
-def check_snapshot_name(name: str) -> str:
-    """Return a name that a snapshot can have. *Raises* InvalidRequest."""
-    if _NAME.fullmatch(name) is None:
-        raise InvalidRequest(
-            "name",
-            f"{name[:64]!r} is no name: at most 64 of a-z, 0-9, '.', '_', '+' and '-', a letter or a digit first",
-        )
-    return name
 
 
 def encode_snapshot(snapshot: Snapshot) -> bytes:

@@ -30,7 +30,8 @@ import zstandard
 from sandfork.errors import ArchiveRefused, ImageBusy, ImageCorrupt, ImageNotFound, StoreUnusable
 from sandfork.images.archive import Bounds, Tell
 from sandfork.images.durable import sync_directory, write_durably
-from sandfork.images.manifest import Manifest, check_name, decode_manifest, encode_manifest, hex_of
+from sandfork.images.manifest import Manifest, decode_manifest, encode_manifest
+from sandfork.images.naming import check_name, digest_of, hex_of
 from sandfork.images.tree import tree_writer
 
 _PARTS = ("manifests", "blobs", "trees", "leases", "work")
@@ -188,7 +189,7 @@ class Store:
         store is as before.
         """
         check_name(manifest.name)
-        if bool(sbom) != bool(manifest.sbom) or (sbom and _digest_of(sbom) != manifest.sbom):
+        if bool(sbom) != bool(manifest.sbom) or (sbom and digest_of(sbom) != manifest.sbom):
             raise ImageCorrupt(f"the bill of materials of {manifest.name!r} is not the one that its manifest names")
         try:
             with self.work() as work:
@@ -348,10 +349,6 @@ def _unpack(manifest: Manifest, blob: Path, work: Path, bounds: Bounds, tell: Te
         os.fchmod(copy.fileno(), 0o644)
         os.fsync(copy.fileno())
     return writer.bytes_written
-
-
-def _digest_of(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def _is_still(path: Path, fd: int) -> bool:
