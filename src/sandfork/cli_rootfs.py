@@ -18,8 +18,9 @@ from sandfork.serve_languages import find_language, load_catalogue
 from sandfork.serve_refusal import Refused
 
 if TYPE_CHECKING:
-    from sandfork.images.archive import Bounds, Tell
+    from sandfork.images.archive import Bounds
     from sandfork.images.manifest import Manifest
+    from sandfork.images.progress import Tell
     from sandfork.images.store import Store
 
 app = typer.Typer(no_args_is_help=True, help="Build, import, list and remove the images that sandboxes run on.")
@@ -220,24 +221,21 @@ def _list_remote(config: Path | None) -> None:
 @app.command()
 def push(name: Name, config: ConfigFile = None) -> None:
     """Put an image into the bucket; a push that broke off goes on where it was."""
-    from sandfork.images.remote import Watch
     from sandfork.serve_remote import open_remote, push_image
 
     remote = open_remote(settings(config).config)
     with _bar(f"pushing {name}") as tell:
-        push_image(_store(config), remote, name, Watch(lambda done, total: tell(100 * done / max(1, total), "")))
+        push_image(_store(config), remote, name, tell)
     err.print(f"Pushed {name} to {remote.place}.", markup=False)
 
 
 @app.command()
 def pull(name: Name, config: ConfigFile = None) -> None:
     """Fetch an image from the bucket; a pull that broke off goes on where it was."""
-    from sandfork.images.remote import Watch
     from sandfork.serve_remote import open_remote, pull_image
 
     loaded = settings(config).config
     remote = open_remote(loaded)
     with _bar(f"pulling {name}") as tell:
-        watch = Watch(lambda done, total: tell(100 * done / max(1, total), ""))
-        pull_image(_store(config), remote, name, watch, loaded.images.max_size_mb << 20)
+        pull_image(_store(config), remote, name, tell, loaded.images.max_size_mb << 20)
     err.print(f"Pulled {name} from {remote.place}.", markup=False)

@@ -31,7 +31,6 @@ from typing import Literal
 import msgspec
 
 from sandfork.config import Config
-from sandfork.engine.images import Tell
 from sandfork.errors import (
     Forbidden,
     ImageError,
@@ -41,6 +40,7 @@ from sandfork.errors import (
     SnapshotNotFound,
 )
 from sandfork.images.building import what_a_build_lacks
+from sandfork.images.progress import Tell, tell_nobody
 from sandfork.images.state import Kind
 from sandfork.serve_images import languages_on_host
 
@@ -120,7 +120,7 @@ class Builder:
             await self._ask(order, tell)
         except asyncio.CancelledError:
             with suppress(ImageError):  # a builder that is gone has taken the build with it
-                await self._ask(Order(self._number(), "cancel", of=order.id), _ignore)
+                await self._ask(Order(self._number(), "cancel", of=order.id), tell_nobody)
             raise
 
     async def snapshot(self, name: str, language: str, mem_mb: int, vcpus: int, toolchain: str) -> None:
@@ -128,15 +128,15 @@ class Builder:
         order = Order(
             self._number(), "snapshot", language=language, name=name, mem_mb=mem_mb, vcpus=vcpus, toolchain=toolchain
         )
-        await self._ask(order, _ignore)
+        await self._ask(order, tell_nobody)
 
     async def remove(self, kind: Kind, name: str) -> None:
         """Have a name taken away. *Raises* SnapshotNotFound, ImageError."""
-        await self._ask(Order(self._number(), "remove", kind=kind, name=name), _ignore)
+        await self._ask(Order(self._number(), "remove", kind=kind, name=name), tell_nobody)
 
     async def collect(self) -> None:
         """Have the content removed that no image names and nobody holds. *Raises* ImageError."""
-        await self._ask(Order(self._number(), "collect"), _ignore)
+        await self._ask(Order(self._number(), "collect"), tell_nobody)
 
     async def close(self) -> None:
         """End the builder and whatever it is doing."""
@@ -193,10 +193,6 @@ class Builder:
         for done, _ in self._waiting.values():
             if not done.done():
                 done.set_exception(ImageError(f"the process that makes images {why}"))
-
-
-def _ignore(percent: float, now: str) -> None:
-    """Be told how far something is that is soon done."""
 
 
 def start_builder(config: Config, root: Path) -> Builder:

@@ -10,20 +10,18 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Thread
 from typing import IO
 
+from sandfork.images.progress import Tell
 from sandfork.languages.catalogue import Language
 from sandfork.serve_refusal import Refused
 
 PREFIX = "/usr/lib/sandfork"
 _APT = ("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-o", "DPkg::Lock::Timeout=300")
 _LAST_WORDS = 600
-
-Tell = Callable[[float, str], None]
-"""Told how far it is, in percent, and what is done now."""
 
 
 @dataclass(frozen=True, slots=True)

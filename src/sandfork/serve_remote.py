@@ -9,7 +9,8 @@ from sandfork.errors import ImageCorrupt, ImageError, NotSupported, SnapshotConf
 from sandfork.images.bucket import Bucket, BucketSettings
 from sandfork.images.manifest import Manifest, decode_manifest, encode_manifest
 from sandfork.images.naming import hex_of
-from sandfork.images.remote import MANIFESTS, SNAPSHOTS, UNWATCHED, Remote, Watch
+from sandfork.images.progress import Tell, tell_nobody
+from sandfork.images.remote import MANIFESTS, SNAPSHOTS, Remote
 from sandfork.images.snapshots import Snapshot, SnapshotStore, decode_snapshot, encode_snapshot
 from sandfork.images.state import LOCAL, REMOTE, ImageState, Kind, Making, RootfsState, SnapshotState, Status
 from sandfork.images.store import Store
@@ -44,8 +45,8 @@ def open_remote(config: Config) -> Remote:
 def remote_states(remote: Remote, kind: Kind) -> Sequence[ImageState]:
     """Return what the bucket has; a document that is none is told as failed, with the reason. Blocking."""
     if kind is Kind.SNAPSHOT:
-        return [_remote_snapshot(remote, each.key) for each in remote.names(SNAPSHOTS)]
-    return [_remote_rootfs(remote, each.key) for each in remote.names(MANIFESTS)]
+        return [_remote_snapshot(remote, name) for name in remote.names(SNAPSHOTS)]
+    return [_remote_rootfs(remote, name) for name in remote.names(MANIFESTS)]
 
 
 def rootfs_state(manifest: Manifest, path: str, source: str = LOCAL) -> RootfsState:
@@ -74,18 +75,18 @@ def _remote_manifest(remote: Remote, name: str) -> Manifest:
     return manifest
 
 
-def push_image(store: Store, remote: Remote, name: str, watch: Watch = UNWATCHED) -> Manifest:
+def push_image(store: Store, remote: Remote, name: str, tell: Tell = tell_nobody) -> Manifest:
     """Put an image into the bucket: what it is of first, its manifest last. *Raises* ImageError."""
     with store.lease(name) as lease:
         manifest = lease.manifest
         if manifest.sbom:
             remote.push(store.blob(manifest.sbom), manifest.sbom)
-        remote.push(store.blob(manifest.digest), manifest.digest, watch)
+        remote.push(store.blob(manifest.digest), manifest.digest, tell)
         remote.publish(MANIFESTS, name, encode_manifest(manifest))
     return manifest
 
 
-def pull_image(store: Store, remote: Remote, name: str, watch: Watch = UNWATCHED, max_bytes: int = 1 << 40) -> Manifest:
+def pull_image(store: Store, remote: Remote, name: str, tell: Tell = tell_nobody, max_bytes: int = 1 << 40) -> Manifest:
     """Fetch an image from the bucket; the store checks and publishes it. *Raises* ImageError, SandforkError.
 
     What a broken transfer left is in DIRECTORY/incoming, and goes away with the next that is complete.
@@ -100,7 +101,7 @@ def pull_image(store: Store, remote: Remote, name: str, watch: Watch = UNWATCHED
         raise StoreUnusable(f"{error.filename}: {error.strerror}") from None
     bill = remote.read_blob(manifest.sbom, MAX_BILL_BYTES) if manifest.sbom else b""
     partial = incoming / hex_of(manifest.digest)
-    remote.pull(manifest.digest, manifest.size, partial, watch)
+    remote.pull(manifest.digest, manifest.size, partial, tell)
     try:
         return store.adopt(manifest, partial, bill)
     finally:

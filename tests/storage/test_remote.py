@@ -12,7 +12,7 @@ import pytest
 
 from sandfork.errors import InvalidRequest, NotInBucket, RemoteFailed
 from sandfork.images.bucket import BucketSettings
-from sandfork.images.remote import MANIFESTS, SNAPSHOTS, Remote, Stopped, Watch, blob_key, part_size
+from sandfork.images.remote import MANIFESTS, SNAPSHOTS, Remote, blob_key, part_size
 from tests.support.s3 import BUCKET, Cable, S3Server
 
 PART = 5 << 20
@@ -36,18 +36,18 @@ def key_of(digest: str) -> str:
 def test_a_blob_comes_back_as_it_went_and_lies_where_its_digest_says(
     server: S3Server, blob: Path, tmp_path: Path
 ) -> None:
-    remote, told = server.remote(), list[tuple[int, int]]()
-    remote.push(blob, DIGEST, Watch(lambda done, total: told.append((done, total))))
+    remote, told = server.remote(), list[float]()
+    remote.push(blob, DIGEST, lambda percent, now: told.append(percent))
     listed = server.client().list_objects_v2(Bucket=BUCKET)["Contents"]
     assert [(each["Key"], each["Size"]) for each in listed] == [
         (f"team/blobs/sha256/{DIGEST.removeprefix('sha256:')}", len(CONTENT))
     ]
-    assert told == [(0, len(CONTENT)), (PART, len(CONTENT)), (2 * PART, len(CONTENT)), (len(CONTENT), len(CONTENT))]
+    assert told == [100 * done / len(CONTENT) for done in (0, PART, 2 * PART, len(CONTENT))]
     told.clear()
-    remote.pull(DIGEST, len(CONTENT), tmp_path / "back", Watch(lambda done, total: told.append((done, total))))
+    remote.pull(DIGEST, len(CONTENT), tmp_path / "back", lambda percent, now: told.append(percent))
     assert (tmp_path / "back").read_bytes() == CONTENT
     assert told == sorted(told)
-    assert told[-1] == (len(CONTENT), len(CONTENT))
+    assert told[-1] == 100
 
 
 def test_a_blob_that_is_there_is_not_sent_again(server: S3Server, line: Cable, blob: Path) -> None:
@@ -102,14 +102,19 @@ def test_a_download_that_broke_goes_on_where_it_was(server: S3Server, line: Cabl
 
 
 def test_a_transfer_ends_when_nobody_wants_it_and_can_go_on(server: S3Server, blob: Path, tmp_path: Path) -> None:
-    remote, seen = server.remote(), list[int]()
-    watch = Watch(lambda done, total: seen.append(done), lambda: len(seen) > 1)
-    with pytest.raises(Stopped):
-        remote.push(blob, DIGEST, watch)
+    class Enough(Exception):
+        pass
+
+    def give_up(percent: float, now: str) -> None:
+        if percent:
+            raise Enough
+
+    remote = server.remote()
+    with pytest.raises(Enough):
+        remote.push(blob, DIGEST, give_up)
     remote.push(blob, DIGEST)
-    seen.clear()
-    with pytest.raises(Stopped):
-        remote.pull(DIGEST, len(CONTENT), tmp_path / "partial", watch)
+    with pytest.raises(Enough):
+        remote.pull(DIGEST, len(CONTENT), tmp_path / "partial", give_up)
     assert 0 < (tmp_path / "partial").stat().st_size < len(CONTENT)
     remote.pull(DIGEST, len(CONTENT), tmp_path / "partial")
 
@@ -148,13 +153,13 @@ def test_two_do_not_fetch_the_same_into_one_file(server: S3Server, blob: Path, t
     remote, partial = server.remote(), tmp_path / "partial"
     remote.push(blob, DIGEST)
 
-    def fetch_too(done: int, total: int) -> None:
-        if done:
+    def fetch_too(percent: float, now: str) -> None:
+        if percent:
             return
         with pytest.raises(RemoteFailed, match="another process"):
             server.remote().pull(DIGEST, len(CONTENT), partial)
 
-    remote.pull(DIGEST, len(CONTENT), partial, Watch(fetch_too))
+    remote.pull(DIGEST, len(CONTENT), partial, fetch_too)
     assert partial.read_bytes() == CONTENT
 
 
@@ -212,13 +217,11 @@ def test_documents_are_listed_page_by_page_and_keys_that_are_none_are_passed_ove
     ):
         client.put_object(Bucket=BUCKET, Key=stray, Body=b"{}")
     remote.publish(SNAPSHOTS, "warm", b'{"name": "warm"}')
-    assert [each.key for each in remote.names(MANIFESTS)] == [f"image{number:04}" for number in range(25)]
-    assert [(each.key, each.size_bytes) for each in remote.names(SNAPSHOTS)] == [("warm", 16)]
+    assert remote.names(MANIFESTS) == [f"image{number:04}" for number in range(25)]
+    assert remote.names(SNAPSHOTS) == ["warm"]
     assert remote.read(SNAPSHOTS, "warm") == b'{"name": "warm"}'
-    remote.remove(SNAPSHOTS, "warm")
-    for missing in (remote.read, remote.remove):
-        with pytest.raises(NotInBucket, match="has no snapshot 'warm'"):
-            missing(SNAPSHOTS, "warm")
+    with pytest.raises(NotInBucket, match="has no snapshot 'cold'"):
+        remote.read(SNAPSHOTS, "cold")
 
 
 def test_a_document_that_is_too_large_is_not_read(server: S3Server) -> None:
@@ -229,9 +232,10 @@ def test_a_document_that_is_too_large_is_not_read(server: S3Server) -> None:
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "UPPER", ".hidden", "a" * 65, "a\n", "a\0"])
 def test_a_name_that_could_be_a_path_is_refused(server: S3Server, name: str) -> None:
-    for method in (server.remote().read, server.remote().remove):
-        with pytest.raises(InvalidRequest):
-            method(MANIFESTS, name)
+    with pytest.raises(InvalidRequest):
+        server.remote().read(MANIFESTS, name)
+    with pytest.raises(InvalidRequest):
+        server.remote().publish(MANIFESTS, name, b"{}")
 
 
 @pytest.mark.parametrize("digest", ["", "sha256:" + "A" * 64, "sha256:../../x", "md5:" + "0" * 64, NONE_SUCH + "\n"])

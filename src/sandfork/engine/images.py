@@ -24,14 +24,12 @@ from sandfork.errors import (
     UnknownLanguage,
 )
 from sandfork.images.naming import check_name
+from sandfork.images.progress import Tell
 from sandfork.images.state import ImageState, Kind, Making, RootfsState, SnapshotState, Status
 from sandfork.languages.catalogue import Catalogue, Language
 from sandfork.model import Caller, Command, ExecRequest, LimitsOverride
 
 log = logging.getLogger(__name__)
-
-Tell = Callable[[float, str], None]
-"""Told how far it is: percent, and what is done now."""
 
 VERSION_S = 30.0
 

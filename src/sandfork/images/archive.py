@@ -11,7 +11,7 @@ POSIX.1-2001 (pax) and GNU long names are understood; everything else that those
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -241,7 +241,3 @@ def _as_member(header: tarfile.TarInfo, extended: dict[str, bytes]) -> Member:
     elif kind is Kind.SYMLINK and (not target or b"\0" in target or len(target) > _PATH_MAX_BYTES):
         raise ArchiveRefused(f"the link {shown!r} has no target, or one that is too long")
     return Member(path, kind, header.mode, max(0, min(int(mtime), 1 << 33)), size, target, linked)
-
-
-Tell = Callable[[float, str], None]
-"""Told how far a piece of work is, in percent, and what is done now. What it raises ends the work, leaving nothing."""

@@ -7,7 +7,6 @@ a `Bucket` takes the memory of one part. boto3 is imported with the first bucket
 from __future__ import annotations
 
 import base64
-import errno
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,12 +52,11 @@ class BucketSettings:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An object as the server lists it; `tag` is its ETag without quotes, `changed_s` Unix time."""
+    """An object as the server lists it; `tag` is its ETag without quotes."""
 
     key: str
     size_bytes: int
     tag: str
-    changed_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +96,8 @@ class Bucket:
             )
             for page in pages:
                 for each in page.get("Contents", ()):
-                    yield Stored(
-                        each["Key"].removeprefix(self._prefix),
-                        int(each["Size"]),
-                        each.get("ETag", "").strip('"'),
-                        each["LastModified"].timestamp(),
-                    )
+                    tag = each.get("ETag", "").strip('"')
+                    yield Stored(each["Key"].removeprefix(self._prefix), int(each["Size"]), tag)
 
     def find(self, key: str) -> Stored | None:
         """Return what is known of an object, None when it is not there."""
@@ -113,7 +107,7 @@ class Bucket:
         except NotInBucket:
             self.check()
             return None
-        return Stored(key, int(head["ContentLength"]), head["ETag"].strip('"'), head["LastModified"].timestamp())
+        return Stored(key, int(head["ContentLength"]), head["ETag"].strip('"'))
 
     def check(self) -> None:
         """Find the bucket. *Raises* RemoteFailed, for a HEAD of an object does not tell a bucket that is not there."""
@@ -147,11 +141,6 @@ class Bucket:
             self._client.put_object(
                 **self._at(key), Body=content, ContentMD5=_md5(content), ContentType="application/json"
             )
-
-    def remove(self, key: str) -> None:
-        """Remove an object; one that is not there is no error."""
-        with self._told(key):
-            self._client.delete_object(**self._at(key))
 
     def begin(self, key: str) -> str:
         """Begin an upload in parts; return its id."""
@@ -188,14 +177,6 @@ class Bucket:
         listed = [{"PartNumber": part.number, "ETag": f'"{part.tag}"'} for part in parts]
         with self._told(key):
             self._client.complete_multipart_upload(**self._at(key), UploadId=upload, MultipartUpload={"Parts": listed})
-
-    def abandon(self, key: str, upload: str) -> None:
-        """Throw away an upload that was begun; one that is not there is no error."""
-        try:
-            with self._told(key):
-                self._client.abort_multipart_upload(**self._at(key), UploadId=upload)
-        except NotInBucket:
-            return
 
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self._settings.bucket, "Key": self._prefix + key}
@@ -278,8 +259,3 @@ def _make_client(settings: BucketSettings) -> Any:
 
 def _md5(content: bytes) -> str:
     return base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
-
-
-def full_disk(error: OSError) -> bool:
-    """Whether an error of the system's says that there is no room."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -21,9 +21,10 @@ from pathlib import Path
 from threading import Timer
 
 from sandfork.errors import BuildFailed
-from sandfork.images.archive import Bounds, Tell
+from sandfork.images.archive import Bounds
 from sandfork.images.growth import Growth, too_large
 from sandfork.images.installed import compiled_without_times, npm_packages, pypi_packages
+from sandfork.images.progress import Tell
 from sandfork.images.rooted import Rooted
 
 EPOCH = 946_684_800  # the first second of 2000: when everything happened that happened during a build

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sandfork.errors import ArchiveRefused, BuildFailed
-from sandfork.images.archive import Bounds, ByteStream, Tell
+from sandfork.images.archive import Bounds, ByteStream
 from sandfork.images.building import (
     EPOCH,
     Wanted,
@@ -22,6 +22,7 @@ from sandfork.images.manifest import SET_ID_MAX, Manifest, Package, Source
 from sandfork.images.naming import check_name, digest_of
 from sandfork.images.oci import import_oci
 from sandfork.images.packing import pack
+from sandfork.images.progress import Tell, tell_nobody
 from sandfork.images.sbom import spdx
 from sandfork.images.store import Store
 from sandfork.images.tree import tree_writer
@@ -82,7 +83,7 @@ def import_stream(
             confirm()
             raise
         confirm()
-        return _publish(store, work, name, (), Source("warm", origin=(key,)), (), bounds, lambda percent, now: None)
+        return _publish(store, work, name, (), Source("warm", origin=(key,)), (), bounds, tell_nobody)
 
 
 class _told:  # noqa: N801
@@ -123,7 +124,7 @@ def _publish(
     return store.adopt(manifest, work / "made", bill, bounds=bounds, tell=_share(tell, 85.0, 100.0))
 
 
-def _share(tell: Tell, low: float, high: float) -> Callable[[float, str], None]:
+def _share(tell: Tell, low: float, high: float) -> Tell:
     return lambda percent, now: tell(low + (high - low) * percent / 100, now)
 
 

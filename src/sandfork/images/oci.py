@@ -18,8 +18,9 @@ import msgspec
 import zstandard
 
 from sandfork.errors import ArchiveRefused
-from sandfork.images.archive import Bounds, ByteStream, Tell, plain_path
+from sandfork.images.archive import Bounds, ByteStream, plain_path
 from sandfork.images.naming import hex_of, is_digest
+from sandfork.images.progress import Tell
 from sandfork.images.tree import tree_writer
 
 _DOCUMENT_MAX_BYTES = 4 << 20

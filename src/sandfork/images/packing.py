@@ -18,8 +18,9 @@ from typing import IO
 import zstandard
 
 from sandfork.errors import ArchiveRefused
-from sandfork.images.archive import Bounds, Tell
+from sandfork.images.archive import Bounds
 from sandfork.images.growth import too_large
+from sandfork.images.progress import Tell
 
 SET_ID = stat.S_ISUID | stat.S_ISGID
 _OWN_OF_A_SANDBOX = (b"dev", b"proc", b"sys", b"run", b"tmp")

@@ -16,15 +16,15 @@ import errno
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from sandfork.errors import NotInBucket, RemoteFailed
-from sandfork.images.bucket import Bucket, Part, Stored, full_disk
+from sandfork.images.bucket import Bucket, Part
 from sandfork.images.naming import check_name, digest_of, is_digest, is_name
+from sandfork.images.progress import Tell, tell_nobody
 
 PART_BYTES = 8 << 20
 MOST_PARTS = 9000
@@ -32,27 +32,6 @@ MAX_DOCUMENT_BYTES = 4 << 20
 MAX_NAMES = 10_000
 
 MANIFESTS, SNAPSHOTS = "manifests", "snapshots"
-
-
-class Stopped(Exception):
-    """Whoever asked for a transfer wants it no more; what there is of it is kept for the next try."""
-
-
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """How a transfer tells of itself: `moved(done, total)` in bytes; it ends with Stopped once `stopped()`."""
-
-    moved: Callable[[int, int], None] = lambda done, total: None
-    stopped: Callable[[], bool] = lambda: False
-
-    def tell(self, done: int, total: int) -> None:
-        """Tell how far it is. *Raises* Stopped."""
-        if self.stopped():
-            raise Stopped
-        self.moved(done, total)
-
-
-UNWATCHED = Watch()
 
 
 class Remote:
@@ -71,13 +50,13 @@ class Remote:
         """Return where a blob is, as tools of S3 write it. *Raises* RemoteFailed for what is no digest."""
         return self._bucket.address(blob_key(digest))
 
-    def names(self, kind: str) -> list[Stored]:
-        """Return the documents of a kind by name; keys that no document of ours can have are passed over."""
-        found: list[Stored] = []
+    def names(self, kind: str) -> list[str]:
+        """Return the names of the documents of a kind; keys that no document of ours can have are passed over."""
+        found: list[str] = []
         for each in self._bucket.entries(f"{kind}/"):
             name = each.key.removeprefix(f"{kind}/").removesuffix(".json")
             if is_name(name) and each.key == f"{kind}/{name}.json":
-                found.append(Stored(name, each.size_bytes, each.tag, each.changed_s))
+                found.append(name)
             if len(found) > MAX_NAMES:
                 raise RemoteFailed(f"{self.place} holds more than {MAX_NAMES} {kind}")
         return found
@@ -93,37 +72,28 @@ class Remote:
         """Put a document there; everything it names must be there already."""
         self._bucket.write(f"{kind}/{check_name(name)}.json", document)
 
-    def remove(self, kind: str, name: str) -> None:
-        """Remove a document; blobs stay, for others may name them. *Raises* NotInBucket."""
-        key = f"{kind}/{check_name(name)}.json"
-        if self._bucket.find(key) is None:
-            raise NotInBucket(f"{self.place} has no {kind[:-1]} {name!r}")
-        self._bucket.remove(key)
-
-    def push(self, path: Path, digest: str, watch: Watch = UNWATCHED) -> None:
-        """Put a blob there, unless it is; go on with an upload that broke. *Raises* RemoteFailed, Stopped."""
+    def push(self, path: Path, digest: str, tell: Tell = tell_nobody) -> None:
+        """Put a blob there, unless it is; go on with an upload that broke. *Raises* RemoteFailed."""
         key = blob_key(digest)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             part_bytes = part_size(size, self._part_bytes)
-            tag = self._composite(file, digest, part_bytes, watch)
+            tag = self._composite(file, digest, part_bytes)
             there = self._bucket.find(key)
             if there is not None and there.size_bytes == size and there.tag == tag:
-                watch.tell(size, size)
+                tell(100.0, "")
                 return
             if size == 0:
                 raise RemoteFailed(f"{path} is empty, which no image is")
-            self._upload(file, key, size, part_bytes, watch)
+            self._upload(file, key, size, part_bytes, tell)
         there = self._bucket.find(key)
         if there is None or there.size_bytes != size:
             raise RemoteFailed(f"{self.place}: {digest} is not there after its upload, or of another size")
 
-    def _composite(self, file: BinaryIO, digest: str, part_bytes: int, watch: Watch) -> str:
+    def _composite(self, file: BinaryIO, digest: str, part_bytes: int) -> str:
         """Return the tag that the server gives an upload of these parts. *Raises* RemoteFailed for another content."""
         whole, tags, count = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
         while content := file.read(part_bytes):
-            if watch.stopped():
-                raise Stopped
             whole.update(content)
             tags.update(hashlib.md5(content, usedforsecurity=False).digest())
             count += 1
@@ -131,14 +101,14 @@ class Remote:
             raise RemoteFailed(f"the local blob {digest} was altered: its content is sha256:{whole.hexdigest()}")
         return f"{tags.hexdigest()}-{count}"
 
-    def _upload(self, file: BinaryIO, key: str, size: int, part_bytes: int, watch: Watch) -> None:
+    def _upload(self, file: BinaryIO, key: str, size: int, part_bytes: int, tell: Tell) -> None:
         upload = self._bucket.begun(key)
         there = self._bucket.parts(key, upload) if upload is not None else {}
         if upload is None:
             upload = self._bucket.begin(key)
         parts: list[Part] = []
         for number, start in enumerate(range(0, size, part_bytes), 1):
-            watch.tell(start, size)
+            tell(_percent(start, size), "")
             file.seek(start)
             content = file.read(part_bytes)
             part = there.get(number)
@@ -146,7 +116,7 @@ class Remote:
                 part = self._bucket.put_part(key, upload, number, content)
             parts.append(part)
         self._bucket.end(key, upload, parts)
-        watch.tell(size, size)
+        tell(100.0, "")
 
     def read_blob(self, digest: str, max_bytes: int) -> bytes:
         """Return a small blob. *Raises* RemoteFailed when it is not there, too large or not its digest."""
@@ -158,11 +128,11 @@ class Remote:
             raise RemoteFailed(f"{self.place}: {digest} was altered")
         return content
 
-    def pull(self, digest: str, size: int, partial: Path, watch: Watch = UNWATCHED) -> None:
+    def pull(self, digest: str, size: int, partial: Path, tell: Tell = tell_nobody) -> None:
         """Have a blob of that size in the file `partial`, going on with what is in it.
 
         *Raises* RemoteFailed: what the bucket has is of another size or content (then `partial` is gone), the disk is
-        full (then too), the connection broke (then it is kept), another process fetches the same. *Raises* Stopped.
+        full (then too), the connection broke (then it is kept), another process fetches the same.
         """
         key = blob_key(digest)
         there = self._bucket.find(key)
@@ -175,29 +145,27 @@ class Remote:
             )
         with _locked(partial) as file:
             try:
-                self._download(key, digest, size, file, watch)
+                self._download(key, digest, size, file, tell)
             except _NotAsPromised as error:
                 partial.unlink()
                 raise RemoteFailed(f"{self.place}: {error}") from None
             except OSError as error:
-                if full_disk(error):
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     partial.unlink()
                     raise RemoteFailed(
                         f"the disk of {partial.parent} is full: {size} bytes are needed for {digest}"
                     ) from None
                 raise RemoteFailed(f"{partial}: {error.strerror}") from None
 
-    def _download(self, key: str, digest: str, size: int, file: BinaryIO, watch: Watch) -> None:
+    def _download(self, key: str, digest: str, size: int, file: BinaryIO, tell: Tell) -> None:
         whole, done = hashlib.sha256(), 0
         while content := file.read(1 << 20):
-            if watch.stopped():
-                raise Stopped
             whole.update(content)
             done += len(content)
         if done > size:
             raise _NotAsPromised(f"what was fetched of {digest} before is longer than it is; try again")
-        _refuse_a_disk_too_small(file, size - done, digest)
-        watch.tell(done, size)
+        _refuse_a_disk_too_small(file, size - done)
+        tell(_percent(done, size), "")
         if done < size:
             for chunk in self._bucket.stream(key, done):
                 done += len(chunk)
@@ -205,7 +173,7 @@ class Remote:
                     raise _NotAsPromised(f"{digest} is longer than its manifest tells")
                 file.write(chunk)
                 whole.update(chunk)
-                watch.tell(done, size)
+                tell(_percent(done, size), "")
         if done < size:
             raise RemoteFailed(f"{self.place}: the connection broke after {done} of {size} bytes; the next try goes on")
         if f"sha256:{whole.hexdigest()}" != digest:
@@ -227,6 +195,10 @@ def blob_key(digest: str) -> str:
 def part_size(size: int, least: int = PART_BYTES) -> int:
     """Return how large the parts of an upload are: the same each time, so that one that broke can go on."""
     return max(least, -(-size // MOST_PARTS))
+
+
+def _percent(done: int, total: int) -> float:
+    return 100 * done / max(1, total)
 
 
 def _tag(content: bytes) -> str:
@@ -252,7 +224,7 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
             file.close()
 
 
-def _refuse_a_disk_too_small(file: BinaryIO, wanted: int, digest: str) -> None:
+def _refuse_a_disk_too_small(file: BinaryIO, wanted: int) -> None:
     """*Raises* OSError (ENOSPC) when what is still to come does not fit."""
     room = os.fstatvfs(file.fileno())
     if room.f_bavail * room.f_frsize < wanted:

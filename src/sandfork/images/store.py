@@ -28,10 +28,11 @@ from typing import IO
 import zstandard
 
 from sandfork.errors import ArchiveRefused, ImageBusy, ImageCorrupt, ImageNotFound, StoreUnusable
-from sandfork.images.archive import Bounds, Tell
+from sandfork.images.archive import Bounds
 from sandfork.images.durable import sync_directory, write_durably
 from sandfork.images.manifest import Manifest, decode_manifest, encode_manifest
 from sandfork.images.naming import check_name, digest_of, hex_of
+from sandfork.images.progress import Tell, tell_nobody
 from sandfork.images.tree import tree_writer
 
 _PARTS = ("manifests", "blobs", "trees", "leases", "work")
@@ -180,7 +181,7 @@ class Store:
         sbom: bytes = b"",
         *,
         bounds: Bounds | None = None,
-        tell: Tell | None = None,
+        tell: Tell = tell_nobody,
     ) -> Manifest:
         """Check, unpack and publish an image; `blob` is copied while it is checked. Return its manifest.
 
@@ -303,7 +304,7 @@ class Store:
 class _Verified:
     """Reads a blob while copying it and summing it up; a directory in the way of the copy is nobody's but ours."""
 
-    def __init__(self, source: IO[bytes], copy: IO[bytes], size: int, tell: Tell | None) -> None:
+    def __init__(self, source: IO[bytes], copy: IO[bytes], size: int, tell: Tell) -> None:
         self._source, self._copy, self._whole, self._tell = source, copy, size, tell
         self._sha256 = hashlib.sha256()
         self.size = 0
@@ -315,7 +316,7 @@ class _Verified:
             raise ImageCorrupt(f"the blob is larger than the {self._whole:,} bytes that its manifest says")
         self._sha256.update(data)
         self._copy.write(data)
-        if self._tell is not None and data:
+        if data:
             self._tell(min(99.0, 100 * self.size / self._whole), "unpacking")
         return data
 
@@ -323,7 +324,7 @@ class _Verified:
         return f"sha256:{self._sha256.hexdigest()}"
 
 
-def _unpack(manifest: Manifest, blob: Path, work: Path, bounds: Bounds, tell: Tell | None) -> int:
+def _unpack(manifest: Manifest, blob: Path, work: Path, bounds: Bounds, tell: Tell) -> int:
     """Unpack into work/root and copy to work/blob; return what the files hold."""
     (work / "root").mkdir(0o700)
     with blob.open("rb") as source, (work / "blob").open("xb") as copy, tree_writer(str(work / "root")) as writer:
