@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from sandfork.errors import ArchiveRefused, BuildFailed
@@ -86,19 +87,15 @@ def import_stream(
         return _publish(store, work, name, (), Source("warm", origin=(key,)), (), bounds, tell_nobody)
 
 
-class _told:  # noqa: N801
-    """Say of what is imported, in one line, why it cannot be read."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        if not os.access(self._path, os.R_OK):
-            raise ArchiveRefused(f"{self._path} is not there, or cannot be read")
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise ArchiveRefused(f"{self._path}: {error.strerror}") from None
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say of what is imported, in one line, why it cannot be read. *Raises* ArchiveRefused."""
+    if not os.access(path, os.R_OK):
+        raise ArchiveRefused(f"{path} is not there, or cannot be read")
+    try:
+        yield
+    except OSError as error:
+        raise ArchiveRefused(f"{path}: {error.strerror}") from None
 
 
 def _publish(

@@ -11,6 +11,8 @@ import hashlib
 import os
 import stat
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -73,12 +75,9 @@ def pack(
         with (
             compressor.stream_writer(hashed, closefd=False) as compressed,  # type: ignore[arg-type]
             tarfile.open(fileobj=compressed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+            _opened(tree, _DIRECTORY) as top,
         ):
-            fd = os.open(tree, _DIRECTORY)
-            try:
-                packer.pack(tar, fd, ())
-            finally:
-                os.close(fd)
+            packer.pack(tar, top, ())
         file.flush()
         os.fsync(file.fileno())
     return Packed(hashed.digest(), hashed.size, packer.bytes, tuple(packer.set_id))
@@ -139,17 +138,14 @@ class _Packer:
             self._tell(min(99.0, 100 * self.bytes / self._bounds.max_bytes), info.name)
 
 
-class _opened:  # noqa: N801
-    """A descriptor for the time of a with statement."""
-
-    def __init__(self, name: bytes, flags: int, directory: int) -> None:
-        self._fd = os.open(name, flags, dir_fd=directory)
-
-    def __enter__(self) -> int:
-        return self._fd
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+@contextmanager
+def _opened(name: bytes | Path, flags: int, directory: int | None = None) -> Iterator[int]:
+    """Give a descriptor for the time of a with statement."""
+    fd = os.open(name, flags, dir_fd=directory)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _info(path: tuple[bytes, ...], status: os.stat_result) -> tarfile.TarInfo:
