@@ -10,17 +10,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
 from sandfork.errors import BuildFailed
 from sandfork.images.archive import Bounds
 from sandfork.images.building import Wanted, install_beside
 from sandfork.images.installed import npm_packages, pypi_packages
-from tests.support.images import ignore_progress, shell_tree
-from tests.support.service import running_service
+from sandfork.images.progress import tell_nobody
+from tests.support.images import shell_tree
+from tests.support.service import running_service, until_made
 
 HELLO = "import os, numpy; print(os.path.exists('/usr/bin/apt-get'), numpy.arange(3).sum())"
 
@@ -55,13 +54,6 @@ def until_work(directory: Path, alive: Callable[[], bool]) -> None:
     """Return when a build has begun to install packages."""
     while not list((directory / "store/work").glob("*/tree/var/lib/dpkg")):
         assert alive()
-
-
-def until_made(client: httpx.Client, name: str) -> Any:
-    while True:
-        entry = client.get(f"/api/v1/rootfs/{name}").json()
-        if entry["status"] != "building":
-            return entry
 
 
 def what_is_left(directory: Path) -> list[Path]:
@@ -191,7 +183,7 @@ def test_a_language_runs_on_an_image_that_the_service_built_for_it(directory: Pa
             202,
             {"message": "rootfs creation started", "language": "python"},
         )
-        entry = until_made(client, "python")
+        entry = until_made(client, "rootfs", "python")
         assert (entry["status"], entry["error"], entry["languages"]) == ("ready", None, ["python"])
         assert entry["size"] == Path(entry["path"]).stat().st_size
         check_manifest(directory, entry["digest"])
@@ -238,10 +230,10 @@ def test_packages_of_npm_and_pypi_are_installed_for_the_image_and_told(directory
     assert list(tree.glob("usr/lib/sandfork/pypi/other/markupsafe/_speedups.cpython-311-*.so")), "for its interpreter"
     assert {"npm install is-number@7.0.0", "pip install six==1.16.0 markupsafe==2.1.5"} <= set(told)
     (tree / "usr/lib/python3.11").rmdir()
-    install_beside(Wanted(pypi=(("no-python", ("six==1.16.0",)),)), tree, Bounds(), ignore_progress)
+    install_beside(Wanted(pypi=(("no-python", ("six==1.16.0",)),)), tree, Bounds(), tell_nobody)
     assert (tree / "usr/lib/sandfork/pypi/no-python/six.py").exists()
     with pytest.raises(BuildFailed, match="npm failed"):
-        install_beside(Wanted(npm=(("x", ("file:///nowhere",)),)), tree, Bounds(), ignore_progress)
+        install_beside(Wanted(npm=(("x", ("file:///nowhere",)),)), tree, Bounds(), tell_nobody)
 
 
 def test_an_image_that_is_larger_than_allowed_is_refused(directory: Path) -> None:

@@ -9,12 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import httpx
 
 from tests.support.s3 import BUCKET, s3_server
-from tests.support.service import Service, run_command, running_service
+from tests.support.service import Service, run_command, running_service, until_made
 
 
 @contextmanager
@@ -23,13 +20,6 @@ def running_with(directory: Path, place: str) -> Iterator[Service]:
     Path(place).chmod(0o755)
     with running_service(directory, env={"SANDFORK_IMAGES_DIRECTORY": place}) as service:
         yield service
-
-
-def until_made(client: httpx.Client, name: str) -> Any:
-    while True:
-        entry = client.get(f"/api/v1/snapshots/{name}").json()
-        if entry["status"] != "building":
-            return entry
 
 
 def builders_of(server: int) -> list[int]:
@@ -51,7 +41,7 @@ def test_a_snapshot_is_made_used_and_removed_over_http(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory() as place, running_with(tmp_path, place) as service, service.client as client:
         made = client.post("/api/v1/snapshots", json={"language": "python", "name": "small", "mem_mb": 64, "vcpus": 1})
         assert (made.status_code, made.json()) == (202, {"message": "snapshot creation started", "language": "python"})
-        entry = until_made(client, "small")
+        entry = until_made(client, "snapshots", "small")
         assert (entry["status"], entry["error"], entry["mem_size"]) == ("ready", None, 64 << 20)
         assert entry["toolchain"].startswith("Python 3")
         assert entry["vmstate_size"] == Path(place, "snapshots/small.json").stat().st_size

@@ -12,10 +12,11 @@ import pytest
 from sandfork.errors import NotSupported, TemplateFailed
 from sandfork.images.archive import Bounds
 from sandfork.images.making import import_directory
+from sandfork.images.progress import tell_nobody
 from sandfork.images.store import Store
 from sandfork.languages.catalogue import Catalogue
 from sandfork.model import Limits
-from tests.support.images import ignore_progress, shell_tree
+from tests.support.images import shell_tree
 from tests.support.process import Tape, Workbench, make_step, open_workbench
 
 IMAGE = "small"
@@ -33,7 +34,7 @@ def store() -> Iterator[Store]:
         (tree / "usr/local").mkdir()
         home.chmod(0o755)
         made = Store(home / "store")
-        import_directory(made, IMAGE, ("bash",), tree, Bounds(), ignore_progress)
+        import_directory(made, IMAGE, ("bash",), tree, Bounds(), tell_nobody)
         yield made
     finally:
         shutil.rmtree(home)
@@ -97,7 +98,7 @@ def test_an_image_that_is_replaced_serves_who_is_on_it_to_the_end_and_goes_then(
         shutil.copytree(store.tree(store.get(IMAGE)), tree, symlinks=True)
         (tree / "usr/mark").chmod(0o644)
         (tree / "usr/mark").write_text(text)
-        return import_directory(store, "marked", ("bash",), tree, Bounds(), ignore_progress).digest
+        return import_directory(store, "marked", ("bash",), tree, Bounds(), tell_nobody).digest
 
     def on(image: str) -> Catalogue:
         return Catalogue.load().on_images({"bash": image})
@@ -136,7 +137,7 @@ def test_an_image_that_is_replaced_serves_who_is_on_it_to_the_end_and_goes_then(
 def test_an_image_that_is_not_there_or_no_root_fails_its_templates_only(store: Store, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     (empty / "etc").mkdir(parents=True)
-    import_directory(store, "empty", (), empty, Bounds(), ignore_progress)
+    import_directory(store, "empty", (), empty, Bounds(), tell_nobody)
     catalogue = Catalogue.load().on_images({"bash": "empty", "c": "absent"})
     with open_workbench(catalogue=catalogue, images={"empty": store.lease("empty")}) as bench:
         for key, reason in (("command@empty", "cannot be used"), ("command@absent", "no image")):

@@ -12,11 +12,8 @@ from pathlib import Path
 from sandfork.images.archive import Bounds
 from sandfork.images.manifest import Manifest, Source
 from sandfork.images.packing import pack
+from sandfork.images.progress import tell_nobody
 from sandfork.images.store import Store
-
-
-def ignore_progress(percent: float, now: str) -> None:
-    """Take what is told."""
 
 
 def member(name: str, content: bytes = b"", **attributes: object) -> tuple[tarfile.TarInfo, bytes]:
@@ -41,7 +38,7 @@ def adopt_tree(store: Store, tree: Path, name: str, languages: tuple[str, ...] =
     """Have a store adopt a directory as an image."""
     with store.work() as work:
         blob = work / "made"
-        packed = pack(tree, blob, Bounds(), ignore_progress)
+        packed = pack(tree, blob, Bounds(), tell_nobody)
         manifest = Manifest(
             name, languages, packed.digest, packed.size, packed.tree_bytes, "2026-01-01T00:00:00Z", Source("directory")
         )

@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sandfork.engine.images import ImageBounds, ImageDesk, Tell
+from sandfork.engine.images import ImageBounds, ImageDesk
 from sandfork.engine.recall import Recall
 from sandfork.errors import NotSupported, SandforkError, SnapshotNotFound
+from sandfork.images.progress import Tell
 from sandfork.images.snapshots import Snapshot, encode_snapshot
 from sandfork.images.state import LOCAL, ImageState, Kind, RootfsState
 from sandfork.languages.catalogue import Catalogue

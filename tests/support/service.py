@@ -144,3 +144,11 @@ def _running(
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
+
+
+def until_made(client: httpx.Client, kind: str, name: str) -> Any:
+    """Return Runner's entry of an image ("rootfs") or of one of the "snapshots", once it is not being made any more."""
+    while True:
+        entry = client.get(f"/api/v1/{kind}/{name}").json()
+        if entry["status"] != "building":
+            return entry

@@ -16,8 +16,9 @@ import zstandard
 from sandfork.errors import ArchiveRefused
 from sandfork.images.archive import Bounds
 from sandfork.images.making import import_directory, import_image
+from sandfork.images.progress import tell_nobody
 from sandfork.images.store import Store
-from tests.support.images import ignore_progress, member, small_tree, tar_of
+from tests.support.images import member, small_tree, tar_of
 
 LOWER = tar_of([member("etc", type=tarfile.DIRTYPE), member("etc/gone", b"1"), member("etc/kept", b"1")])
 UPPER = tar_of([member("etc/.wh.gone"), member("usr/bin/tool", b"2", mode=0o4755)])
@@ -53,7 +54,7 @@ def docker_save(path: Path, layers: list[bytes], names: list[str] | None = None)
 
 def imported(store: Store, export: Path) -> dict[str, str]:
     """Import and return the files of the image by path."""
-    manifest = import_image(store, "image", (), export, BOUNDS, ignore_progress)
+    manifest = import_image(store, "image", (), export, BOUNDS, tell_nobody)
     tree = store.tree(manifest)
     return {str(path.relative_to(tree)): path.read_text() for path in tree.rglob("*") if path.is_file()}
 
@@ -80,11 +81,11 @@ def test_what_lost_its_set_uid_bit_is_told(store: Store, tmp_path: Path) -> None
     lower = tar_of([member("bin/su", b"1", mode=0o4755), member("bin/gone", b"1", mode=0o4755), member("bin/ls", b"1")])
     upper = tar_of([member("bin/.wh.gone"), member("bin/wall\n", b"1", mode=0o2755), member("plain", b"1")])
     again = tar_of([member("bin/su", b"2", mode=0o755)])
-    one = import_image(store, "one", (), docker_save(tmp_path / "1", [lower, upper]), BOUNDS, ignore_progress)
+    one = import_image(store, "one", (), docker_save(tmp_path / "1", [lower, upper]), BOUNDS, tell_nobody)
     assert one.set_id == ("bin/su", "bin/wall\\n")
-    other = import_image(store, "other", (), docker_save(tmp_path / "2", [lower, again]), BOUNDS, ignore_progress)
+    other = import_image(store, "other", (), docker_save(tmp_path / "2", [lower, again]), BOUNDS, tell_nobody)
     assert other.set_id == ("bin/gone",)
-    tree = import_directory(store, "tree", (), small_tree(tmp_path / "tree"), BOUNDS, ignore_progress)
+    tree = import_directory(store, "tree", (), small_tree(tmp_path / "tree"), BOUNDS, tell_nobody)
     assert (tree.set_id, store.get("tree").set_id) == (("usr/bin/same",), ("usr/bin/same",))
     assert all(path.lstat().st_mode & 0o6000 == 0 for path in store.tree(tree).rglob("*"))
 
@@ -141,19 +142,19 @@ def test_a_hostile_export_is_refused_and_leaves_nothing(store: Store, tmp_path: 
     }  # fmt: skip
     for name, export in exports.items():
         with pytest.raises(ArchiveRefused):
-            import_image(store, "image", (), export, BOUNDS, ignore_progress)
+            import_image(store, "image", (), export, BOUNDS, tell_nobody)
         assert name == "missing" or nothing_of_it(store), name
     assert canary.read_bytes() == LOWER
 
 
 def test_a_directory_is_imported_without_what_each_sandbox_has_of_its_own(store: Store, tmp_path: Path) -> None:
     tree = small_tree(tmp_path / "tree")
-    manifest = import_directory(store, "dir", ("bash",), tree, BOUNDS, ignore_progress)
+    manifest = import_directory(store, "dir", ("bash",), tree, BOUNDS, tell_nobody)
     assert sorted(os.listdir(store.tree(manifest) / "dev")) == []
     os.mkfifo(tree / "usr/pipe")
     with pytest.raises(ArchiveRefused, match="usr/pipe"):
-        import_directory(store, "other", (), tree, BOUNDS, ignore_progress)
+        import_directory(store, "other", (), tree, BOUNDS, tell_nobody)
     (tree / "usr/pipe").unlink()
     with pytest.raises(ArchiveRefused, match="most that was allowed"):
-        import_directory(store, "other", (), tree, Bounds(3, 100), ignore_progress)
+        import_directory(store, "other", (), tree, Bounds(3, 100), tell_nobody)
     assert [each.name for each in store.list()] == ["dir"]

@@ -15,8 +15,9 @@ from sandfork.errors import ArchiveRefused, ImageBusy, ImageCorrupt, ImageNotFou
 from sandfork.images.archive import Bounds
 from sandfork.images.manifest import Manifest, decode_manifest, encode_manifest
 from sandfork.images.packing import pack
+from sandfork.images.progress import tell_nobody
 from sandfork.images.store import Store
-from tests.support.images import adopt_tree, ignore_progress, small_tree
+from tests.support.images import adopt_tree, small_tree
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_the_same_tree_has_the_same_digest_whenever_and_wherever_it_is_packed(st
 
 def test_a_blob_of_another_digest_is_refused_and_leaves_nothing(store: Store, tree: Path, tmp_path: Path) -> None:
     blob = tmp_path / "blob"
-    packed = pack(tree, blob, Bounds(), ignore_progress)
+    packed = pack(tree, blob, Bounds(), tell_nobody)
     raw = blob.read_bytes()
     good = adopt_tree(store, tree, "good")
     before = content(store)

@@ -80,8 +80,11 @@ async def find_versions(service: Service, programs: Callable[[], int]) -> None:
 
 def _unknown(service: Service) -> list[LanguageState]:
     """Return the languages whose versions could be found and are not known."""
-    states = language_states(service)
-    return [each for each in states if each.runnable and each.version_argv and _key(each) not in service.versions.told]
+    return [each for each in language_states(service) if _is_unknown(service, each)]
+
+
+def _is_unknown(service: Service, state: LanguageState) -> bool:
+    return state.runnable and bool(state.version_argv) and _key(state) not in service.versions.told
 
 
 class QueryEndpoint(DialectEndpoint):
@@ -133,7 +136,7 @@ class LanguageEndpoint(DialectEndpoint):
         """Identify, find, ask for the version, render. *Raises* NoSuchLanguage."""
         raw = await take_query(self._service, self._of, exchange, with_body=False)
         state = self._route.select(raw, language_states(self._service))
-        if state.runnable and state.version_argv and _key(state) not in self._service.versions.told:
+        if _is_unknown(self._service, state):
             self._service.access.charge(exchange.caller, 1)
             state = replace(state, version=await find_version(self._service, state, exchange.caller))
         return self._route.render(state)
