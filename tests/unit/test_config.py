@@ -211,6 +211,12 @@ def test_every_value_in_force_is_shown_with_its_source() -> None:
     assert ("server.trusted_proxies", "[]", "default") in rows
 
 
+def test_a_secret_is_not_shown() -> None:
+    given = {"SANDFORK_REMOTE_SECRET_KEY": "hush", "SANDFORK_REMOTE_ACCESS_KEY": "known"}
+    shown = {key: value for key, value, _ in effective(load(environ=given))}
+    assert (shown["remote.secret_key"], shown["remote.access_key"]) == ('"***"', '"known"')
+
+
 def test_every_default_fits_its_own_range() -> None:
     shown = {key: value for key, value, _ in effective(load(environ={}))}
     for key, value in shown.items():

@@ -35,7 +35,7 @@ def effective(loaded: Loaded) -> list[tuple[str, str, str]]:
 
 def show_setting(entry: Field[Any], value: object) -> str:
     """Return a value as TOML writes it; whole sizes in their largest unit; no secrets."""
-    if entry.name.startswith("secret") and value:
+    if entry.metadata["secret"] and value:
         return '"***"'
     if not entry.name.endswith("_bytes") or not isinstance(value, int):
         return show(value)

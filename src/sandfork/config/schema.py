@@ -28,12 +28,14 @@ def setting(
     high: float | None = None,
     choices: tuple[str, ...] = (),
     zero: str = "",
+    secret: bool = False,
 ) -> Any:
     """Declare a key: its default, its documentation and what values it takes.
 
-    `zero` says what 0 (and only 0 below `low`) means, such as "automatic": chosen from the machine.
+    `zero` says what 0 (and only 0 below `low`) means, such as "automatic": chosen from the machine. `secret` says that
+    its value is never shown.
     """
-    meta = {"text": text, "low": low, "high": high, "choices": choices, "zero": zero}
+    meta = {"text": text, "low": low, "high": high, "choices": choices, "zero": zero, "secret": secret}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=meta)
     return field(default=default, metadata=meta)
@@ -335,6 +337,7 @@ class Remote:
     secret_key: str = setting(
         "",
         "Secret key of the access key; never shown. Better in the environment than in a file that others read.",
+        secret=True,
     )
     connect_s: float = setting(5.0, "Seconds in which the server must take a connection.", low=0.1, high=300)
     read_s: float = setting(30.0, "Seconds in which it must send something.", low=0.1, high=3600)
