@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -125,9 +126,21 @@ def test_a_path_that_is_no_utf8_is_sent_with_replacements() -> None:
 
 def test_base64_is_read_with_line_breaks_and_refused_in_other_alphabets() -> None:
     assert fields.from_base64("aGVs\r\nbG8=", "f") == b"hello"
-    for wrong in ("aGVsbG8", "a", "_-_-", "é", "aGVs bG8!"):
+    for wrong in ("aGVsbG8", "a", "_-_-", "é", "aGVs bG8!", "aGVs\x1dbG8=", "aGVs\u00a0bG8="):
         with pytest.raises(InvalidRequest, match=r"^f: "):
             fields.from_base64(wrong, "f")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " \n", "aGVs\r\nbG8=", "a G V\ts\nbG8 =\n", "YQ= =", "aGVsbG8", "=", "YQ=", "aGVs\x1dbG8=", "aGVs\u00a0bG8="],
+)
+def test_documents_say_what_base64_is_taken(text: str) -> None:
+    if re.search(fields.BASE64_PATTERN, text):
+        fields.from_base64(text, "f")
+    else:
+        with pytest.raises(InvalidRequest):
+            fields.from_base64(text, "f")
 
 
 def test_a_line_of_ours_stands_alone_at_the_end() -> None:

@@ -196,24 +196,33 @@ def check_code(code: str, field: str, max_bytes: int) -> str:
     return code
 
 
+BASE64_PATTERN = (
+    "^[ \\t-\\r]*(([A-Za-z0-9+/][ \\t-\\r]*){4})*"
+    "(([A-Za-z0-9+/][ \\t-\\r]*){2}(=[ \\t-\\r]*){2}|([A-Za-z0-9+/][ \\t-\\r]*){3}=[ \\t-\\r]*)?$"
+)
+"""What `from_base64` takes, for documents."""
+
+
 class Base64:
-    """The base64 of a field, piece by piece; white space is allowed anywhere, other alphabets are not."""
+    """The base64 of a field, piece by piece; ASCII's white space is allowed anywhere, other alphabets are not."""
 
     __slots__ = ("_ended", "_field", "_rest")
 
     def __init__(self, field: str) -> None:
         self._field = field
-        self._rest = ""  # of a group of four characters
+        self._rest = b""  # of a group of four characters
         self._ended = False
 
     def add(self, piece: str) -> bytes:
         """Return the bytes that are whole with this piece. *Raises* InvalidRequest."""
-        characters = self._rest + "".join(piece.split())
+        if not piece.isascii():
+            raise self._wrong()
+        characters = self._rest + b"".join(piece.encode().split())
         whole = len(characters) - len(characters) % 4
         self._rest = characters[whole:]
         if self._ended and characters:
             raise self._wrong()
-        self._ended = self._ended or characters.endswith("=", 0, whole)
+        self._ended = self._ended or characters.endswith(b"=", 0, whole)
         try:
             return binascii.a2b_base64(characters[:whole], strict_mode=True)
         except ValueError:
@@ -229,7 +238,7 @@ class Base64:
 
 
 def from_base64(value: str, field: str) -> bytes:
-    """Return the bytes of a base64 field; white space is allowed, other alphabets are not."""
+    """Return the bytes of a base64 field; ASCII's white space is allowed, other alphabets are not."""
     whole = Base64(field)
     content = whole.add(value)
     whole.end()

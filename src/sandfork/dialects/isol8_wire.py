@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from sandfork.dialects.base import LANGUAGE, UNAVAILABLE, Example
+from sandfork.dialects.fields import BASE64_PATTERN
 
 MAX_COUNT = (1 << 31) - 1
 MAX_BYTES = (1 << 63) - 1
@@ -15,7 +16,6 @@ PATHS = "absolute, below /sandbox or /tmp, or relative to /sandbox"
 # Only documents read these two: the engine is who refuses such names and words.
 EnvName = Annotated[str, Meta(extra_json_schema={"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"})]
 Word = Annotated[str, Meta(extra_json_schema={"pattern": r"^[^\u0000]*$"})]
-BASE64_PATTERN = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 SIZE_PATTERN = "^([0-9]{1,15}(?:[.][0-9]{1,6})?) ?([kmgtKMGT]?)[bB]?$"
 Size = Annotated[str, Meta(description="A number and its unit: 512m, 1g.", extra_json_schema={"pattern": SIZE_PATTERN})]
 Milliseconds = Annotated[int, Meta(ge=1, description="Milliseconds; lowered to the server's maximum.")]

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from sandfork.dialects.base import LANGUAGE, UNAVAILABLE, Example
+from sandfork.dialects.fields import BASE64_PATTERN
 from sandfork.model import Outcome
 
 Seconds = Annotated[float, Meta(ge=0.001)]
@@ -17,7 +18,6 @@ MAX_BYTES = (1 << 63) - 1
 
 
 PATHS = "relative to the work directory, or below /sandbox or /tmp"
-BASE64_PATTERN = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 # Only documents read these two: the engine is who refuses such names and words.
 EnvName = Annotated[str, Meta(extra_json_schema={"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"})]
 Word = Annotated[str, Meta(extra_json_schema={"pattern": r"^[^\u0000]*$"})]
