@@ -40,7 +40,9 @@ extern void isolate_cancel(void *) __asm__("_ZN2v87Isolate24CancelTerminateExecu
 #define FUTEX_WAKE_PRIVATE 129
 #define NAPI_AUTO_LENGTH ((size_t)-1)
 
-enum { QUIET, SIGNALLED, TERMINATING };
+/* Only the thread goes on from SIGNALLED, so each interrupt that comes after `heard` has the function called again, however
+ * late the thread is. */
+enum { QUIET, SIGNALLED, CALLED, TERMINATING };
 
 /* As the kernel has it; flags, mask and restorer are taken over from what is replaced. */
 struct action {
@@ -101,28 +103,28 @@ static void signalled(int number)
 
 static void terminate(void)
 {
-    if (load(ours) || load(STEP) != load(&signalled_in) || !advance(SIGNALLED, TERMINATING))
+    if (load(ours) || load(STEP) != load(&signalled_in) || !advance(CALLED, TERMINATING))
         return;
     taken_checks += __atomic_exchange_n(checks, 0, __ATOMIC_SEQ_CST);
     taken_totals += __atomic_exchange_n(totals, 0, __ATOMIC_SEQ_CST);
     store(TERMINATED, load(&signalled_in) + 1);
     isolate_terminate(isolate);
-    store(&state, SIGNALLED);
+    store(&state, CALLED);
     wake();
 }
 
 static void *watch(void *unused)
 {
     for (;;) {
-        while (load(&state) == QUIET)
+        while (!advance(SIGNALLED, CALLED))
             wait_while(QUIET, NULL);
         if (napi_call_threadsafe_function(function, NULL, 0))
             return unused; /* node is about to end */
-        while (load(&state) == SIGNALLED) {
+        while (load(&state) == CALLED) {
             uint64_t until = monotonic_ns() + PATIENCE_NS, at;
-            while (load(&state) == SIGNALLED && (at = monotonic_ns()) < until) {
+            while (load(&state) == CALLED && (at = monotonic_ns()) < until) {
                 const struct timespec left = {0, (long)(until - at)};
-                wait_while(SIGNALLED, &left);
+                wait_while(CALLED, &left);
             }
             terminate();
         }
@@ -133,7 +135,8 @@ static void *watch(void *unused)
 static void heard(napi_env env, napi_value called, void *context, void *data)
 {
     (void)context, (void)data;
-    while (!advance(SIGNALLED, QUIET) && load(&state) == TERMINATING)
+    store(ours, 1); /* before the next interrupt counts: none is to take the counts while they are given back */
+    while (!advance(CALLED, QUIET))
         wait_while(TERMINATING, NULL);
     wake();
     bool broke = load(TERMINATED) != 0;
@@ -142,9 +145,12 @@ static void heard(napi_env env, napi_value called, void *context, void *data)
     napi_value receiver, told, result;
     if (env && !napi_get_undefined(env, &receiver) && !napi_get_boolean(env, broke, &told))
         napi_call_function(env, receiver, called, 1, &told, &result);
+    /* Not before the stack is empty. If the program has changed its hooks since the break, a reason is counted twice or
+     * still counted: then node looks where it need not, and finds all as it should be. */
     *checks += taken_checks;
     *totals += taken_totals;
     taken_checks = taken_totals = 0;
+    store(ours, 0);
 }
 
 static napi_value failed(napi_env env, const char *why)
