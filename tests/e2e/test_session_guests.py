@@ -561,6 +561,24 @@ def test_an_interrupt_that_follows_hard_on_another_is_heard(node: Guest) -> None
     assert node.run("console.log(x + 1)").stdout == b"42\n"
 
 
+#: Waits that nothing can end any more, so that all there is of them may be collected. What they write comes after that.
+FORGOTTEN = {
+    "at once": "setTimeout(collect, 20); await new Promise(() => {})",
+    "after an await": "setTimeout(collect, 20); await 0; await new Promise(() => {})",
+    "in a function": "setTimeout(collect, 20); await (async () => { await new Promise(() => {}) })()",
+}
+
+
+@pytest.mark.parametrize("wait", FORGOTTEN)
+def test_a_wait_that_nothing_can_end_outlasts_a_collection(node: Guest, wait: str) -> None:
+    collector = "require('v8').setFlagsFromString('--expose-gc'); const gc = require('vm').runInNewContext('gc')\n"
+    node.run(collector + "function collect() { gc(); gc(); console.log('go') }")
+    for _ in range(2):
+        stopped = node.run(FORGOTTEN[wait], interrupt_at=GO)
+        assert (stopped.status, stopped.stdout, stopped.stderr) == (STOPPED, GO, b"")
+    assert node.run("collect()").stdout == GO
+
+
 def test_a_loop_left_behind_by_a_step_costs_the_next_one_no_state(node: Guest) -> None:
     node.run("globalThis.x = 41; const { existsSync } = require('fs')")
     node.run("setInterval(() => { if (existsSync('now')) { console.log('go'); for (;;); } }, 1).unref()")

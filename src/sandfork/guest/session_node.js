@@ -13,6 +13,7 @@ const inspector = require('inspector');
 const net = require('net');
 const path = require('path');
 const util = require('util');
+const { promiseHooks } = require('v8');
 const { Module } = require('module');
 const { Writable } = require('stream');
 
@@ -49,10 +50,16 @@ function hidden(target, name, value) {
   Object.defineProperty(target, name, { value, writable: true, configurable: true, enumerable: false });
 }
 
-// Evaluate, and tell `settled` what came of it: the value, or what was thrown and where it is if it does not compile.
-// Returns what ends the wait for it.
-function evaluate(code, name, settled) {
+// Evaluate the code of a step, and have what came of it settled: the value, or what was thrown and where it is if it does
+// not compile.
+function evaluate(current, code, name) {
   const session = new inspector.Session();
+  const release = holdFirstPromise();
+  // Disconnected first: of what nobody holds any more the inspector then has nobody to tell.
+  current.forget = () => {
+    session.disconnect();
+    release();
+  };
   const take = ({ objectId, value, unserializableValue }) => {
     const key = Symbol.for('sandfork.taker');
     let taken;
@@ -73,9 +80,23 @@ function evaluate(code, name, settled) {
     if (failure) return; // nobody waits any more
     const { exceptionDetails: thrown, result } = answer;
     const compiled = !thrown?.scriptId || thrown.exception?.className !== 'SyntaxError';
-    settled(take(result), Boolean(thrown), compiled ? null : [name, thrown.lineNumber + 1, thrown.columnNumber + 1]);
+    settle(current, take(result), Boolean(thrown), compiled ? null : [name, thrown.lineNumber + 1, thrown.columnNumber + 1]);
   });
-  return () => session.disconnect();
+}
+
+// Hold the promise that is made next; returns what lets go of it. V8's inspector holds the one of the code that it evaluates
+// weakly and tells of its collection, in the midst of which node must not be told anything: up to node 24 it aborts there.
+// Such a promise is one that waits for what nothing can settle any more. It is made before the first line of the code runs.
+function holdFirstPromise() {
+  let held;
+  const stop = promiseHooks.onInit((promise) => {
+    stop();
+    held = promise;
+  });
+  return () => {
+    stop();
+    held = null;
+  };
 }
 
 const TOKEN = new RegExp(
@@ -222,8 +243,7 @@ function begin() {
   } finally {
     flags[OURS] = 0;
   }
-  const current = step;
-  current.forget = evaluate(withImports(run.code.toString()), `<step-${count}>`, (...came) => settle(current, ...came));
+  evaluate(step, withImports(run.code.toString()), `<step-${count}>`);
 }
 
 function prepare(run) {
