@@ -192,20 +192,16 @@ static void be_program(void)
 static void prepare_memory(void)
 {
     size_t left = PREPARED_BYTES;
-    for (const char *line = read_maps(); *line;) {
-        const char *at = line;
-        uint64_t start = read_digits(&at, 16);
-        at++;
-        uint64_t end = read_digits(&at, 16);
-        bool writable = at[1] == 'r' && at[2] == 'w' && at[4] == 'p', text = at[1] == 'r' && at[3] == 'x';
-        while (*line && *line != '\n')
-            line++;
-        line += *line == '\n';
-        if (writable && end - start <= left) {
-            SYS(madvise, start, end - start, 23 /* MADV_POPULATE_WRITE, Linux 5.14 */);
-            left -= end - start;
-        } else if (text)
-            SYS(madvise, start, end - start, 22 /* MADV_POPULATE_READ */);
+    struct mapping m;
+    for (const char *line = read_maps(); line && *line;) {
+        line = read_mapping(line, &m);
+        size_t size = m.end - m.start;
+        if (m.protection == (MAPPED_READ | MAPPED_WRITE) && !m.shared && size <= left) {
+            SYS(madvise, m.start, size, 23 /* MADV_POPULATE_WRITE, Linux 5.14 */);
+            left -= size;
+        } else if (m.protection & MAPPED_READ && m.protection & MAPPED_EXEC) {
+            SYS(madvise, m.start, size, 22 /* MADV_POPULATE_READ */);
+        }
     }
 }
 

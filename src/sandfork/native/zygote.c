@@ -3,6 +3,7 @@
  *
  * No libc, no Python API: one binary serves every interpreter of every image.
  */
+#include "frozen.h"
 #include "hugetext.h"
 #include "receive.h"
 #include "traced.h"
@@ -49,6 +50,7 @@ __attribute__((visibility("default"))) long sandfork_zygote(int orders, int repo
 {
     void *tid_address = NULL;
     huge_text((uint64_t)text);
+    freeze_memory();
     /* Where libc caches the thread id, so that the child's copy is right without libc's fork. */
     SYS(prctl, PR_GET_TID_ADDRESS, &tid_address, 0, 0, 0);
     long r = load_filter(confinement.bpf, confinement.profile.bpf_len);
