@@ -2,7 +2,7 @@
 
 The archives are those of the machine's distribution that apt has lists of; keys and proxies are apt's own. The same
 packages give the same bytes: what a build itself writes gets one time for all, caches, logs and the machine's id are
-removed, and Python's compiled modules are made not to depend on times.
+removed, and Python's compiled modules and Java's store of certificates are made not to depend on times.
 
 Everything the build starts lives in a pid namespace that dies with it, and everything it writes is in the store's work
 directory: an interrupt, a kill or a full disk leaves nothing.
@@ -23,9 +23,10 @@ from threading import Timer
 from sandfork.errors import BuildFailed
 from sandfork.images.archive import Bounds
 from sandfork.images.growth import Growth, too_large
-from sandfork.images.installed import compiled_without_times, npm_packages, pypi_packages
+from sandfork.images.installed import npm_packages, pypi_packages
 from sandfork.images.progress import Tell
 from sandfork.images.rooted import Rooted
+from sandfork.images.timeless import certificates_without_times, compiled_without_times
 
 EPOCH = 946_684_800  # the first second of 2000: when everything happened that happened during a build
 _LEFT_OUT = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/info/*")
@@ -121,6 +122,7 @@ def build_tree(wanted: Wanted, sources: AptSources, tree: Path, bounds: Bounds, 
         _empty(tree / name)
     install_beside(wanted, tree, bounds, tell)
     compiled_without_times(tree)
+    certificates_without_times(tree, EPOCH)
 
 
 def install_beside(wanted: Wanted, tree: Path, bounds: Bounds, tell: Tell) -> None:
