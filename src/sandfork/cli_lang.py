@@ -59,15 +59,19 @@ def list_(
 @app.command()
 def info(name: Annotated[str, typer.Argument(help="A language, by name or alias.")], config: ConfigFile = None) -> None:
     """Show what the catalogue says of one language."""
-    catalogue = _catalogue(config)
+    from sandfork.serve_images import chosen_images, exists_on, reference
+
+    loaded, catalogue = settings(config).config, _catalogue(config)
     language = _find(catalogue, name)
-    missing = language.missing(Rooted().has)
+    images = chosen_images(loaded)
+    missing = language.missing(exists_on(loaded, images)(language.name))
     rows = {
         "name": language.name,
         "aliases": " ".join(language.aliases),
         "extension": language.extension + _others(catalogue, language),
         "file": language.file_name,
         "compile": " ".join(language.compile.argv) if language.compile else "",
+        "image": reference(images[language.name]) if language.name in images else "",
         "warm cache": _warm_state(config, language),
         "run": " ".join(language.argv),
         "templates": " ".join(f"{spec.key} ({spec.kind})" for spec in language.templates),
@@ -86,7 +90,7 @@ def info(name: Annotated[str, typer.Argument(help="A language, by name or alias.
 @app.command()
 def install(names: Names = None, config: ConfigFile = None) -> None:
     """Install what languages need, from Debian, npm and PyPI, as root."""
-    from sandfork.serve_install import commands_for, run_command  # what only this needs
+    from sandfork.serve_install import commands_for, run_command, tell_services  # what only this needs
 
     catalogue = _catalogue(config)
     languages = [_find(catalogue, name) for name in names or ()]
@@ -99,11 +103,12 @@ def install(names: Names = None, config: ConfigFile = None) -> None:
             task = bar.add_task(escape(command.what), total=100.0, now="")
             run_command(command, partial(_show, bar, task))
             bar.update(task, completed=100.0, now="")
+    tell_services()
     for each in languages:
         if missing := each.missing(Rooted().has):
             raise Refused(f"{each.name}: its packages are installed, and still there is no {', '.join(missing)}")
     _fill(config, [each for each in _offered(config).languages() if each.name in {one.name for one in languages}])
-    err.print(f"Installed {', '.join(each.name for each in languages)}. A running service finds them when restarted.")
+    err.print(f"Installed {', '.join(each.name for each in languages)}. A running service takes them within a second.")
 
 
 @app.command()

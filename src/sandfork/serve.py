@@ -44,7 +44,7 @@ from sandfork.languages.catalogue import Catalogue
 from sandfork.metrics import Metrics
 from sandfork.model import Caller, ExecPlan, ExecResult
 from sandfork.serve_builder import Builder, start_builder
-from sandfork.serve_caches import cold_languages
+from sandfork.serve_caches import cold_languages, make_cache_store, tell_cold
 from sandfork.serve_engine import build_engine, choose_languages, maximum_limits, pool_targets
 from sandfork.serve_http import build_server, stop_on_signals
 from sandfork.serve_images import with_store
@@ -104,8 +104,8 @@ def serve(loaded: Loaded, *, tier: str, announce: Announce) -> None:
     dialects = choose_dialects(config)
     choose_quotas(config, dialects)
     lines = set_up_logging(config.server.log_level)
-    if cold := cold_languages(catalogue):
-        log.warning("no warm cache fits %s, which start slower: `sandfork lang warm` fills them", ", ".join(cold))
+    make_cache_store(config)
+    tell_cold(cold_languages(catalogue))
     raise_open_files()
     sock = listen(config.server.host, config.port)
     # Both are root's to start, if this is root; after the tier it is not any more.

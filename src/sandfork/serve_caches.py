@@ -8,8 +8,11 @@ language's file says, and of the image that the language runs on, or of the prog
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 from sandfork.config import Config
 from sandfork.errors import ImageNotFound, SandforkError
@@ -20,6 +23,8 @@ from sandfork.languages.catalogue import Catalogue, Language
 from sandfork.serve_images import open_store
 from sandfork.serve_refusal import Refused
 from sandfork.tiers.process.plan import WARM_INSIDE
+
+log = logging.getLogger(__name__)
 
 WARM_DIR = ".warm"
 """What is filled, in the work directory of the sandbox that does; all that a cache holds is below that name."""
@@ -46,8 +51,12 @@ def _toolchain(config: Config, language: Language) -> Iterator[str]:
     for pattern in language.programs:
         for path in Rooted().matching(pattern):
             real = os.path.realpath(path)
-            status = os.stat(real)
-            yield f"{path} {real} {status.st_size} {status.st_mtime_ns}"
+            try:
+                status = os.stat(real)
+            except OSError:
+                yield f"{path} {real} is being replaced"
+            else:
+                yield f"{path} {real} {status.st_size} {status.st_mtime_ns}"
 
 
 def find_cache(config: Config, language: Language) -> tuple[Manifest | None, str]:
@@ -80,18 +89,38 @@ def with_caches(config: Config, catalogue: Catalogue) -> Catalogue:
 def hold_caches(config: Config, catalogue: Catalogue) -> Sequence[Lease]:
     """Hold the warm caches that languages use, so that none is collected. *Raises* Refused, ImageError."""
     store, held = cache_store(config), []
-    for language in catalogue.languages():
-        if not language.warm_path:
-            continue
-        lease = store.lease(language.name)
-        held.append(lease)
-        if lease.tree.name not in language.warm_path:
-            for each in held:
-                each.close()
-            raise Refused(f"{language.name}: its warm cache was replaced a moment ago: start again")
+    with ExitStack() as undo:
+        for language in catalogue.languages():
+            if not language.warm_path:
+                continue
+            lease = undo.enter_context(store.lease(language.name))
+            held.append(lease)
+            if lease.tree.name not in language.warm_path:
+                raise Refused(f"{language.name}: its warm cache was replaced a moment ago: start again")
+        undo.pop_all()
     return held
+
+
+def make_cache_store(config: Config) -> None:
+    """Make the store of warm caches where there is none, so that caches that are filled later can be seen."""
+    try:
+        cache_store(config).make()
+    except SandforkError as error:
+        log.info("warm caches that are filled from now on are not used until the next start: %s", error.message)
+
+
+def seen_caches(config: Config) -> Path | None:
+    """Return the directory below which sandboxes see the warm caches, None where there is none."""
+    trees = cache_store(config).root / "trees"
+    return trees if trees.is_dir() else None
 
 
 def cold_languages(catalogue: Catalogue) -> Sequence[str]:
     """Return the names of languages that could have a warm cache and have none."""
     return [each.name for each in catalogue.languages() if each.warm and not each.warm_path]
+
+
+def tell_cold(names: Sequence[str]) -> None:
+    """Log that languages are without a warm cache, if there are any."""
+    if names:
+        log.warning("no warm cache fits %s, which start slower: `sandfork lang warm` fills them", ", ".join(names))

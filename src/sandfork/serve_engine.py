@@ -27,6 +27,8 @@ from sandfork.tiers.base import Tier
 
 #: Changes whenever a package is installed, removed or upgraded; without it compilers are told by their own files alone.
 PACKAGE_LISTS = ("/var/lib/dpkg/status",)
+#: What changes when languages are installed on the host; the second with those of npm and PyPI.
+HOST_STAMPS = (*PACKAGE_LISTS, "/usr/lib/sandfork")
 
 
 def choose_languages(config: Config, known: Catalogue | None = None) -> Catalogue:

@@ -56,6 +56,12 @@ def commands_for(languages: Sequence[Language]) -> list[InstallCommand]:
     return commands
 
 
+def tell_services() -> None:
+    """Have running services look at what languages there are: a list of packages tells them of Debian's alone."""
+    if os.path.isdir(PREFIX):
+        os.utime(PREFIX)
+
+
 def run_command(command: InstallCommand, tell: Tell) -> None:
     """Run a command to its end. *Raises* Refused with its last words when it fails."""
     reading, writing = os.pipe()

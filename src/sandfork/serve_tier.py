@@ -9,7 +9,7 @@ from pathlib import Path
 from sandfork.config import Config
 from sandfork.languages.catalogue import Catalogue
 from sandfork.linux.privileges import drop_privileges
-from sandfork.serve_caches import hold_caches
+from sandfork.serve_caches import hold_caches, seen_caches
 from sandfork.serve_engine import default_limits, maximum_limits, pool_targets
 from sandfork.serve_images import hold_images
 from sandfork.serve_languages import load_catalogue
@@ -60,6 +60,7 @@ def process_settings(config: Config, catalogue: Catalogue) -> ProcessSettings:
         guest=PACKAGE / "guest",
         guest_packages=guest_packages(config),
         images=hold_images(config, catalogue),
+        warm_trees=seen_caches(config),
         warm=hold_caches(config, catalogue),
         limits=default_limits(config),
         most=maximum_limits(config),

@@ -18,7 +18,7 @@ from sandfork.engine.policy import LimitPolicy
 from sandfork.errors import BuildFailed, ImageNotFound
 from sandfork.languages.catalogue import COMMAND, Catalogue
 from sandfork.model import Caller, ExecRequest, ExecResult, Limits, Outcome, Snippet
-from sandfork.serve_caches import WARM_DIR, cache_store, hold_caches, with_caches
+from sandfork.serve_caches import WARM_DIR, cache_store, hold_caches, seen_caches, with_caches
 from sandfork.serve_warm import make_cache
 from tests.support.process import STUCK_S, process_tier, start_native
 from tests.support.warm import store_in, warm_language
@@ -77,7 +77,8 @@ def run_with_cache(loaded: Loaded, code: str) -> ExecResult:
     launched = start_native()
 
     async def run() -> ExecResult:
-        tier = process_tier(launched, catalogue=catalogue, warm=hold_caches(loaded.config, catalogue))
+        warm = hold_caches(loaded.config, catalogue)
+        tier = process_tier(launched, catalogue=catalogue, warm_trees=seen_caches(loaded.config), warm=warm)
         try:
             async with asyncio.timeout(STUCK_S):
                 await tier.start()
@@ -132,12 +133,12 @@ def test_a_toolchain_that_fails_leaves_the_cache_as_it_was_and_its_last_words(lo
 
 
 def test_a_toolchain_is_confined_while_it_fills_a_cache(loaded: Loaded) -> None:
-    fill = "set +e; id -u; cat /etc/shadow; touch /usr/x; ls /run/sandfork/warm; exit 9"
+    fill = "set +e; id -u; cat /etc/shadow; touch /usr/x; touch /run/sandfork/warm/x; exit 9"
     with pytest.raises(BuildFailed) as failure:
         make_cache(loaded, "process", warm_language(f"{{ {fill}; }} 2>&1"))
     said = str(failure.value)
     assert "\n0\n" not in said
-    assert all(word in said for word in ("/etc/shadow: No such file", "'/usr/x': Read-only", "/warm': No such file"))
+    assert all(word in said for word in ("/etc/shadow: No such file", "'/usr/x': Read-only", "/warm/x': Read-only"))
 
 
 def test_a_cache_that_was_replaced_goes_away_when_nobody_uses_it(loaded: Loaded) -> None:

@@ -69,7 +69,7 @@ class Artefacts:
             yield file.mode.to_bytes(4)
             yield file.content
         for path in (*compilation.tools, *self._stamped):
-            yield _stamp(path)
+            yield stamp_of(path)
 
     def get(self, key: bytes) -> tuple[InputFile, ...] | None:
         """Return an entry and note that it is used."""
@@ -105,7 +105,7 @@ def _size(files: Iterable[InputFile] | None) -> int:
     return 0 if files is None else _ENTRY_BYTES + sum(_ENTRY_BYTES + len(file.content) for file in files)
 
 
-def _stamp(path: str) -> bytes:
+def stamp_of(path: str) -> bytes:
     """Return what changes when a file is replaced; nothing where there is none."""
     try:
         status = os.stat(path)

@@ -150,6 +150,10 @@ class Store:
 
     # --- writing ---
 
+    def make(self) -> None:
+        """Make the store where there is none yet. *Raises* StoreUnusable."""
+        self._open_to_write()
+
     @contextmanager
     def work(self, name: str = "") -> Iterator[Path]:
         """Give a directory of the store's for as long as something is made in it, such as the image of a name.

@@ -55,13 +55,14 @@ class ProcessSettings:
     `guest_packages` is a directory of Python packages for the sandboxes, `native` holds zygote.so and `guest` the
     files that run inside. `limits` are those a parked sandbox is forked with; `most` is what any program may ask for,
     which matters where there is no cgroup, for a process' own limits can only be lowered. `allow_missing` names
-    primitives whose absence is accepted. `images` are those that templates name, `warm` the warm caches, all of one
-    store; the tier lets go of both.
+    primitives whose absence is accepted. `images` are those that templates name, `warm` the warm caches that
+    languages use, which are all in `warm_trees`; the tier lets go of both.
     """
 
     native: Path
     guest: Path
     images: Mapping[str, Lease] = field(default_factory=dict)
+    warm_trees: Path | None = None
     warm: Sequence[Lease] = ()
     guest_packages: Path | None = None
     limits: Limits = field(default_factory=Limits)
@@ -88,6 +89,7 @@ class ProcessTier:
         self._root: RootPolicy | None = None
         self._roots: Roots | None = None
         self._former: dict[tuple[str, int], ProcessTemplate] = {}
+        self._warm = {lease.tree: lease for lease in settings.warm}
         self._lost = asyncio.Event()
         self.unenforced: tuple[str, ...] = ()
         self.primitives: dict[str, str] = {}
@@ -203,8 +205,8 @@ class ProcessTier:
         settings = self._settings
         assert self._warden is not None
         files = (*(settings.guest / name for name in _SCRIPTS), settings.native / _BREAKER)
-        warm = next((lease.tree.parent for lease in settings.warm), None)
-        self._roots = Roots(self._warden, RootParts(files, settings.guest_packages, warm), settings.images)
+        parts = RootParts(files, settings.guest_packages, settings.warm_trees)
+        self._roots = Roots(self._warden, parts, settings.images)
         if self._launched.reduced:
             self._root = shared_root(settings.guest_packages)
         else:
@@ -242,10 +244,16 @@ class ProcessTier:
         """Return the template that had the key when sandboxes with that root were made, which may be there still."""
         return self._former.get((key, root))
 
-    def adopt(self, catalogue: Catalogue, images: Mapping[str, Lease]) -> None:
+    @property
+    def takes_caches(self) -> bool:
+        """Whether sandboxes see warm caches that are kept from now on; where there are no namespaces, they do not."""
+        return self._settings.warm_trees is not None and not self._launched.reduced
+
+    def adopt(self, catalogue: Catalogue, images: Mapping[str, Lease], warm: Sequence[Lease] = ()) -> None:
         """Make sandboxes of this catalogue and on these images from now on; those that are there keep what they have.
 
-        The tier lets go of an image once no template and no sandbox is on it.
+        The tier lets go of an image once no template and no sandbox is on it, and of a warm cache when it closes: a
+        compiler may be reading it.
         """
         assert self._roots is not None
         now = {spec.key: spec for spec in catalogue.templates()}
@@ -257,6 +265,9 @@ class ProcessTier:
             self._former[key, template.root] = template
         self._roots.adopt(images)
         self._release_roots()
+        for lease in warm:
+            if self._warm.setdefault(lease.tree, lease) is not lease:
+                lease.close()
 
     @property
     def images_released(self) -> int:
@@ -341,7 +352,7 @@ class ProcessTier:
         if self._slots is not None:
             await self._slots.close()
         self._launched.warden.close()
-        for lease in self._settings.warm:
+        for lease in self._warm.values():
             lease.close()
         for lease in self._settings.images.values() if self._roots is None else ():
             lease.close()
