@@ -139,30 +139,33 @@ def warm(
 @app.command("test")
 def prove(
     names: Names = None,
+    image: Annotated[
+        bool | None, typer.Option("--image/--host", help="Prove them on their images only, or on the host's own files.")
+    ] = None,
     runs: Annotated[int, typer.Option(min=0, help="Measure each so many times beside its bare toolchain.")] = 0,
     page: Annotated[bool, typer.Option("--page", help="Print the page of the documentation.")] = False,
     config: ConfigFile = None,
     tier: Annotated[str, typer.Option(hidden=True)] = "process",
 ) -> None:
-    """Prove languages, all that are installed if none is named: run their checks in the sandbox of this host."""
-    from sandfork.serve_caches import with_caches
-    from sandfork.serve_local import run_privately  # the whole service, which `--help` does not need
-    from sandfork.serve_proofs import prove_all
+    """Prove languages, all that are there if none is named: run their checks in real sandboxes.
 
-    loaded, catalogue = settings(config), _catalogue(config)
-    chosen = [_find(catalogue, name) for name in names or ()] or list(catalogue.languages())
-    for each in chosen:
-        if names and (missing := each.missing(Rooted().has)):
-            raise Refused(f"{each.name}: there is no {', '.join(missing)}: try `sandfork lang install {each.name}`")
-    chosen = [each for each in chosen if each.installed(Rooted().has)]
+    Each is proven where a service would run it, on its image or else on the host's own files, if nothing else is said.
+    """
+    from sandfork.serve_local import run_privately  # the whole service, which `--help` does not need
+    from sandfork.serve_proofs import choose_proven, prove_all
+
+    loaded = settings(config)
+    loaded, chosen = choose_proven(loaded, names or (), image)
+    if (runs or page) and (on_images := [each.name for each in chosen.languages() if each.image]):
+        raise Refused(f"times and the page are of the host's own toolchains: {', '.join(on_images)} would need --host")
     with _bar() as bar:
-        task = bar.add_task("proving", total=sum(len(each.checks) + bool(runs) for each in chosen), now="")
+        total = sum(len(each.checks) + bool(runs) for each in chosen.languages())
+        task = bar.add_task("proving", total=total, now="")
 
         def tell(language: str, check: str) -> None:
             bar.update(task, advance=1, now=f"{language}: {check}")
 
-        warmed = with_caches(loaded.config, Catalogue(chosen))
-        proofs = run_privately(loaded, tier, warmed, lambda engine: prove_all(engine, warmed.languages(), runs, tell))
+        proofs = run_privately(loaded, tier, chosen, lambda engine: prove_all(engine, chosen.languages(), runs, tell))
     _report(proofs, page=page)
 
 
@@ -263,12 +266,12 @@ def _show(bar: Progress, task: TaskID, percent: float, now: str) -> None:
 
 def _report(proofs: list[Proof], *, page: bool) -> None:
     """Print the table, then what went wrong; exit status 1 when anything did."""
-    from sandfork.serve_pages import proof_page, proof_rows
+    from sandfork.serve_pages import proof_page, proof_table
 
     if page:
         print_plain(proof_page(proofs))
     else:
-        head, *rows = proof_rows(proofs, timed=any(proof.speed for proof in proofs))
+        head, *rows = proof_table(proofs)
         table = Table(*head, box=None, pad_edge=False, header_style="bold")
         for row in rows:
             table.add_row(*(escape(cell) for cell in row))

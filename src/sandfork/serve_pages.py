@@ -30,6 +30,13 @@ How a language is described is in [the guide](../guide/languages.md).
 """
 
 
+def proof_table(proofs: Sequence[Proof]) -> list[tuple[str, ...]]:
+    """Return the table for a terminal, its head first: where each was proven, and times if these were taken."""
+    rows = proof_rows(proofs, timed=any(proof.speed for proof in proofs))
+    places = ("on", *(proof.place for proof in proofs))
+    return [(*row[:2], place, *row[2:]) for row, place in zip(rows, places, strict=True)]
+
+
 def proof_rows(proofs: Sequence[Proof], *, timed: bool) -> list[tuple[str, ...]]:
     """Return the table, its head first, with columns of times where these were to be taken."""
     rows: list[tuple[str, ...]] = [_HEAD if timed else _HEAD[:4]]

@@ -1,18 +1,23 @@
-"""Languages proven on this host: every check of a language's file, run in the real sandbox."""
+"""Languages proven on this host or on its images: every check of a language's file, run in the real sandbox."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from sandfork.config import Config, Loaded
 from sandfork.engine.engine import Engine
 from sandfork.errors import SandforkError
-from sandfork.languages.catalogue import Language, TemplateKind
+from sandfork.languages.catalogue import Catalogue, Language, TemplateKind
 from sandfork.languages.checks import check_request, judge
 from sandfork.languages.language import Check
 from sandfork.model import Command, ExecRequest, LimitsOverride
+from sandfork.serve_engine import choose_languages
+from sandfork.serve_images import chosen_images, exists_on
+from sandfork.serve_languages import find_language, load_catalogue
 from sandfork.serve_local import CALLER
+from sandfork.serve_refusal import Refused
 from sandfork.serve_speed import Speed, measure
 
 _VERSION = re.compile(r"\d+(\.\d+)+|\d{4,}")
@@ -36,6 +41,12 @@ class Proof:
         return ", ".join((*ways, *(["warm"] if self.language.warm_path else [])))
 
     @property
+    def place(self) -> str:
+        """What its programs ran on."""
+        name, _, digest = self.language.image.partition("@")
+        return f"{name} {digest[:19]}" if name else "host"
+
+    @property
     def passed(self) -> int:
         """How many checks passed."""
         failed = {name for name, _ in self.problems}
@@ -44,6 +55,36 @@ class Proof:
 
 Tell = Callable[[str, str], None]
 """Told of what is done now: a language's name and the check."""
+
+
+def choose_proven(loaded: Loaded, names: Sequence[str], on_image: bool | None) -> tuple[Loaded, Catalogue]:
+    """Return the languages to prove, all that are there if none is named, and the settings to do so with.
+
+    They are on their images only, or on the host's files only, or, with None, where a service would run each. Which
+    languages a service offers makes no difference. *Raises* Refused for one that is not there, ImageError.
+    """
+    config = replace(loaded.config, languages=replace(loaded.config.languages, enable=()))
+    if on_image is not None:
+        config = replace(config, images=replace(config.images, use=on_image, host=()))
+    every, there = load_catalogue(config), choose_languages(config)
+    wanted = {find_language(every, name).name for name in names}
+    for name in sorted(wanted):
+        _refuse_absent(config, every, there, name, on_image=bool(on_image))
+    chosen = there.only(lambda each: (not wanted or each.name in wanted) and bool(each.image or not on_image))
+    if not chosen.names():
+        raise Refused("no language has an image here" if on_image else "no language is installed here")
+    return replace(loaded, config=config), chosen
+
+
+def _refuse_absent(config: Config, every: Catalogue, there: Catalogue, name: str, *, on_image: bool) -> None:
+    found, images = there.find(name), chosen_images(config)
+    if on_image and name not in images:
+        raise Refused(f"{name} has no image here: `sandfork rootfs build {name}` makes one")
+    if found is None:
+        missing = ", ".join(find_language(every, name).missing(exists_on(config, images)(name)))
+        if name in images:
+            raise Refused(f"{name}: there is no {missing} on image {images[name].name}")
+        raise Refused(f"{name}: there is no {missing}: try `sandfork lang install {name}`")
 
 
 async def prove_all(engine: Engine, languages: Sequence[Language], runs: int, tell: Tell) -> list[Proof]:
@@ -73,7 +114,8 @@ async def find_version(engine: Engine, language: Language) -> str:
     """Return what a language's version command tells, "" when it has none or tells none."""
     if not language.version_argv:
         return ""
-    request = ExecRequest(Command(language.version_argv), limits=LimitsOverride(wall_s=_VERSION_S))
+    limits = LimitsOverride(wall_s=_VERSION_S)
+    request = ExecRequest(Command(language.version_argv), template=language.commands.key, limits=limits)
     try:
         result = await engine.execute(request, CALLER)
     except SandforkError:

@@ -86,3 +86,14 @@ def test_a_cache_serves_the_image_that_it_was_filled_on_and_a_running_service_ta
         home.sandfork("lang", "warm", "made")
         until(service, "a program", second)
     assert "There is nothing to fill" in home.sandfork("lang", "warm", "made")
+
+
+def test_a_language_is_proven_on_its_image(home: Home) -> None:
+    home.build("first")
+    done = subprocess.run(command("lang", "test", "made"), env=home.environment, capture_output=True, text=True)
+    assert "made sha256:" in done.stdout, done.stderr
+    assert "made: hello: " in done.stderr, "its checks are no programs"
+    refused = subprocess.run(
+        command("lang", "test", "--host", "made"), env=home.environment, capture_output=True, text=True
+    )
+    assert "made: there is no /usr/mark" in refused.stderr
