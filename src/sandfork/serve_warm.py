@@ -8,10 +8,11 @@ published.
 
 from __future__ import annotations
 
+import math
 import os
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import IO
 
 from sandfork.config import Config, Loaded
@@ -132,7 +133,7 @@ def filling_language(language: Language) -> Language:
 
 
 def _everything() -> LimitsOverride:
-    return LimitsOverride(**{name: getattr(_LIMITS, name) for name in Limits.__dataclass_fields__})
+    return LimitsOverride(**{name: most for name, most in asdict(_LIMITS).items() if math.isfinite(most)})
 
 
 def _unbounded(config: Config) -> Config:
