@@ -42,6 +42,8 @@ NODE = {
     "stdin never read": "console.log('over')",
     "the streams": "for (const s of [process.stdin, process.stdout, process.stderr]) console.log(s.fd, s.isTTY, s.constructor.name, s.readable, s.writable, s.writableHighWaterMark, s.columns)",
     "much output": "for (let i = 0; i < 2000; i++) console.log('line ' + i + 'x'.repeat(200))",
+    "output by number": "console.error(require('fs').writeSync(1, 'x'.repeat(1e6)))",
+    "output as a file": "require('fs').writeFileSync(1, 'y'.repeat(1e6))",
     "output in exit": "process.on('exit', () => process.stdout.write('last\\n'))",
     "stdout destroyed": "process.stdout.end('done\\n', () => {}); process.stdout.on('error', () => {})",
     "bytes": "process.stdout.write(Buffer.from([...Array(256).keys()]))",

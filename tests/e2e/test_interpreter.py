@@ -77,6 +77,14 @@ def test_a_node_program_in_a_sandbox_does_what_it_does_in_a_plain_run(workbench:
         assert told(parked) == told(plain)
 
 
+def test_node_finds_modules_where_its_environment_says(workbench: Workbench) -> None:
+    code = b"const fs = require('fs'); fs.mkdirSync('own'); "
+    code += b"fs.writeFileSync('own/mine.js', 'exports.n = 7'); console.log(require('mine').n)"
+    for env, printed in (((("NODE_PATH", "/sandbox/own"),), b"7\n"), ((), b"")):
+        ran = workbench.run(code, "node", limits=LIMITS, env=env)
+        assert (ran.stdout, b"Cannot find module 'mine'" in ran.stderr) == (printed, not printed)
+
+
 def run_on_host(argv: list[str], name: str, code: bytes, directory: Path) -> tuple[bytes, bytes, int]:
     """Run a program outside of any sandbox, in a directory that stands for the work directory."""
     (directory / name).write_bytes(code)

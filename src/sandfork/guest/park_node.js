@@ -56,8 +56,15 @@ function rehearse() {
   module.children.pop();
   fs.unlinkSync(path);
   // The streams are made on first use, which costs more than a short program.
-  void process.stdout.writable;
-  void process.stderr.writable;
+  setBlocking(true);
+}
+
+// A stream that is made has its pipe take what fits and no more, also from a program that writes by number and has never
+// heard of the stream.
+function setBlocking(wanted) {
+  for (const { _handle } of [process.stdout, process.stderr]) {
+    if (_handle && _handle.setBlocking) _handle.setBlocking(wanted);
+  }
 }
 
 // Say END where the program's end can be seen: when process.exit leaves, and when 'exit' was emitted to all who listen.
@@ -106,6 +113,7 @@ function park() {
   const run = readRun();
   process.execArgv = [];
   if (run.lasting) {
+    setBlocking(false); // what waits in a write hears of no interrupt
     const session = require('./session_node.js');
     delete require.cache[require.resolve('./session_node.js')];
     module.children.pop();
@@ -116,6 +124,7 @@ function park() {
     const cut = pair.indexOf('=');
     process.env[pair.slice(0, cut)] = pair.slice(cut + 1);
   }
+  if (process.env.NODE_PATH) require('module')._initPaths(); // which node looks at when it boots
   if (run.code !== null) fs.writeFileSync(process.argv[1], run.code); // else it is there already
   process.argv.push(...run.argv.slice(2));
   sayEnd();
