@@ -251,9 +251,9 @@ class Caller:
 class Step:
     """One process of a plan.
 
-    `argv` is what the program sees (`sys.argv` for a forked interpreter). When `code` is not None it is
-    written to `file_name` in the work directory before the process starts. A `lasting` process is an interpreter that
-    takes further steps after this one and keeps its state; `rich` and `keep_stdin` are the request's. A `warm` one is
+    `argv` is what the program sees (`sys.argv` for a forked interpreter). `code` is written to `file_name` in the work
+    directory before the process starts; without it an interpreter that is up finds its program there. A `lasting` one
+    takes further steps after this and keeps its state; `rich` and `keep_stdin` are the request's. A `warm` process is
     started with the words and variables that its template was started with, and with no others.
     """
 

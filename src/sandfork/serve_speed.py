@@ -60,8 +60,9 @@ async def measure(engine: Engine, language: Language, runs: int) -> Speed | None
 
     *Raises* RuntimeError when the program fails in the sandbox.
     """
-    request = check_request(language, next(check for check in language.checks if check.name == "hello"))
-    keys = {language.templates[0].key, *(["command"] if language.compile else [])}
+    hello = next(check for check in language.checks if check.name == "hello")
+    request = check_request(language, hello)
+    keys = {language.choose_template(hello.code).key, *(["command"] if language.compile else [])}
     for key in keys:
         engine.resize(key, _PARKED)
     bare, run, cached = [], [], []

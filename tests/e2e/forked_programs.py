@@ -17,7 +17,41 @@ RANDOM = {
     "tcl": "puts [expr {rand()}]; puts [expr {int(rand() * 1e9)}]",
 }
 
+#: Those whose programs have the same random numbers in every plain run, too.
+ALWAYS_THE_SAME = {"icon": "its generator starts from 0", "verilog": "a simulation can be repeated"}
+
 PROGRAMS: dict[str, dict[str, str]] = {
+    "icon": {
+        "output": 'procedure main()\n write("out"); write(&errout, "err")\nend',
+        "an error": "procedure f(x)\n return x + []\nend\nprocedure main()\n f(1)\nend",
+        "exit codes": "procedure main()\n exit(3)\nend",
+        "arguments": "procedure main(words)\n write(*words); every write(!words)\nend",
+        "stdin": 'procedure main()\n while write("<", read(), ">")\nend',
+        "who it is": "procedure main()\n write(&progname); write(&host); write(&version)\nend",
+        "the environment": 'procedure main()\n every n := !["HOME", "PATH", "LD_PRELOAD", "SANDFORK_FORK"] do write(n, " ", getenv(n) | "none")\nend',
+        "descriptors": 'procedure main()\n every write(!open("ls /proc/self/fd", "p"))\nend',
+        "memory": "procedure main()\n every write(&regions | &collections); x := list(100000, 1.5); collect(); write(*x)\nend",
+        "random": "procedure main()\n every 1 to 3 do write(?1000000)\nend",
+        "clocks": "procedure main()\n write(&time < 1000); write(*&clock); write(&date == &date)\nend",
+        "a sub-process": 'procedure main()\n write(system("echo sub; exit 4"))\nend',
+        "a coexpression": "procedure main()\n c := create 1 to 3; while write(@c)\nend",
+        "a deep recursion": "procedure f(n)\n return if n = 0 then 0 else 1 + f(n - 1)\nend\nprocedure main()\n write(f(5000))\nend",
+        "itself": 'procedure main()\n f := open(&progname, "ru"); write(reads(f, 9))\nend',
+        "nothing": "procedure main()\nend",
+    },
+    "verilog": {
+        "output": 'module main; initial begin $display("out"); $fdisplay(32\'h8000_0002, "err"); end endmodule',
+        "a fatal error": 'module main; initial $fatal(1, "bad"); endmodule',
+        "an end": "module main; initial begin #5 $display($time); $finish; end always #1; endmodule",
+        "stdin": "module main; integer c; initial begin c = $fgetc(32'h8000_0000); while (c != -1) begin $write(\"<%c>\", c[7:0]); c = $fgetc(32'h8000_0000); end end endmodule",
+        "a file of its own": 'module main; integer f; initial begin f = $fopen("x", "w"); $fwrite(f, "y"); $fclose(f); $display("%b", f != 0); end endmodule',
+        "a dump": 'module main; reg a = 0; initial begin $dumpfile("d.vcd"); $dumpvars; #1 a = 1; #1 $finish; end endmodule',
+        "random": "module main; initial repeat (3) $display($random, $urandom); endmodule",
+        "mathematics": "module main; initial $display($clog2(1000), $ln(2.0), $sqrt(2.0)); endmodule",
+        "time": 'module main; initial begin #3; $display("%0t %0d", $time, $stime); end endmodule',
+        "options of its own": 'module main; integer n; initial begin if ($value$plusargs("n=%d", n)) $display(n); else $display("none"); end endmodule',
+        "nothing": "module main; endmodule",
+    },
     "lua": {
         "output": "print('out', 1); io.stderr:write('err\\n')",
         "an error": "local function f() error('bad') end\nf()",

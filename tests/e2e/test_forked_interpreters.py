@@ -12,8 +12,9 @@ import pytest
 from sandfork.engine.compilation import command_words
 from sandfork.images.rooted import Rooted
 from sandfork.languages.catalogue import COMMAND, Catalogue, Language
-from sandfork.model import Limits, Step
-from tests.e2e.forked_programs import DIFFERENCES, PROGRAMS, RANDOM
+from sandfork.languages.language import BUILD_DIR
+from sandfork.model import InputFile, Limits, Step
+from tests.e2e.forked_programs import ALWAYS_THE_SAME, DIFFERENCES, PROGRAMS, RANDOM
 from tests.support.process import Ran, Tape, Workbench
 
 LIMITS = Limits(wall_s=20, pids=64)
@@ -34,11 +35,29 @@ def offered(name: str) -> Language:
     return FORKED[name]
 
 
+async def compiled(workbench: Workbench, language: Language, code: str) -> tuple[InputFile, ...]:
+    """Return what a compiler makes of a program."""
+    assert language.compile is not None
+    sandbox, tape = await workbench.fork(COMMAND.key), Tape()
+    there = (InputFile(f"{BUILD_DIR}/.made", b""),)
+    step = Step(command_words(language, language.compile.argv), language.file_name, code.encode(), files=there)
+    try:
+        end = await sandbox.exec(step, LIMITS, tape)
+        assert end.exit_code == 0, bytes(tape.stderr)
+        collected = await sandbox.collect(language.compile.artefacts, 1 << 20)
+    finally:
+        await sandbox.close()
+    return tuple(InputFile(file.path, file.content, 0o755) for file in collected.files)
+
+
 async def run(workbench: Workbench, language: Language, template: str, code: str, **change: object) -> Ran:
+    if language.compile:
+        change["files"] = await compiled(workbench, language, code)
     sandbox, tape = await workbench.fork(template), Tape()
     argv = command_words(language, language.argv) + change.pop("args", ())  # type: ignore[operator]
     env = language.env + change.pop("env", ())  # type: ignore[operator]
-    step = Step(argv, language.file_name, code.encode(), env, STDIN, **change)  # type: ignore[arg-type]
+    text = (None, None) if language.compile else (language.file_name, code.encode())
+    step = Step(argv, *text, env, STDIN, **change)  # type: ignore[arg-type]
     try:
         end = await sandbox.exec(step, LIMITS, tape)
     finally:
@@ -51,7 +70,7 @@ def told(ran: Ran) -> tuple[bytes, bytes, int | None]:
 
 
 def test_every_language_that_goes_on_after_a_fork_is_compared_with_plain_runs() -> None:
-    assert set(FORKED) == set(PROGRAMS) == set(RANDOM)
+    assert set(FORKED) == set(PROGRAMS) == {*RANDOM, *ALWAYS_THE_SAME}
 
 
 @pytest.mark.parametrize(("name", "program"), CASES)
@@ -65,7 +84,7 @@ def test_a_program_does_what_it_does_in_a_plain_run(workbench: Workbench, name: 
         assert told(forked) == told(plain)
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", [name for name, programs in PROGRAMS.items() if "arguments" in programs])
 def test_a_program_with_arguments_and_variables_of_its_own_has_them(workbench: Workbench, name: str) -> None:
     language = offered(name)
     code = next(code for program, code in PROGRAMS[name].items() if program == "arguments")

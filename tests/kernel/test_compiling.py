@@ -10,8 +10,8 @@ import uvloop
 
 from sandfork.engine.engine import Engine, EngineSettings
 from sandfork.engine.policy import LimitPolicy
-from sandfork.languages.catalogue import COMMAND, Catalogue, Language
-from sandfork.languages.language import CompileSpec
+from sandfork.languages.catalogue import Catalogue, Language
+from sandfork.languages.language import CompileSpec, TemplateKind, TemplateSpec
 from sandfork.model import (
     Caller,
     ExecRequest,
@@ -38,6 +38,31 @@ LANGUAGE = Language(
     argv=("{out}",),
     compile=CompileSpec(("/bin/sh", "{name}", "{out}"), (".build/main",), COMPILER_LIMITS),
 )
+#: For interpreters that are up already: where each finds what was made for it, and a program that tells whether it was.
+ON_TEMPLATES = {
+    "python": (
+        "main.py",
+        TemplateSpec("python", TemplateKind.FORK, "/usr/bin/python3"),
+        "print('zygote.so' in open('/proc/self/maps').read(), __file__)",
+    ),
+    "node": (
+        "main.js",
+        TemplateSpec("node", TemplateKind.PARK, "/usr/bin/node"),
+        "console.log(String(require('fs').readFileSync('/proc/self/cmdline')).includes('park') && 'True', __filename)",
+    ),
+    "perl": (
+        ".build/main",
+        TemplateSpec(
+            "perl",
+            TemplateKind.FORK,
+            "/usr/bin/perl",
+            fork_at="open",
+            start=("/usr/bin/perl", "{out}"),
+            file_name=".build/main",
+        ),
+        "open F, '/proc/self/maps'; print grep(/preload/, <F>) && 'True', qq( $0\n)",
+    ),
+}
 SETTINGS = EngineSettings(policy=LimitPolicy(default=Limits(wall_s=2.0)))
 MAKE = 'printf "#!/bin/sh\\n%s\\n" "{}" > "$1"; chmod +x "$1"; '
 
@@ -50,16 +75,17 @@ def _root(as_root: None) -> None:
 Run = Callable[..., Awaitable[ExecResult]]
 
 
-def with_language(check: Callable[[Run], Awaitable[None]]) -> None:
+def with_language(check: Callable[[Run], Awaitable[None]], language: Language = LANGUAGE) -> None:
     """Run `check` over an engine of its own; afterwards no sandbox may be left."""
     launched = start_native()
 
     async def run() -> None:
-        tier = process_tier(launched)
+        tier = process_tier(launched, catalogue=Catalogue([language]))
         try:
             async with asyncio.timeout(STUCK_S):
                 await tier.start()
-                engine = Engine(tier, Catalogue([LANGUAGE]), {COMMAND.key: 0}, SETTINGS)
+                catalogue = Catalogue([language])
+                engine = Engine(tier, catalogue, {spec.key: 0 for spec in catalogue.templates()}, SETTINGS)
                 await engine.start()
 
                 async def execute(code: str, **change: object) -> ExecResult:
@@ -141,3 +167,24 @@ def test_in_a_session_a_program_is_made_from_its_files_and_sees_them() -> None:
         assert (await run(MAKE.format("cat note"), session=use)).stdout == b"noted\n"
 
     with_language(check)
+
+
+@pytest.mark.parametrize("key", ON_TEMPLATES)
+def test_what_was_made_for_an_interpreter_runs_in_one_that_is_up_already(key: str) -> None:
+    program, template, code = ON_TEMPLATES[key]
+    language = Language(
+        name="made",
+        aliases=(),
+        extension=".made",
+        file_name="main.made",
+        argv=(template.interpreter, program),
+        compile=CompileSpec(("/bin/cp", "{name}", program), (program,)),
+        templates=(template,),
+    )
+
+    async def check(run: Run) -> None:
+        use = SessionUse("native", "s", SessionSpec(), fresh=True)
+        for result in (await run(code), await run(code), await run(code, session=use)):
+            assert (result.stdout.decode(), result.stderr) == (f"True /sandbox/{program}\n", b"")
+
+    with_language(check, language)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,12 +129,26 @@ def test_what_does_not_describe_a_fork_is_refused(change: str, key: str) -> None
         parse(f"{FORKING}{change}\n")
 
 
-def test_a_compiled_language_does_not_fork_at_its_text() -> None:
-    template = (
-        '[[template]]\nkey = "c"\nkind = "fork"\ninterpreter = "/usr/bin/c"\nfork_at = "open"\npool_weight = 1.0\n'
-    )
-    with pytest.raises(CatalogueError, match="a compiled language has none"):
-        parse(f"{C}{template}")
+MADE_FOR = """
+[[template]]
+key = "vm"
+kind = "fork"
+interpreter = "/usr/bin/vm"
+fork_at = "open"
+pool_weight = 1.0
+"""
+
+
+def test_an_interpreter_forks_as_it_opens_what_was_compiled_for_it() -> None:
+    (spec,) = parse(C.replace('["{out}", "-x"]', '["/usr/bin/vm", "{out}"]') + MADE_FOR).templates
+    assert (spec.start, spec.file_name) == (("/usr/bin/vm", "{out}"), ".build/main")
+
+
+def test_what_forks_is_told_which_artefact_is_its_program() -> None:
+    several = C.replace("limits = { wall_s = 60", 'artefacts = ["*.vm"]\nlimits = { wall_s = 60')
+    with pytest.raises(CatalogueError, match="the first of `artefacts` must be a path, no pattern"):
+        parse(several + MADE_FOR)
+    parse(several + MADE_FOR.replace('"fork"', '"park"').replace('fork_at = "open"', ""))
 
 
 @pytest.mark.parametrize("name", ["", "Python", "python ", "python2", "command", "main.py"])
@@ -404,6 +419,15 @@ def test_a_template_that_cannot_be_made_is_passed_over() -> None:
     assert python.choose_template("import numpy", {"python-numpy": "no numpy"}).key == "python"
     assert python.choose_template("import numpy", {"python": "no python"}).key == "python-numpy"
     assert python.choose_template("print(1)", {"python": "no python"}).key == "python"
+
+
+def test_what_a_compiler_has_every_program_import_chooses_the_template_too() -> None:
+    coconut = Catalogue.load().find("coconut")
+    assert coconut is not None
+    assert coconut.choose_template("print(1)").key == "python-numpy"
+    assert coconut.choose_template("print(1)", {"python-numpy": "no numpy"}).key == "python"
+    without = replace(coconut, compile=coconut.compile and replace(coconut.compile, imports=()))
+    assert without.choose_template("print(1)").key == "python"
 
 
 def test_only_the_beginning_of_a_program_is_scanned() -> None:

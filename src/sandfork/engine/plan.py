@@ -96,7 +96,7 @@ class Planner:
         compilation = None
         if language is not None and language.compile is not None:
             compilation = plan_compilation(language, step.code or b"", step.files, limits, self._policy, caller)
-            step = replace(step, file_name=None, code=None)
+            step = replace(step, file_name=language.compile.program if template.resident else None, code=None)
         return ExecPlan(
             exec_id, caller, COMMAND.key if language is None else language.name, template.key, step, limits,
             self._check_collect(request.collect) if request.collect else (),

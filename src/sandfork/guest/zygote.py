@@ -142,6 +142,12 @@ def new_main(path: str) -> types.ModuleType:
     return main
 
 
+def read_program(path: str) -> bytes:
+    """Return a program that came as a file."""
+    with open(path, "rb", 0) as file:
+        return file.read()
+
+
 def run_code(source: bytes, path: str, main: types.ModuleType) -> BaseException | None:
     """Compile and execute; return what was raised."""
     try:
@@ -161,6 +167,7 @@ def perform(job: Job) -> int:
     path = job.name if job.name.startswith("/") else WORK_DIR + "/" + job.name
     if job.error:
         raise OSError(job.error, os.strerror(job.error), path)
+    source = job.code or read_program(path)
     sys.argv[:] = [path, *job.argv[1:]]
     sys.orig_argv[:] = [sys.executable, *sys.argv]
     sys.path[0] = WORK_DIR
@@ -168,7 +175,7 @@ def perform(job: Job) -> int:
     execute = later("displays").run_code if job.rich else run_code
     clock = time.clock_gettime_ns
     RECEIVED[0] = clock(time.CLOCK_MONOTONIC)
-    error = execute(job.code, path, main)
+    error = execute(source, path, main)
     RECEIVED[1] = clock(time.CLOCK_MONOTONIC)
     status: int = plain.status_of(error)
     return status

@@ -89,6 +89,13 @@ class CompileSpec:
     argv: tuple[str, ...]
     artefacts: tuple[str, ...]
     limits: LimitsOverride = NO_LIMITS
+    imports: tuple[str, ...] = ()
+
+    @property
+    def program(self) -> str:
+        """The artefact that an interpreter which is up already takes for its program; none is what is a pattern."""
+        first = self.artefacts[0]
+        return "" if set(first) & set("*?[") else first
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,13 +206,14 @@ class Language:
         return replace(self, argv=argv, compile=compiled, env=env, warm_path=path)
 
     def choose_template(self, code: str, unavailable: Mapping[str, str] = MappingProxyType({})) -> TemplateSpec:
-        """Return the template to run `code` in: the first whose `imports` it names, else the default.
+        """Return the template to run `code` in: the first whose `imports` it, or its compiler, names, else the default.
 
         One whose key is in `unavailable` is passed over; the default is returned whatever that says, unless its
         programs can be executed just as well.
         """
+        compiled_in = self.compile.imports if self.compile else ()
         for spec, names in self.scans:
-            if names(code) and spec.key not in unavailable:
+            if spec.key not in unavailable and (not set(compiled_in).isdisjoint(spec.imports) or names(code)):
                 return spec
         default = self.templates[0]
         return self.commands if default.fork_at and default.key in unavailable else default

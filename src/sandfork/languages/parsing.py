@@ -13,7 +13,9 @@
     session = ["/bin/bash", "-i"]          for a default of kind none: the interpreter that keeps a session's state
     [compile]                              run first, in a sandbox of its own; the program runs if it ends with 0
     argv = ["/usr/bin/gcc", "-o", "{out}", "{name}"]
-    artefacts = [".build/main"]            paths and globs of what the program is given; that of {out} if left out
+    artefacts = [".build/main"]            paths and globs of what the program is given; that of {out} if left out. An
+                                           interpreter that is forked takes the first for its program's text
+    imports = ["numpy"]                    what every program imports once it is compiled, whatever its text says
     limits = { wall_s = 30, memory_bytes = "1g" }    what the compiler may use at least; else the server's defaults
     [limits]                               the same for the program, where the request names none
     [env]                                  variables for both steps; a request's own win
@@ -26,7 +28,8 @@
     kind = "fork"                          fork: a zygote; park: a booted process waits; none: a ready cell execs argv
     interpreter = "/usr/bin/python3"       for fork and park
     preload = ["numpy"]                    modules a zygote imports before it serves
-    fork_at = "open"                       fork, without a driver of ours: when it does; see native/preload.c
+    fork_at = "open"                       fork, without a driver of ours: when it does; see native/preload.c. What
+                                           {file} and {name} are, or the first artefact, is the program that it opens
     start = ["/usr/bin/lua", "-e", "...", "{file}"]    then: how it is started, where not as argv says; {fork} is what
                                            it opens to fork, {driver} the path of `driver`
     driver = "fork.rb"                     then: a file of guest/ that it runs before the program
@@ -113,7 +116,7 @@ def parse_language(where: str, values: Mapping[str, object]) -> Language:
     """Return the language a TOML table describes. *Raises* CatalogueError naming `where` and the key."""
     table = Table(where, values, _KEYS)
     compiled = _parse_compile(table) if "compile" in table else None
-    templates = tuple(_complete(table, spec, compiled=compiled is not None) for spec in _parse_templates(table))
+    templates = tuple(_complete(table, spec, compiled) for spec in _parse_templates(table))
     argv, env = _parse_argv(table, compiled), _parse_env(table)
     checks = _parse_checks(table, compiled=compiled is not None)
     language = Language(
@@ -167,12 +170,12 @@ def _parse_session(table: Table, default: TemplateSpec, *, compiled: bool) -> tu
 
 
 def _parse_compile(table: Table) -> CompileSpec:
-    inner = table.table("compile", ("argv", "artefacts", "limits"))
+    inner = table.table("compile", ("argv", "artefacts", "imports", "limits"))
     argv = inner.texts("argv")
     if not argv or not argv[0].startswith("/") or not any(w == FILE_MARK or NAME_MARK in w for w in argv):
         inner.refuse("argv", f"must start with an absolute path and name {FILE_MARK!r} or {NAME_MARK!r}")
     artefacts = inner.texts("artefacts", (f"{BUILD_DIR}/{OUT_NAME}",), _ARTEFACT)
-    return CompileSpec(_check_marks(inner, argv), artefacts, _parse_limits(inner))
+    return CompileSpec(_check_marks(inner, argv), artefacts, _parse_limits(inner), inner.texts("imports", (), _MODULE))
 
 
 def _parse_warm(
@@ -265,15 +268,14 @@ def _check_fork_at(table: Table, spec: TemplateSpec) -> None:
         table.refuse("fork_at", "is for a template of kind fork that preloads nothing")
 
 
-def _complete(table: Table, spec: TemplateSpec, *, compiled: bool) -> TemplateSpec:
+def _complete(table: Table, spec: TemplateSpec, compiled: CompileSpec | None) -> TemplateSpec:
     """Tell a template whose interpreter goes on by itself what it is to run."""
+    if compiled is not None and spec.kind is TemplateKind.FORK and not compiled.program:
+        table.refuse("template", "what forks is given its program: the first of `artefacts` must be a path, no pattern")
     if not spec.fork_at:
         return spec
-    if compiled:
-        table.refuse("template", "`fork_at` is for interpreters: a compiled language has none")
-    return replace(
-        spec, start=spec.start or table.texts("argv"), file_name=table.text("file_name"), env=_parse_env(table)
-    )
+    file_name = compiled.program if compiled else table.text("file_name")
+    return replace(spec, start=spec.start or table.texts("argv"), file_name=file_name, env=_parse_env(table))
 
 
 def _parse_checks(table: Table, *, compiled: bool) -> tuple[Check, ...]:

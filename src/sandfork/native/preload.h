@@ -299,13 +299,21 @@ static void lift_descriptors(const char *driver)
     SYS(close_range, FIRST_FD, FIRST_FD + (*driver ? 4 : 3), 0);
 }
 
-static void make_program_file(void)
+/* With the directories above it; set_up has taken the path apart from what follows it. */
+static void make_program_file(char *path)
 {
-    long fd = SYS(openat, AT_FDCWD, program_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    for (char *at = path + 1; *at; at++) {
+        if (*at != '/')
+            continue;
+        *at = 0;
+        SYS(mkdirat, AT_FDCWD, path, 0755);
+        *at = '/';
+    }
+    long fd = SYS(openat, AT_FDCWD, path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
     long r = fd < 0 ? fd : write_all((int)fd, "\n", 1);
     SYS(close, fd);
     if (r < 0)
-        give_up(program_path, r);
+        give_up(path, r);
 }
 
 static __attribute__((constructor)) void set_up(void)
@@ -317,7 +325,8 @@ static __attribute__((constructor)) void set_up(void)
     memcpy(settings, given, size);
     char *at = settings;
     enum way way = way_of(next_word(&at));
-    const char *path = next_word(&at), *interpreter = next_word(&at);
+    char *path = next_word(&at);
+    const char *interpreter = next_word(&at);
     if (!same_file("/proc/self/exe", interpreter))
         return; /* a script that starts it, or a command of that */
     /* Twice in the environment is twice a shell's doing. */
@@ -326,7 +335,7 @@ static __attribute__((constructor)) void set_up(void)
     take_variable("LD_BIND_NOW");
     lift_descriptors(next_word(&at));
     program_path = path;
-    make_program_file();
+    make_program_file(path);
     fork_at = way;
 }
 

@@ -47,8 +47,9 @@ def run_frame(step: Step, limits: Limits, base_env: bytes, means: Means, work_di
         argv = tuple(_moved(word, work_dir) for word in argv)
     parts += [m.text(b"a", word) for word in argv]
     parts += [m.text(b"e", f"{name}={value}") for name, value in step.env]
-    if step.code is not None and step.file_name is not None:
+    if step.file_name is not None:
         parts.append(m.text(b"f", step.file_name))
+    if step.code is not None:
         parts.append(m.field(b"c", step.code))
     if step.lasting:
         parts.append(m.number(b"l", 1))
