@@ -153,6 +153,45 @@ def test_a_program_whose_file_an_earlier_one_replaced_is_told_so(made: str, reas
     with_tier(check, perl())
 
 
+def test_its_end_is_answered_before_its_process_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check(tier: ProcessTier) -> None:
+        guest, tape = await (await tier.template("perl")).fork(), Tape()
+        code = b"END { print 'at the end' } exit 3"
+        step = Step(("/usr/bin/perl", "/sandbox/main.pl"), "main.pl", code, warm=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(ProcessSandbox, "exit_event", lambda guest, event: guest.died())  # says no more than that
+            end = await guest.exec(step, LIMITS, tape)
+        await guest.close()
+        assert (end.exit_code, end.signal, bytes(tape.stdout)) == (3, None, b"at the end")
+
+    with_tier(check, perl())
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "printed"),
+    [
+        ("if (!fork) { exit 5 } wait; print $? >> 8; exit 3", 3, b"5"),
+        ("require POSIX; $| = 1; print 'kept'; POSIX::_exit(6)", 6, b"kept"),
+        (
+            "require POSIX; POSIX::close(63); open my $f, '+>', 'x'; POSIX::dup2(fileno $f, 63); print 'on'; exit 4",
+            4,
+            b"on",
+        ),
+        ("exec 'sh', '-c', 'echo on; exit 7'", 7, b"on\n"),
+    ],
+    ids=["of a child", "without handlers", "with another file in the place of ctl", "of what it executes"],
+)
+def test_an_end_that_is_not_told_is_seen(code: str, status: int, printed: bytes) -> None:
+    async def check(tier: ProcessTier) -> None:
+        guest, tape = await (await tier.template("perl")).fork(), Tape()
+        step = Step(("/usr/bin/perl", "/sandbox/main.pl"), "main.pl", code.encode(), warm=True)
+        end = await guest.exec(step, LIMITS, tape)
+        await guest.close()
+        assert (end.exit_code, bytes(tape.stdout)) == (status, printed)
+
+    with_tier(check, perl())
+
+
 def pretender(words: str) -> Language:
     """Return a language whose interpreter does something before it opens what has it fork."""
     (spec,) = perl().templates

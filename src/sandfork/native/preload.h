@@ -5,6 +5,7 @@
 #ifndef SANDFORK_PRELOAD_H
 #define SANDFORK_PRELOAD_H
 
+#include "end.h"
 #include "hugetext.h"
 #include "program.h"
 #include "zygote.h"
@@ -23,6 +24,8 @@
 
 extern char **environ __attribute__((weak));
 extern unsigned long getauxval(unsigned long type) __attribute__((weak));
+extern int on_exit(void (*handler)(int status, void *given), void *given) __attribute__((weak));
+extern int fflush(void *file) __attribute__((weak));
 
 static struct confinement confinement;
 
@@ -50,6 +53,8 @@ static size_t clock_count;
 /* Directories that it made for what it writes to while it runs. */
 static char directories[DIRECTORIES_MAX][PATH_MAX];
 static size_t directory_count;
+
+static uint64_t started_ns; /* when the program began */
 
 static bool seeded; /* it gave the C library's random numbers a seed, which its children must not share */
 
@@ -181,8 +186,23 @@ static void be_program(void)
         program_exec(CTL_FD);
     }
     set_clocks();
+    started_ns = monotonic_ns();
     say_started(CTL_FD);
-    SYS(close, CTL_FD);
+    runner = identity_of(CTL_FD);
+}
+
+/*
+ * The program has come to its end by itself: all else that is done then is done, but for the C library's own streams. What
+ * is still to come is the end of a process, which the answer need not wait for.
+ */
+static void at_exit(int status, void *given)
+{
+    (void)given;
+    if (runner.pid != (uint32_t)SYS(getpid))
+        return; /* a template, or a process that the program forked */
+    fflush(NULL);
+    uint64_t times[] = {started_ns, monotonic_ns()};
+    end_run(CTL_FD, status, times);
 }
 
 /*
@@ -337,6 +357,9 @@ static __attribute__((constructor)) void set_up(void)
     program_path = path;
     make_program_file(path);
     fork_at = way;
+    /* Before the interpreter has any of its own: handlers run in the reverse order. */
+    if (on_exit && fflush)
+        on_exit(at_exit, NULL);
 }
 
 #endif
