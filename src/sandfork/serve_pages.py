@@ -22,7 +22,7 @@ one says why in its file (`sandfork lang info NAME`). `warm` stands for a warm c
 medians in milliseconds of the hello program, taken in turns in one run, fewer if it is slow: `bare` is the toolchain
 alone, unconfined; `run` an execution with a warm pool, compiled anew where there is a compiler; `again` one whose
 artefacts were kept from the run before. Ratios are to bare. A language without times is one whose toolchain does not
-run bare as a user without a name, such as the service's.
+run bare as the service's user, which has no name; `bare` in its file can help that.
 
 {host}
 

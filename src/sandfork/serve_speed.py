@@ -121,7 +121,7 @@ def run_bare(language: Language, request: ExecRequest) -> float:
         began_s = time.perf_counter()
         for argv in (*steps, language.argv):
             words = fill_memory(command_words(language, argv), _BARE_MEMORY_BYTES)
-            words = tuple(word.replace(WORK_DIR, directory) for word in words)
+            words = (*language.bare_argv, *(word.replace(WORK_DIR, directory) for word in words))
             stdin = request.stdin if argv == language.argv else b""
             subprocess.run(words, cwd=directory, env=env, check=True, input=stdin, capture_output=True, timeout=_BARE_S)
         return time.perf_counter() - began_s

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +19,7 @@ from sandfork.engine.engine import Engine
 from sandfork.images.archive import Bounds
 from sandfork.images.making import import_stream
 from sandfork.languages.catalogue import Catalogue, Language
+from sandfork.languages.checks import check_request
 from sandfork.languages.language import Check, CompileSpec, Packages
 from sandfork.serve_caches import cache_key, cache_store
 from sandfork.serve_install import PREFIX, InstallCommand, commands_for, run_command
@@ -24,7 +27,7 @@ from sandfork.serve_languages import load_catalogue
 from sandfork.serve_pages import proof_page, proof_rows
 from sandfork.serve_proofs import Proof
 from sandfork.serve_refusal import Refused
-from sandfork.serve_speed import Speed, measure
+from sandfork.serve_speed import Speed, measure, run_bare
 from tests.support.warm import TEXT as WARM
 from tests.support.warm import cache_tar
 
@@ -195,6 +198,15 @@ def test_a_toolchain_that_does_not_run_bare_has_no_times_and_says_why(caplog: py
     assert asyncio.run(measure(cast(Engine, engine), made, 3)) is None
     assert "zog: its bare toolchain does not run: no such user" in caplog.text
     assert engine.targets == {"command": 0}
+
+
+def test_what_a_toolchain_needs_to_run_bare_is_done_for_it() -> None:
+    asks = ("/bin/sh", "-c", 'test "$NAMED" = yes', "{file}")
+    made = Language("zog", (), ".zog", "main.zog", asks, checks=(Check("hello", "1"),))
+    request = check_request(made, made.checks[0])
+    with pytest.raises(subprocess.CalledProcessError):
+        run_bare(made, request)
+    assert run_bare(replace(made, bare_argv=("/usr/bin/env", "NAMED=yes")), request) > 0
 
 
 def test_a_language_that_is_not_there_says_what_would_install_it() -> None:

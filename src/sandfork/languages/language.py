@@ -159,6 +159,7 @@ class Language:
     warm_path: str = ""
     limits: LimitsOverride = NO_LIMITS
     version_argv: tuple[str, ...] = ()
+    bare_argv: tuple[str, ...] = ()
     packages: Packages = field(default_factory=Packages)
     needs: tuple[str, ...] = ()
     takes_extension: bool = False

@@ -9,6 +9,8 @@
     version = ["/usr/bin/gcc", "--version"]    a command that tells the version somewhere in its output
     needs = ["/usr/include/stdio.h"]       what must be there beside the programs that the command lines begin with; a
                                            pattern, /usr/lib*/gcc/*/*/cc1obj, where a path has a version or machine
+    bare = ["/usr/bin/unshare", "--user"]  what runs its command lines where they are measured without a sandbox, where
+                                           they need what only a sandbox has
     packages = { debian = ["gcc"], npm = [], pypi = [] }
     session = ["/bin/bash", "-i"]          for a default of kind none: the interpreter that keeps a session's state
     [compile]                              run first, in a sandbox of its own; the program runs if it ends with 0
@@ -83,7 +85,7 @@ from sandfork.model import LimitsOverride
 
 _KEYS = (
     "name", "aliases", "extension", "takes_extension", "file_name", "argv", "version", "needs", "packages", "session",
-    "compile", "limits", "env", "template", "checks", "without", "warm",
+    "compile", "limits", "env", "template", "checks", "without", "warm", "bare",
 )  # fmt: skip
 _TEMPLATE_KEYS = (
     "key", "kind", "interpreter", "preload", "imports", "pool_weight", "fork_at", "start", "driver",
@@ -132,6 +134,7 @@ def parse_language(where: str, values: Mapping[str, object]) -> Language:
         warm=_parse_warm(table, argv, compiled, env, templates, checks),
         limits=_parse_limits(table),
         version_argv=table.texts("version", ()),
+        bare_argv=table.texts("bare", ()),
         packages=_parse_packages(table),
         needs=table.texts("needs", (), _PATH),
         takes_extension=table.flag("takes_extension"),
