@@ -251,10 +251,9 @@ class Caller:
 class Step:
     """One process of a plan.
 
-    `argv` is what the program sees (`sys.argv` for a forked interpreter). `code` is written to `file_name` in the work
-    directory before the process starts; without it an interpreter that is up finds its program there. A `lasting` one
-    takes further steps after this and keeps its state; `rich` and `keep_stdin` are the request's. A `warm` process is
-    started with the words and variables that its template was started with, and with no others.
+    `argv` is what the program sees. `code` is written to `file_name` in the work directory first; without it an
+    interpreter that is up finds its program there. A `lasting` one takes further steps, keeping its state, a `live` one
+    is followed, a `warm` one has its template's words and variables alone; `rich` and `keep_stdin` are the request's.
     """
 
     argv: tuple[str, ...]
@@ -267,6 +266,7 @@ class Step:
     rich: bool = False
     keep_stdin: bool = False
     warm: bool = False
+    live: bool = False
 
 
 @dataclass(frozen=True, slots=True)

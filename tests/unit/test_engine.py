@@ -105,6 +105,15 @@ async def test_output_over_the_cap_is_cut_at_exactly_the_cap_and_the_program_sto
 
 
 @in_virtual_time
+async def test_a_program_is_live_where_somebody_follows_its_output() -> None:
+    async with rig() as it:
+        handles: list[Execution] = []
+        await it.engine.execute(script("out a"), CALLER, None, handles.append)
+        await it.engine.execute(script("out a"), CALLER, Follower(), handles.append)
+        assert [handle.plan.step.live for handle in handles] == [False, True]
+
+
+@in_virtual_time
 async def test_the_cap_counts_per_stream() -> None:
     async with rig() as it:
         result = await it.run("out 123456789\nerr 123456789", output_bytes=10)

@@ -80,7 +80,7 @@ class Execution:
         `grace_s` is how long a kill may take, `interrupt_grace_s` the most that a lasting interpreter may take to end
         its step before it is killed.
         """
-        self.plan = plan
+        self.plan = plan if sink is None else replace(plan, step=replace(plan.step, live=True))
         self.received_ns = received_ns
         self.started_s = started_s
         self.compiled_ns = 0

@@ -242,7 +242,7 @@ class Guest:
             rest = self._line.begin(frame)
             # While the child wakes up.
             self._streams.begin(b"" if step.lasting else step.stdin, sink, keep_stdin=step.keep_stdin)
-            self._watch.begin(limits.cpu_s, self._since)
+            self._watch.begin(limits.cpu_s, self._since, live=step.live)
             if rest:
                 await self._line.finish(rest)
         except (BrokenPipeError, ConnectionResetError):

@@ -30,11 +30,16 @@ class Watch:
         self._cpu_s = 0.0
         self._since: Mark | None = None
 
-    def begin(self, cpu_s: float, since: Mark | None) -> None:
-        """Watch from a moment after now on; the time counts since the mark, else since the slot's baseline."""
+    def begin(self, cpu_s: float, since: Mark | None, *, live: bool = False) -> None:
+        """Watch from a moment after now on; the time counts since the mark, else since the slot's baseline.
+
+        Output is read from now on if somebody waits for it (`live`).
+        """
         self._cpu_s = cpu_s
         self._since = since
-        self._timer = self._loop.call_later(_WATCH_AFTER_S, self._look_first)
+        if live:
+            self._streams.watch()
+        self._timer = self._loop.call_later(_WATCH_AFTER_S, self._look if live else self._look_first)
 
     def _look_first(self) -> None:
         self._streams.watch()
