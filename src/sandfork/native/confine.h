@@ -15,8 +15,7 @@
 #ifndef SANDFORK_CONFINE_H
 #define SANDFORK_CONFINE_H
 
-#include "messages.h"
-#include "sys.h"
+#include "fail.h"
 
 #include <linux/filter.h>
 #include <linux/landlock.h>
@@ -41,24 +40,6 @@ static long load_filter(const struct sock_filter *code, uint32_t len)
 {
     struct sock_fprog program = {(unsigned short)len, (struct sock_filter *)(uintptr_t)code};
     return len ? SYS(seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) : 0;
-}
-
-/* Report a failed step on ctl and die with a status, which is the caller's to see once there is a program. */
-static __attribute__((noreturn)) void child_end(int ctl, uint32_t step, long err, int status)
-{
-    struct {
-        struct frame head;
-        struct fail_frame body;
-    } frame = {{FRAME_FAIL, {0}, sizeof frame.body}, {step, (uint32_t)-err}};
-    SYS(write, ctl, &frame, sizeof frame);
-    for (;;)
-        SYS(exit_group, status);
-}
-
-/* Report a step that failed before there was a program. The server turns it into ForkFailed(step, errno). */
-static __attribute__((noreturn)) void child_fail(int ctl, uint32_t step, long err)
-{
-    child_end(ctl, step, err, 125);
 }
 
 static long landlock_allow(long ruleset, const char *path, uint64_t access)

@@ -6,8 +6,9 @@
 #define SANDFORK_PRELOAD_H
 
 #include "end.h"
+#include "exec.h"
 #include "hugetext.h"
-#include "program.h"
+#include "variables.h"
 #include "zygote.h"
 
 #define MARK "/sandbox/.fork"
@@ -22,7 +23,6 @@
 #define DIRECTORIES_MAX 4
 #define PREPARED_BYTES (1u << 20)
 
-extern char **environ __attribute__((weak));
 extern unsigned long getauxval(unsigned long type) __attribute__((weak));
 extern int on_exit(void (*handler)(int status, void *given), void *given) __attribute__((weak));
 extern int fflush(void *file) __attribute__((weak));
@@ -262,30 +262,6 @@ static bool same_file(const char *a, const char *b)
     return SYS(statx, AT_FDCWD, a, 0, STATX_INO, &of_a) >= 0 && SYS(statx, AT_FDCWD, b, 0, STATX_INO, &of_b) >= 0 &&
            of_a.stx_ino == of_b.stx_ino && of_a.stx_dev_major == of_b.stx_dev_major &&
            of_a.stx_dev_minor == of_b.stx_dev_minor;
-}
-
-/* Take a variable out, also where /proc/self/environ shows what we were started with. */
-static void take_variable(const char *name)
-{
-    size_t len = str_len(name);
-    for (char **each = environ; each && *each; each++) {
-        char *text = *each;
-        if (!bytes_eq(text, name, len) || text[len] != '=')
-            continue;
-        memset(text, 0, str_len(text));
-        for (; *each; each++)
-            *each = each[1];
-        return;
-    }
-}
-
-static const char *variable(const char *name)
-{
-    size_t len = str_len(name);
-    for (char **each = environ; each && *each; each++)
-        if (bytes_eq(*each, name, len) && (*each)[len] == '=')
-            return *each + len + 1;
-    return NULL;
 }
 
 static char *next_word(char **at)

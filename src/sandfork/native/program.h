@@ -1,14 +1,12 @@
 /*
- * The program of a sandbox whose template has no driver of ours: wait on ctl for RUN, write the code, exec. With
- * FIELD_LASTING what is exec'd is an interpreter with a driver of ours, which finds ctl at PARK_CTL_FD.
- *
- * Runs confined. A program that cannot be written or executed is the caller's affair: FAIL carries the errno, and the exit
- * status is the shell's 127 (not found) or 126.
+ * The program of a sandbox whose template is driven by no script: wait on ctl for RUN, put its limits in force, write the
+ * code. Runs confined. A program that cannot be written is the caller's affair: FAIL carries the errno, and the exit status
+ * is the shell's 126.
  */
 #ifndef SANDFORK_PROGRAM_H
 #define SANDFORK_PROGRAM_H
 
-#include "confine.h"
+#include "fail.h"
 #include "run.h"
 
 static struct program program;
@@ -17,6 +15,7 @@ static bool program_is_warm; /* it is what the template was started as, which ne
 static const char *program_file; /* NULL: it has no text of its own */
 static const char *program_code;
 static size_t program_code_len;
+static uint64_t program_spent_s; /* processor time of the process before RUN, which is none of the program's */
 
 static void run_field(uint8_t tag, char *value, size_t len)
 {
@@ -32,7 +31,7 @@ static void run_field(uint8_t tag, char *value, size_t len)
     else if (tag == FIELD_CODE)
         program_code = value, program_code_len = len;
     else
-        run_limit(tag, n);
+        run_limit(tag, tag == FIELD_CPU ? n + program_spent_s : n);
 }
 
 /* Why a file in the work directory cannot be written, in the words of strerror(3) where those say it. */
@@ -84,40 +83,6 @@ static void write_code(int ctl, const char *file, const char *code, size_t len)
     SYS(close, fd);
 }
 
-static const char *search_path(void)
-{
-    for (size_t i = 0; i < program.envc; i++)
-        if (bytes_eq(program.env[i], "PATH=", 5))
-            return program.env[i] + 5;
-    return "/usr/local/bin:/usr/bin:/bin";
-}
-
-/* execvp: try every directory of PATH for a bare name. Returns -errno. */
-static long exec_program(void)
-{
-    char *name = program.argv[0];
-    for (const char *c = name; *c; c++)
-        if (*c == '/')
-            return SYS(execve, name, program.argv, program.env);
-    long result = -ENOENT;
-    const char *dir = search_path();
-    while (*name && *dir) {
-        struct text path = {0};
-        for (; *dir && *dir != ':'; dir++)
-            if (path.len + 1 < sizeof path.buf)
-                path.buf[path.len++] = *dir;
-        if (*dir)
-            dir++;
-        path.buf[path.len] = 0;
-        text_add(&path, "/");
-        text_add(&path, name);
-        long r = SYS(execve, path.buf, program.argv, program.env);
-        if (r != -ENOENT && r != -ENOTDIR)
-            result = r;
-    }
-    return result;
-}
-
 /* Say READY, take RUN, put its limits in force and write its file. */
 static void program_receive(int ctl)
 {
@@ -148,16 +113,6 @@ static void say_started(int ctl)
         uint64_t ns;
     } started = {{FRAME_STARTED, {0}, 8}, monotonic_ns()};
     write_all(ctl, &started, sizeof started);
-}
-
-static __attribute__((noreturn)) void program_exec(int ctl)
-{
-    long r;
-    if (program_lasts && (r = SYS(dup3, ctl, PARK_CTL_FD, 0)) < 0)
-        child_fail(ctl, STEP_FDS, r);
-    say_started(ctl);
-    r = exec_program();
-    child_end(ctl, STEP_EXEC, r, r == -ENOENT || r == -ENOTDIR ? 127 : 126);
 }
 
 #endif

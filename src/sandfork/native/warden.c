@@ -21,9 +21,9 @@
  * The event loop never waits for a process: every step ends in a message or a signal.
  */
 #include "cell.h"
+#include "exec.h"
 #include "kin.h"
 #include "probe.h"
-#include "program.h"
 #include "reduced_warden.h"
 #include "zygote.h"
 
