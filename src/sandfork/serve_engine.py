@@ -11,6 +11,7 @@ from sandfork.config import Config
 from sandfork.config.schema import DefaultLimits, MaximumLimits
 from sandfork.dialects.base import LanguageState
 from sandfork.engine.admission import AdmissionSettings
+from sandfork.engine.compilation import raise_defaults
 from sandfork.engine.compiler import CompilerSettings
 from sandfork.engine.engine import Engine, EngineSettings, Observe, observe_nothing
 from sandfork.engine.policy import LimitPolicy
@@ -42,7 +43,14 @@ def choose_languages(config: Config, known: Catalogue | None = None) -> Catalogu
     enabled = config.languages.enable
     wanted = {_enabled(every, name, exists).name for name in enabled}
     ones = every.only(lambda each: each.name in wanted if enabled else each.installed(exists(each.name)))
-    return with_caches(config, ones)
+    return equip(config, ones)
+
+
+def equip(config: Config, catalogue: Catalogue) -> Catalogue:
+    """Return languages with what this host adds: warm caches that fit, and the memory that programs usually have."""
+    policy = limit_policy(config)
+    warmed = with_caches(config, catalogue)
+    return warmed.sized(lambda language: raise_defaults(policy, language.limits).default.memory_bytes)
 
 
 def language_states(
@@ -168,4 +176,4 @@ def build_engine(config: Config, catalogue: Catalogue, tier: Tier, observe: Obse
 
 def made_on_demand(config: Config, catalogue: Catalogue) -> set[str]:
     """Return the keys of the templates that are made when they are first used."""
-    return {spec.key for spec in catalogue.templates() if spec.fork_at} - set(config.pool.sizes)
+    return {spec.key for spec in catalogue.templates() if spec.replaceable} - set(config.pool.sizes)

@@ -156,6 +156,8 @@ class Guest:
             if kind == ord("D"):
                 ran.displays.append(json.loads(body.decode()))
                 ran.events.append(ran.displays[-1])
+            elif kind == ord("S"):
+                ran.ready_ns = int.from_bytes(body, sys.byteorder)
             elif kind == ord("E"):
                 assert not self.received, "frames after END"
                 self._drain(ran)

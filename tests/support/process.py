@@ -65,7 +65,9 @@ def start_native(**change: Any) -> Launched:
 
 def process_tier(launched: Launched, **change: Any) -> ProcessTier:
     """Return a tier over what `start_native` started, which it owns from then on."""
-    catalogue = change.pop("catalogue", None) or Catalogue.load()
+    catalogue = change.pop("catalogue", None) or Catalogue.load().sized(
+        lambda language: language.limits.memory_bytes or LIMITS.memory_bytes
+    )
     settings: dict[str, Any] = {"guest_packages": guest_packages(), "cores": 2, **change}
     return ProcessTier(ProcessSettings(native=native_dir(), guest=PACKAGE / "guest", **settings), launched, catalogue)
 

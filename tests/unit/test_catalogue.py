@@ -95,7 +95,7 @@ def test_the_shipped_languages_are_found_by_their_aliases_and_share_templates() 
     assert {"bash", "node", "python"} <= set(catalogue.names())
     for name, alias in (("python", "python3"), ("python", "py"), ("node", "javascript"), ("node", "js")):
         assert catalogue.find(alias) is catalogue.find(name) is not None
-    assert {spec.key: spec.kind for spec in catalogue.templates() if not spec.fork_at} == {
+    assert {spec.key: spec.kind for spec in catalogue.templates() if not spec.replaceable} == {
         "command": TemplateKind.NONE,
         "node": TemplateKind.PARK,
         "python": TemplateKind.FORK,
@@ -149,6 +149,51 @@ def test_what_forks_is_told_which_artefact_is_its_program() -> None:
     with pytest.raises(CatalogueError, match="the first of `artefacts` must be a path, no pattern"):
         parse(several + MADE_FOR)
     parse(several + MADE_FOR.replace('"fork"', '"park"').replace('fork_at = "open"', ""))
+
+
+WAITING = RUBY.replace('"{file}"]', '"-m", "{memory_bytes}", "main", "{file}"]')
+
+
+def test_a_jvm_that_waits_is_started_as_its_programs_are() -> None:
+    text = f'{WAITING}park_at = "main"\nrehearsal = "1"\nboot_env = ["LC_*", "TZ"]\n'
+    language = parse(text).sized(1 << 20)
+    (spec,) = language.templates
+    assert (spec.driven, spec.resident, spec.replaceable, language.lasts) == (False, False, True, False)
+    assert (spec.start, spec.file_name, spec.rehearsal) == (language.argv, "main.rb", "1")
+    assert language.session_template.key == "command"
+    assert language.choose_template("", {spec.key: "no JDK"}).key == "command"
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "env", "taken"),
+    [
+        (1 << 20, (), True),
+        (1 << 20, ("TZX", "L", "HOME"), True),
+        (1 << 21, (), False),
+        (1 << 20, ("HOME", "TZ"), False),
+        (1 << 20, ("LC_ALL",), False),
+    ],
+)
+def test_one_that_waits_takes_what_it_was_told_at_its_start(
+    memory_bytes: int, env: tuple[str, ...], taken: bool
+) -> None:
+    (spec,) = parse(f'{WAITING}park_at = "main"\nboot_env = ["LC_*", "TZ"]\n').sized(1 << 20).templates
+    assert spec.takes(memory_bytes, env) is taken
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (f'{WAITING}park_at = "nowhere"', "park_at"),
+        (f'{WAITING}rehearsal = "1"', "rehearsal"),
+        (f'{WAITING}boot_env = ["TZ"]', "boot_env"),
+        (f'{WAITING}park_at = "main"\nboot_env = ["*"]', "boot_env"),
+        (f'{FORKING}park_at = "{{file}}"', "park_at"),
+    ],
+)
+def test_what_does_not_describe_one_that_waits_is_refused(text: str, key: str) -> None:
+    with pytest.raises(CatalogueError, match=key):
+        parse(f"{text}\n")
 
 
 @pytest.mark.parametrize("name", ["", "Python", "python ", "python2", "command", "main.py"])

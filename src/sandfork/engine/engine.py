@@ -338,10 +338,10 @@ class Engine:
         try:
             return await self._pool.fork(plan.template_key)
         except TemplateFailed as error:
-            if not any(spec.fork_at for spec in self._catalogue.templates() if spec.key == plan.template_key):
+            if not any(spec.replaceable for spec in self._catalogue.templates() if spec.key == plan.template_key):
                 raise
             # The pool has said so once, and health says it as long as it is so.
-            log.debug("execution %s: executed, for it cannot be forked: %s", plan.exec_id, error)
+            log.debug("execution %s: executed, for its template cannot be made: %s", plan.exec_id, error)
         return await self._pool.fork(plan.command_key)
 
     async def _collect(self, plan: ExecPlan, sandbox: Sandbox) -> Collected:

@@ -117,7 +117,7 @@ class Planner:
         if name is None:
             return COMMAND.key, COMMAND.key
         language = self._find(name)
-        return language.name, language.templates[0].key
+        return language.name, language.session_template.key
 
     def _spoken(self, named: str | None, of_session: str | None) -> Language:
         return self._find(named if named is not None else of_session or DEFAULT_LANGUAGE)
@@ -193,6 +193,9 @@ class Planner:
         args = self._check_words("args", request.args) if request.args else ()
         code = self._check_code(program)
         template = _choose_template(language, program.code, request.template, unavailable)
+        takes = template.takes(limits.memory_bytes, [name for name, _ in env])
+        if not takes or (template.park_at and request.session is not None):
+            template = language.commands
         files = self._check_files(request.files, language.file_name) if request.files else ()
         argv = self._commands[language.name]
         if language.name in self._sized:

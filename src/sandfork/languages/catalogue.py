@@ -97,6 +97,10 @@ class Catalogue:
         """Return the catalogue with warm caches: `path_of` tells where sandboxes see a language's, "" for none."""
         return Catalogue(each.warmed(path_of(each)) if each.warm else each for each in self._languages)
 
+    def sized(self, memory_of: Callable[[Language], int]) -> Catalogue:
+        """Return the catalogue whose parked processes have the memory that `memory_of` tells of their language."""
+        return Catalogue(each.sized(memory_of(each)) for each in self._languages)
+
     def only(self, keep: Callable[[Language], bool]) -> Catalogue:
         """Return the catalogue of those languages for which `keep` is true."""
         return Catalogue(language for language in self._languages if keep(language))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
@@ -44,6 +44,10 @@ class TemplateSpec:
     fork_at: str = ""
     start: tuple[str, ...] = ()
     driver: str = ""
+    park_at: str = ""
+    rehearsal: str = ""
+    boot_env: tuple[str, ...] = ()
+    memory_bytes: int = 0
     file_name: str = ""
     env: tuple[tuple[str, str], ...] = ()
     image: str = ""
@@ -51,18 +55,37 @@ class TemplateSpec:
     @property
     def driven(self) -> bool:
         """Whether code of ours in the interpreter takes the steps; else it goes on by itself, or argv is executed."""
-        return self.kind is not TemplateKind.NONE and not self.fork_at
+        return self.kind is not TemplateKind.NONE and not self.replaceable
+
+    @property
+    def replaceable(self) -> bool:
+        """Whether its programs can be executed just as well: it only saves them the start of their interpreter."""
+        return bool(self.fork_at or self.park_at)
 
     @property
     def resident(self) -> bool:
         """Whether what runs steps is the interpreter itself: a step's argv is only what follows it."""
         return self.kind is TemplateKind.FORK and self.driven
 
+    def takes(self, memory_bytes: int, env: Collection[str]) -> bool:
+        """Tell whether a process that was started before its program runs it as one started for it would.
+
+        It was told its memory when it started; `env` names variables, of which some count only then.
+        """
+        told = any(MEMORY_MARK in word for word in self.start) if self.park_at else False
+        if told and memory_bytes != self.memory_bytes:
+            return False
+        return not any(_names(pattern, name) for pattern in self.boot_env for name in env)
+
     def pool_target(self, pool_size: int) -> int:
         """Return how many sandboxes to keep parked when the configured pool size is `pool_size`."""
         if pool_size <= 0 or self.pool_weight == 0:
             return 0
         return max(1, round(pool_size * self.pool_weight))
+
+
+def _names(pattern: str, name: str) -> bool:
+    return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
 
 
 COMMAND = TemplateSpec(key="command", kind=TemplateKind.NONE, pool_weight=0.25)
@@ -178,6 +201,12 @@ class Language:
         return command_on(self.image) if self.image else COMMAND
 
     @property
+    def session_template(self) -> TemplateSpec:
+        """The template of the first process of a session: one parked for another memory cannot have its limits."""
+        default = self.templates[0]
+        return self.commands if default.park_at else default
+
+    @property
     def lasts(self) -> bool:
         """Whether there is an interpreter that keeps its state in a session; in others every run is a plain one."""
         return not self.compile and (bool(self.session_argv) or self.templates[0].driven)
@@ -204,7 +233,13 @@ class Language:
             return self
         compiled = self.compile and replace(self.compile, argv=warm_words(warm.compile, path))
         argv, env = warm_words(warm.run, path), warm_env(warm.env, path)
-        return replace(self, argv=argv, compile=compiled, env=env, warm_path=path)
+        templates = tuple(replace(each, start=argv) if each.park_at else each for each in self.templates)
+        return replace(self, argv=argv, templates=templates, compile=compiled, env=env, warm_path=path)
+
+    def sized(self, memory_bytes: int) -> Language:
+        """Return the language whose parked processes are started with that much memory."""
+        templates = tuple(replace(each, memory_bytes=memory_bytes) if each.park_at else each for each in self.templates)
+        return replace(self, templates=templates)
 
     def choose_template(self, code: str, unavailable: Mapping[str, str] = MappingProxyType({})) -> TemplateSpec:
         """Return the template to run `code` in: the first whose `imports` it, or its compiler, names, else the default.
@@ -217,7 +252,7 @@ class Language:
             if spec.key not in unavailable and (not set(compiled_in).isdisjoint(spec.imports) or names(code)):
                 return spec
         default = self.templates[0]
-        return self.commands if default.fork_at and default.key in unavailable else default
+        return self.commands if default.replaceable and default.key in unavailable else default
 
     def template_named(self, key: str) -> TemplateSpec | None:
         """Return this language's template of that key, or None."""

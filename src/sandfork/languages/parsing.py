@@ -35,6 +35,11 @@
     start = ["/usr/bin/lua", "-e", "...", "{file}"]    then: how it is started, where not as argv says; {fork} is what
                                            it opens to fork, {driver} the path of `driver`
     driver = "fork.rb"                     then: a file of guest/ that it runs before the program
+    park_at = "Main"                       park, of a JVM: the class in argv; words before it start one that waits, see
+                                           native/park_jvm.c
+    rehearsal = '''...'''                  then: a program that it runs first, for what that loads and compiles
+    boot_env = ["LC_*"]                    then: variables that count when it starts; a request that has one of them, or
+                                           another memory limit than the usual, is executed
     imports = ["numpy"]                    the template is chosen when the program imports one of these
     pool_weight = 1.0                      parked sandboxes, as a multiple of the configured pool size
     [checks]                               a program a check; `checks` says which there must be and what each must do
@@ -89,6 +94,7 @@ _KEYS = (
 )  # fmt: skip
 _TEMPLATE_KEYS = (
     "key", "kind", "interpreter", "preload", "imports", "pool_weight", "fork_at", "start", "driver",
+    "park_at", "rehearsal", "boot_env",
 )  # fmt: skip
 _FORK_AT = re.compile(r"(open|read|mark|fork)?")
 _DRIVER = re.compile(r"([a-z_]+\.[a-z]+)?")
@@ -97,6 +103,7 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _EXTENSION = re.compile(r"\.[A-Za-z0-9+_-]{1,12}")
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_VARIABLES = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?")
 _PATH = re.compile(r"/[^\0]*")
 #: What no client of a registry takes for an option or a path.
 _PACKAGE = re.compile(r"@?[A-Za-z0-9][A-Za-z0-9+._/@=~^<>-]{0,99}")
@@ -195,8 +202,8 @@ def _parse_warm(
         table.refuse("warm", f"is there if, and only if, a command line or a variable names {WARM_MARK!r}")
     if not named:
         return None
-    if any(spec.kind is not TemplateKind.NONE for spec in templates):
-        table.refuse("warm", "is for languages whose programs are executed: a template has started already")
+    if any(spec.kind is not TemplateKind.NONE and not spec.park_at for spec in templates):
+        table.refuse("warm", "is for what is started with its argv: a template of another kind has started already")
     inner = table.table("warm", ("argv", "code"))
     argv = inner.texts("argv")
     if not argv or not argv[0].startswith("/"):
@@ -253,8 +260,12 @@ def _parse_template(where: str, values: Mapping[str, object]) -> TemplateSpec:
         fork_at=table.text("fork_at", _FORK_AT, ""),
         start=table.texts("start", ()),
         driver=table.text("driver", _DRIVER, ""),
+        park_at=table.text("park_at", None, ""),
+        rehearsal=table.text("rehearsal", None, ""),
+        boot_env=table.texts("boot_env", (), _VARIABLES),
     )
     _check_fork_at(table, spec)
+    _check_park_at(table, spec)
     if spec.kind is TemplateKind.NONE and (spec.interpreter or spec.preload):
         table.refuse("interpreter", "a template of kind none has neither interpreter nor preload")
     if spec.kind is not TemplateKind.NONE and not spec.interpreter.startswith("/"):
@@ -271,10 +282,24 @@ def _check_fork_at(table: Table, spec: TemplateSpec) -> None:
         table.refuse("fork_at", "is for a template of kind fork that preloads nothing")
 
 
+def _check_park_at(table: Table, spec: TemplateSpec) -> None:
+    if not spec.park_at and (spec.rehearsal or spec.boot_env):
+        table.refuse("rehearsal" if spec.rehearsal else "boot_env", "is for a template with `park_at`")
+    if spec.park_at and (spec.kind is not TemplateKind.PARK or spec.imports):
+        table.refuse("park_at", "is for a template of kind park that is chosen by no imports")
+
+
 def _complete(table: Table, spec: TemplateSpec, compiled: CompileSpec | None) -> TemplateSpec:
     """Tell a template whose interpreter goes on by itself what it is to run."""
     if compiled is not None and spec.kind is TemplateKind.FORK and not compiled.program:
         table.refuse("template", "what forks is given its program: the first of `artefacts` must be a path, no pattern")
+    if spec.park_at:
+        argv = table.texts("argv")
+        if spec.park_at not in argv[1:] or argv[0] != spec.interpreter:
+            table.refuse("park_at", f"{spec.park_at!r} must be a word of an argv that starts with the interpreter")
+        if spec.rehearsal and compiled:
+            table.refuse("rehearsal", "is for interpreters: a compiled language has none")
+        return replace(spec, start=argv, file_name=table.text("file_name"))
     if not spec.fork_at:
         return spec
     file_name = compiled.program if compiled else table.text("file_name")

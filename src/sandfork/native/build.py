@@ -49,6 +49,7 @@ TARGETS = (
     Target("sandfork-warden", ("warden.c",), PROGRAM),
     Target("zygote.so", ("zygote.c",), SHARED_OBJECT),
     Target("preload.so", ("preload.c",), PRELOADED),
+    Target("park_jvm.so", ("park_jvm.c",), PRELOADED),
     Target("breaker.so", ("breaker.c",), (*SHARED_OBJECT, "-Wl,-z,now")),
 )
 

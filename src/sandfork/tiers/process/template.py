@@ -105,6 +105,8 @@ class ProcessTemplate:
         self._reason = "not started"
         self._memory_bytes = 0
         self._retired: dict[int, Zygote] = {}
+        self._proving, self._proven = asyncio.Lock(), False
+        self._first: ProcessSandbox | None = None
 
     @property
     def key(self) -> str:
@@ -117,8 +119,22 @@ class ProcessTemplate:
         return self._spec.root
 
     async def warm(self) -> None:
-        """Have a zygote running. *Raises* TemplateFailed."""
+        """Have a zygote running, and seen that what each child is to boot does. *Raises* TemplateFailed."""
         await self._current()
+        if self._spec.kind is m.Kind.PARK and self._execs:
+            await self._prove()
+
+    async def _prove(self) -> None:
+        """Have a first sandbox, once: whoever asks for one next is given it."""
+        async with self._proving:
+            if self._proven:
+                return
+            try:
+                self._first = await self._fork(urgent=False)
+            except ForkFailed as error:
+                self._reason = f"what it boots did not come up: {error.message}"
+                raise TemplateFailed(f"template {self.key}: {self._reason}", retry_after_s=5.0) from error
+            self._proven = True
 
     async def _current(self) -> Zygote:
         zygote = self._zygote
@@ -188,11 +204,15 @@ class ProcessTemplate:
 
     async def fork(self, *, urgent: bool = False) -> ProcessSandbox:
         """Return a parked sandbox; see the port."""
+        first, self._first = self._first, None
+        return first or await self._fork(urgent=urgent)
+
+    async def _fork(self, *, urgent: bool) -> ProcessSandbox:
         if not self._warden.alive:
             raise ForkFailed("the process that makes sandboxes is gone", step="warden")
         zygote = await self._current()
         limits = slot_limits(self._spec.limits)
-        slot = self._slots.take(limits, limits_itself=self._spec.kind is not m.Kind.PARK)
+        slot = self._slots.take(limits, limits_itself=self._limits_itself)
         try:
             ctl, ctl_child, agent, agent_child, streams, ends = open_channels()
         except OSError as error:
@@ -235,7 +255,7 @@ class ProcessTemplate:
             raise ForkFailed("the process that makes sandboxes is gone", step="warden")
         zygote = await self._current()
         home = sandbox.place
-        slot = self._slots.take(home.limits, limits_itself=self._spec.kind is not m.Kind.PARK, home=home)
+        slot = self._slots.take(home.limits, limits_itself=self._limits_itself, home=home)
         try:
             ctl, ctl_child = open_stream()
             streams, theirs = open_terminal_streams(*terminal) if terminal else open_pipes()
@@ -266,6 +286,10 @@ class ProcessTemplate:
     def _execs(self) -> bool:
         return self._spec.execs
 
+    @property
+    def _limits_itself(self) -> bool:
+        return self._execs or self._spec.kind is not m.Kind.PARK
+
     def _base_env(self) -> bytes:
         """What RUN must carry for a program that no interpreter of ours gives its environment."""
         if not self._spec.execs:
@@ -286,6 +310,9 @@ class ProcessTemplate:
     def rest(self) -> None:
         """End the zygote, once all its forks are there; the next fork starts another."""
         zygote, self._zygote = self._zygote, None
+        first, self._first = self._first, None
+        if first is not None:
+            self._slots.tasks.spawn(first.close())
         self._reason = "resting: nothing has used it for a while"
         if zygote is not None and zygote.alive:
             self._retired[zygote.number] = zygote

@@ -26,7 +26,7 @@ from sandfork.model import Limits
 from sandfork.tiers.process import messages as m
 from sandfork.tiers.process.launch import Launched
 from sandfork.tiers.process.plan import RootPolicy, shared_root
-from sandfork.tiers.process.preloaded import BIND_NOW, preloaded
+from sandfork.tiers.process.preloaded import BIND_NOW, booted, preloaded
 from sandfork.tiers.process.reduced import BY_RLIMITS, WITHOUT_NAMESPACES, WITHOUT_QUOTA, readable_paths
 from sandfork.tiers.process.roots import RootParts, Roots
 from sandfork.tiers.process.run import Means
@@ -43,7 +43,7 @@ _KINDS = {TemplateKind.FORK: m.Kind.FORK, TemplateKind.PARK: m.Kind.PARK, Templa
 _INSIDE = "/run/sandfork"
 _PARK_SCRIPT = f"{_INSIDE}/park_node.js"
 _SCRIPTS = ("park_node.js", "session_node.js", "session.bash")  # seen in there as they are here
-_BREAKER = "breaker.so"  # which session_node.js loads
+_LIBRARIES = ("breaker.so", "park_jvm.so")  # which session_node.js loads, and java
 _UNCHECKED = "--no-force-async-hooks-checks"  # what it breaks does not clean up
 _PARK_MAIN = "main.js"  # in the work directory; written when the program is known
 
@@ -199,12 +199,13 @@ class ProcessTier:
         packages = self._settings.guest_packages
         scripts = [self._settings.guest / name for name in _SCRIPTS]
         warm = [lease.tree for lease in self._settings.warm]
-        return [*scripts, *warm, self._settings.native / _BREAKER, *([packages] if packages is not None else [])]
+        libraries = [self._settings.native / name for name in _LIBRARIES]
+        return [*scripts, *warm, *libraries, *([packages] if packages is not None else [])]
 
     async def _build_root(self) -> None:
         settings = self._settings
         assert self._warden is not None
-        files = (*(settings.guest / name for name in _SCRIPTS), settings.native / _BREAKER)
+        files = (*(settings.guest / name for name in _SCRIPTS), *(settings.native / name for name in _LIBRARIES))
         parts = RootParts(files, settings.guest_packages, settings.warm_trees)
         self._roots = Roots(self._warden, parts, settings.images)
         if self._launched.reduced:
@@ -292,11 +293,13 @@ class ProcessTier:
         argv: tuple[str, ...] = ()
         files: tuple[Path, ...] = ()
         variables: tuple[tuple[str, str], ...] = ()
-        if language.fork_at and self._launched.reduced:
+        if language.replaceable and self._launched.reduced:
             kind = m.Kind.NONE  # every program works somewhere else, which an interpreter has to know at its start
         elif language.fork_at:
             argv, variables = preloaded(language)
             files = (settings.native / "preload.so", *((settings.guest / language.driver,) if language.driver else ()))
+        elif language.park_at:
+            argv, variables = booted(language)
         elif kind is m.Kind.FORK:
             variables = BIND_NOW
             argv = (language.interpreter, "/proc/self/fd/6", *language.preload)
