@@ -257,18 +257,34 @@ def test_the_memory_of_an_interpreters_fork_holds_no_secret_and_nothing_of_anoth
 OPEN = r"""
 opendir my $fds, '/proc/self/fd'; my @open = sort { $a <=> $b } grep /\d/, readdir $fds;
 my @told;
-for my $fd (3 .. 1023) {
+for my $fd (grep { $_ != 63 } 3 .. 1023) {
     push @told, $fd if open my $to, '>&=', $fd and defined syswrite $to, "E\0\0\0\x18\0\0\0" . "\0" x 24;
 }
 print "@open / @told";
 """
 
 
+FORGED_END = r"""
+$| = 1; print "said";
+open my $to, '>&=', 63; syswrite $to, "E\0\0\0\x18\0\0\0" . "\x05\0\0\0" . "\0" x 20;
+sleep 1 while 1;
+"""
+
+
 def test_an_interpreters_fork_has_nothing_open_that_its_template_spoke_on(service: Service) -> None:
-    """Neither orders, reports nor the control socket: it forges an end on every number. The listing itself is at 3."""
+    """Neither orders nor reports: it forges an end on each number but its own control socket's. The listing is at 3."""
     installed("perl")
     for fields in ({}, {"files": {"f": "x"}}):
         reply = service.exec(OPEN, "perl", **fields)
-        assert (reply["stdout"], reply["outcome"], reply["exit_code"]) == ("0 1 2 3 / ", "exited", 0), reply
+        assert (reply["stdout"], reply["outcome"], reply["exit_code"]) == ("0 1 2 3 63 / ", "exited", 0), reply
     python = service.exec("import os; print(os.fstat(63).st_mode >> 12)")
     assert python["stdout"] == "12\n", "the control: where there is a control socket it is seen"
+
+
+def test_an_end_that_an_interpreters_fork_forges_harms_only_its_own_answer(service: Service) -> None:
+    installed("perl")
+    for _ in range(3):
+        forged = service.exec(FORGED_END, "perl")
+        assert (forged["stdout"], forged["outcome"], forged["exit_code"]) == ("said", "exited", 5), forged
+        honest = service.exec("print 'done'; exit 3", "perl")
+        assert (honest["stdout"], honest["outcome"], honest["exit_code"]) == ("done", "exited", 3), honest
