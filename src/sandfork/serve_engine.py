@@ -176,4 +176,4 @@ def build_engine(config: Config, catalogue: Catalogue, tier: Tier, observe: Obse
 
 def made_on_demand(config: Config, catalogue: Catalogue) -> set[str]:
     """Return the keys of the templates that are made when they are first used."""
-    return {spec.key for spec in catalogue.templates() if spec.replaceable} - set(config.pool.sizes)
+    return {spec.key for spec in catalogue.templates() if spec.replaceable or spec.displaced} - set(config.pool.sizes)

@@ -485,3 +485,19 @@ def test_only_the_beginning_of_a_program_is_scanned() -> None:
 @example("import " + "a," * 5000 + " numpy")
 def test_the_scan_takes_any_text(code: str) -> None:
     assert compile_scan(["numpy", "pandas"])(code) in (True, False)
+
+
+def test_a_template_keeps_its_key_where_the_language_is_that_it_is_called_after() -> None:
+    """What a pool's size, a request and a snapshot name is the same, wherever others are that use it, too."""
+    catalogue = Catalogue.load().on_images({"python": "py@sha256:1"})
+    keys = {
+        name: [(spec.key, spec.image, spec.displaced) for spec in language.templates]
+        for name in ("python", "coconut", "node", "typescript")
+        if (language := catalogue.find(name)) is not None
+    }
+    assert keys["python"] == [("python", "py@sha256:1", False), ("python-numpy", "py@sha256:1", False)]
+    assert keys["coconut"] == [("python@/", "", True), ("python-numpy@/", "", True)]
+    assert keys["node"] == keys["typescript"] == [("node", "", False)]
+    moved = Catalogue.load().on_images({"typescript": "ts@sha256:2"}).find("typescript")
+    assert moved is not None
+    assert [(spec.key, spec.image) for spec in moved.templates] == [("node@ts", "ts@sha256:2")]

@@ -81,16 +81,20 @@ class Catalogue:
     def on_images(self, images: Mapping[str, str]) -> Catalogue:
         """Return the catalogue with those languages on images: `images` has images, NAME@DIGEST, by names of languages.
 
-        A template that only languages of one image use keeps its key; of others "@" and the image's name is added.
+        A template keeps its key where the language is that it is called after. Of languages elsewhere that use it, too,
+        "@" and the name of their image is added, "/" for the host's files.
         """
-        users: dict[str, set[str]] = {COMMAND.key: {""}}
+        places: dict[str, str] = {COMMAND.key: ""}
         for language in self._languages:
             for spec in language.templates:
-                users.setdefault(spec.key, set()).add(images.get(language.name, ""))
+                image = images.get(language.name, "")
+                places.setdefault(spec.key, image)
+                if spec.key == language.name or spec.key.startswith(f"{language.name}-"):
+                    places[spec.key] = image
         return Catalogue(
             replace(each, templates=moved, scans=_scans(each, moved))
             for each in self._languages
-            for moved in [tuple(_moved(spec, images.get(each.name, ""), users) for spec in each.templates)]
+            for moved in [tuple(_moved(spec, images.get(each.name, ""), places[spec.key]) for spec in each.templates)]
         )
 
     def warmed(self, path_of: Callable[[Language], str]) -> Catalogue:
@@ -106,14 +110,11 @@ class Catalogue:
         return Catalogue(language for language in self._languages if keep(language))
 
 
-def _moved(spec: TemplateSpec, image: str, users: Mapping[str, set[str]]) -> TemplateSpec:
-    """Return a template as it is on an image; `users` has the images of all that use its key."""
-    if not image:
-        return spec
+def _moved(spec: TemplateSpec, image: str, place: str) -> TemplateSpec:
+    """Return a template as it is on an image; `place` is the image where it keeps its key."""
     if spec == COMMAND:
-        return command_on(image)
-    key = spec.key if users[spec.key] == {image} else on_image(spec.key, image)
-    return replace(spec, key=key, image=image)
+        return command_on(image) if image else spec
+    return replace(spec, key=spec.key if image == place else on_image(spec.key, image), image=image)
 
 
 def _scans(

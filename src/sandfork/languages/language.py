@@ -63,6 +63,11 @@ class TemplateSpec:
         return bool(self.fork_at or self.park_at)
 
     @property
+    def displaced(self) -> bool:
+        """Whether it is of languages that are elsewhere than the one that it is called after."""
+        return "@" in self.key and self.kind is not TemplateKind.NONE
+
+    @property
     def resident(self) -> bool:
         """Whether what runs steps is the interpreter itself: a step's argv is only what follows it."""
         return self.kind is TemplateKind.FORK and self.driven
@@ -96,8 +101,8 @@ _ON_IMAGE_WEIGHT = 0.0625
 
 
 def on_image(key: str, image: str) -> str:
-    """Return the key of a template on an image: it stays the same when the image is replaced."""
-    return f"{key}@{image.partition('@')[0]}"
+    """Return the key of a template on an image, "" for the host: it stays the same when the image is replaced."""
+    return f"{key}@{image.partition('@')[0] or '/'}"
 
 
 def command_on(image: str) -> TemplateSpec:
