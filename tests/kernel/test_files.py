@@ -247,7 +247,12 @@ def test_put_writes_over_what_is_there(workbench: Workbench) -> None:
 def test_a_transfer_cut_short_ends_with_a_lost_guest(workbench: Workbench) -> None:
     async def run() -> None:
         sandbox = await workbench.fork()
-        putting = asyncio.get_running_loop().create_task(sandbox.put([InputFile("big", b"x" * (60 << 20))]))
+
+        async def put_on() -> None:
+            while True:  # the end of the sandbox can take longer than one transfer
+                await sandbox.put([InputFile("big", b"x" * (60 << 20))])
+
+        putting = asyncio.get_running_loop().create_task(put_on())
         await asyncio.sleep(0)
         await sandbox.close()
         with pytest.raises(GuestLost):

@@ -436,9 +436,19 @@ BROKEN = {
     "seccomp": {"policy/seccomp.toml": ('"pidfd_send_signal", "prctl"', '"pidfd_send_signal", "prctl", "bpf"')},
     "landlock": {"linux/landlock.py": ("    if version < 1:", "    version = 0\n    if version < 1:")},
     "mounts": {"policy/root.toml": ('"/etc/shells" = ', '"/etc/shadow" = "root:*:"\n"/etc/shells" = ')},
-    "disk limit": {"tiers/process/slots.py": ("limits.disk_bytes, inodes,", "limits.disk_bytes * 64, inodes,")},
-    "pids limit": {"tiers/process/slots.py": ("inodes, limits.pids,", "inodes, limits.pids * 64,")},
-    "memory limit": {"tiers/process/slots.py": ("(limits.memory_bytes,", "(limits.memory_bytes * 64,")},
+    "disk limit": {
+        "tiers/process/slots.py": (
+            "        limits.disk_bytes,\n        inodes,",
+            "        limits.disk_bytes * 64,\n        inodes,",
+        )
+    },
+    "pids limit": {"tiers/process/slots.py": ("inodes,\n        limits.pids,", "inodes,\n        limits.pids * 64,")},
+    "memory limit": {
+        "tiers/process/slots.py": (
+            "m.SlotLimits(\n        limits.memory_bytes,",
+            "m.SlotLimits(\n        limits.memory_bytes * 64,",
+        )
+    },
 }
 
 
