@@ -140,11 +140,16 @@ struct sf_pollfd {
     short events, revents;
 };
 
+static inline uint64_t clock_ns(long clock)
+{
+    struct timespec now;
+    SYS(clock_gettime, clock, &now);
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
 static inline uint64_t monotonic_ns(void)
 {
-    struct timespec ts;
-    SYS(clock_gettime, 1 /* CLOCK_MONOTONIC */, &ts);
-    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+    return clock_ns(1 /* CLOCK_MONOTONIC */);
 }
 
 /* Write all of `n` bytes to a blocking descriptor; 0 or -errno. */
