@@ -507,7 +507,11 @@ GO_THEN = "console.log('go'); for (;;) {}"
 LOOPS = {
     "after an await": f"await new Promise((r) => setTimeout(r, 5)); {GO_THEN}",
     "a timer": f"setTimeout(() => {{ {GO_THEN} }}, 1)",
-    "one timer after another": f"for (const n of [1, 2, 3]) setTimeout(() => {{ {GO_THEN} }}, 1)",
+    # All due at once: of those that come due later a loop is the next step's.
+    "one timer after another": (
+        f"for (const n of [1, 2, 3]) setTimeout(() => {{ {GO_THEN} }}, 1);"
+        "for (const since = Date.now(); Date.now() < since + 5; );"
+    ),
     "immediates": f"for (const n of [1, 2, 3]) setImmediate(() => {{ {GO_THEN} }})",
     "a tick": f"process.nextTick(() => {{ {GO_THEN} }})",
     "microtasks": "console.log('go'); (async () => { for (;;) await 0; })()",
