@@ -409,13 +409,13 @@ def altered_package(directory: Path, changes: dict[str, tuple[str, str]]) -> Ite
     """Copy the package to where everybody may read it and change files of it."""
     # The server gives up root and must still be able to read itself.
     place = Path("/var/tmp") / f"sandfork-altered-{random.randrange(1 << 30)}"
-    shutil.copytree(PACKAGE, place / "sandfork", ignore=shutil.ignore_patterns("__pycache__"))
-    for name, (old, new) in changes.items():
-        path = place / "sandfork" / name
-        text = path.read_text()
-        assert old in text, f"{name} no longer says {old!r}"
-        path.write_text(text.replace(old, new))
     try:
+        shutil.copytree(PACKAGE, place / "sandfork", ignore=shutil.ignore_patterns("__pycache__"))
+        for name, (old, new) in changes.items():
+            path = place / "sandfork" / name
+            text = path.read_text()
+            assert old in text, f"{name} no longer says {old!r}"
+            path.write_text(text.replace(old, new))
         yield place
     finally:
         shutil.rmtree(place)
