@@ -20,20 +20,6 @@ PROGRAM = r"""
 extern void *malloc(size_t), *realloc(void *, size_t), free(void *);
 extern int printf(const char *, ...), fork(void), waitpid(int, int *, int);
 extern void _exit(int);
-void *memcpy(void *to, const void *from, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        ((char *)to)[i] = ((const char *)from)[i];
-    return to;
-}
-
-void *memset(void *to, int value, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        ((char *)to)[i] = (char)value;
-    return to;
-}
-
 #define SMALL 100000
 #define BLOCK (1 << 20)
 static char initialised[3 * PAGE] = "initialised", zeroed[3 * PAGE];

@@ -15,23 +15,6 @@ extern void *malloc(size_t n);
 extern void free(void *p);
 extern int printf(const char *format, ...);
 
-void *memcpy(void *to, const void *from, size_t n)
-{
-    char *t = to;
-    const char *f = from;
-    while (n--)
-        *t++ = *f++;
-    return to;
-}
-
-void *memset(void *to, int value, size_t n)
-{
-    char *t = to;
-    while (n--)
-        *t++ = (char)value;
-    return to;
-}
-
 static struct program program;
 
 /* A buffer of exactly the input's size, so that one byte too far is one byte outside. */

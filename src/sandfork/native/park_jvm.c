@@ -50,23 +50,6 @@ static struct {
 static struct jvm_option options[OPTIONS_MAX];
 static int32_t option_count;
 
-void *memcpy(void *to, const void *from, size_t n)
-{
-    char *t = to;
-    const char *f = from;
-    while (n--)
-        *t++ = *f++;
-    return to;
-}
-
-void *memset(void *to, int value, size_t n)
-{
-    char *t = to;
-    while (n--)
-        *t++ = (char)value;
-    return to;
-}
-
 static __attribute__((noreturn)) void give_up(const char *what)
 {
     struct text line = {0};

@@ -26,23 +26,6 @@ typedef struct stdio FILE;
 extern void *dlsym(void *handle, const char *name) __attribute__((weak));
 extern int fileno(FILE *file) __attribute__((weak));
 
-void *memcpy(void *to, const void *from, size_t n)
-{
-    char *t = to;
-    const char *f = from;
-    while (n--)
-        *t++ = *f++;
-    return to;
-}
-
-void *memset(void *to, int value, size_t n)
-{
-    char *t = to;
-    while (n--)
-        *t++ = (char)value;
-    return to;
-}
-
 static void *next_symbol(const char *name)
 {
     void *found = dlsym ? dlsym((void *)-1l /* RTLD_NEXT */, name) : NULL;

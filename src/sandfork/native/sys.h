@@ -103,9 +103,23 @@ static inline bool bytes_eq(const char *a, const char *b, size_t n)
     return true;
 }
 
-/* The compiler may emit calls to these even in freestanding code; every object defines its own, unexported. */
-__attribute__((visibility("hidden"), used)) void *memcpy(void *to, const void *from, size_t n);
-__attribute__((visibility("hidden"), used)) void *memset(void *to, int value, size_t n);
+/* The compiler may emit calls to these even in freestanding code; every object is of one source and has its own, unexported. */
+__attribute__((visibility("hidden"), used)) void *memcpy(void *to, const void *from, size_t n)
+{
+    char *t = to;
+    const char *f = from;
+    while (n--)
+        *t++ = *f++;
+    return to;
+}
+
+__attribute__((visibility("hidden"), used)) void *memset(void *to, int value, size_t n)
+{
+    char *t = to;
+    while (n--)
+        *t++ = (char)value;
+    return to;
+}
 
 /* A growing line of text in a fixed buffer, always terminated; what does not fit is cut. */
 struct text {

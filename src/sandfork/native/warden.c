@@ -29,23 +29,6 @@
 
 #include <linux/memfd.h>
 
-void *memcpy(void *to, const void *from, size_t n)
-{
-    char *t = to;
-    const char *f = from;
-    while (n--)
-        *t++ = *f++;
-    return to;
-}
-
-void *memset(void *to, int value, size_t n)
-{
-    char *t = to;
-    while (n--)
-        *t++ = (char)value;
-    return to;
-}
-
 struct zygote {
     int32_t pid; /* 0: no such zygote */
     int orders;  /* 0: retired */

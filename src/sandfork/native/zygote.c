@@ -9,23 +9,6 @@
 #include "traced.h"
 #include "zygote.h"
 
-void *memcpy(void *to, const void *from, size_t n)
-{
-    char *t = to;
-    const char *f = from;
-    while (n--)
-        *t++ = *f++;
-    return to;
-}
-
-void *memset(void *to, int value, size_t n)
-{
-    char *t = to;
-    while (n--)
-        *t++ = (char)value;
-    return to;
-}
-
 static struct confinement confinement;
 
 /* Take the profile the warden wrote into `fd` (a memory file); 0 or -errno. */
