@@ -235,7 +235,7 @@ async def _run(service: Service, announce: Announce) -> None:
         keep_images(service.config, service.catalogue, engine, service.builder, service.images, renewal.look)
         try:
             await engine.start()
-            _tell_templates(engine)
+            tell_templates(engine)
             settings = http_settings(service, renewal)
             app = build_app(settings, engine, build_access(service), metrics, service.dialects, execution_log)
             await _serve(service, app, engine, announce, renewal)
@@ -267,13 +267,13 @@ def _observe(
     return observe
 
 
-def _tell_templates(engine: Engine) -> None:
+def tell_templates(engine: Engine) -> None:
     """Log what could not be made ready. *Raises* Refused when nothing could."""
     health = engine.health()
     for template in health:
         if not template.ready and not template.dormant:
             log.warning("template %s is not ready: %s", template.key, template.reason)
-    if health and not any(template.ready for template in health):
+    if health and not any(template.ready or template.dormant for template in health):
         raise Refused(f"no template can be made: {health[0].reason}")
 
 

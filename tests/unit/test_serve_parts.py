@@ -8,7 +8,9 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -22,8 +24,10 @@ from sandfork.config.schema import (
     Server,
     Sessions,
 )
+from sandfork.engine.engine import Engine
 from sandfork.languages.catalogue import Catalogue
-from sandfork.serve import dialect_bounds
+from sandfork.model import TemplateHealth
+from sandfork.serve import Refused, dialect_bounds, tell_templates
 from sandfork.serve_doctor import Check, State, is_fatal
 from sandfork.serve_engine import default_limits, engine_settings, maximum_limits
 from sandfork.serve_http import HEAD_S, MAX_HEAD_BYTES, BoundedProtocol, HeadWithBody, build_server
@@ -324,3 +328,23 @@ def test_closing_sends_a_head_that_waits() -> None:
         assert (written.writes, written.closed) == ([HEAD], True)
 
     asyncio.run(run())
+
+
+# --- templates at the start ---
+
+
+def engine_of(*templates: TemplateHealth) -> Engine:
+    return cast(Engine, SimpleNamespace(health=lambda: list(templates)))
+
+
+BROKEN = TemplateHealth("python", False, 0, 0, 0, "no python3")
+
+
+def test_a_start_without_a_template_is_refused_with_the_reason() -> None:
+    with pytest.raises(Refused, match="no python3"):
+        tell_templates(engine_of(BROKEN))
+
+
+@pytest.mark.parametrize("other", [replace(BROKEN, ready=True), replace(BROKEN, dormant=True)])
+def test_a_template_that_is_ready_or_made_when_it_is_wanted_is_enough(other: TemplateHealth) -> None:
+    tell_templates(engine_of(BROKEN, other))

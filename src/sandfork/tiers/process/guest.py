@@ -202,8 +202,7 @@ class Guest:
             self.kill(Outcome.SIGNALLED)
             raise
         except TierError as error:
-            killed = self._killed_with()
-            if killed is not None:
+            if (killed := self._killed_with()) is not None:
                 return never_ran(killed)
             if isinstance(error, GuestLost):
                 raise GuestLost(error.message, step=BEFORE_START) from error
@@ -274,6 +273,8 @@ class Guest:
 
     def exit_event(self, event: m.WardenEvent) -> None:
         """The warden reaped the program."""
+        if self._state == _FORKING:
+            self._ctl_readable()  # it may have said why, and its end be heard of first
         self.died()
         if self._state == _RESTING:
             self._state = _OVER
