@@ -157,6 +157,29 @@ def test_every_process_a_program_leaves_dies_with_its_sandbox(workbench: Workben
     workbench.wait(run())
 
 
+ENVIRONMENT = {
+    "python": "print(open('/proc/self/environ').read())",
+    "node": "console.log(require('fs').readFileSync('/proc/self/environ', 'utf8'))",
+    "command": "cat /proc/self/environ",
+}
+
+
+@pytest.mark.parametrize("template", ENVIRONMENT)
+def test_one_that_somebody_waits_for_has_the_environment_of_one_that_waited(
+    workbench: Workbench, template: str
+) -> None:
+    async def names(*, urgent: bool) -> set[bytes]:
+        maker, tape = await workbench.tier.template(template), Tape()
+        first = await maker.fork()  # there may be one that is kept from the template's start
+        sandbox = await maker.fork(urgent=urgent)
+        await sandbox.exec(make_step(ENVIRONMENT[template], template), LIMITS, tape)
+        await first.close()
+        await sandbox.close()
+        return {pair.partition(b"=")[0] for pair in bytes(tape.stdout).strip().split(b"\0") if pair}
+
+    assert workbench.wait(names(urgent=True)) == workbench.wait(names(urgent=False)) != set()
+
+
 def test_a_sandbox_that_was_closed_leaves_no_descriptor(workbench: Workbench) -> None:
     workbench.run("print(1)")
     before = descriptors()

@@ -73,6 +73,17 @@ static inline bool program_env(struct program *p, char *value)
     return true;
 }
 
+/* Take a variable out; `pair` is its name and "=". */
+static inline void program_without(struct program *p, const char *pair)
+{
+    size_t kept = 0;
+    for (size_t at = 0; at < p->envc; at++)
+        if (!same_name(p->env[at], pair))
+            p->env[kept++] = p->env[at];
+    while (p->envc > kept)
+        p->env[--p->envc] = NULL;
+}
+
 static inline bool program_field(struct program *p, uint8_t tag, char *value, size_t len)
 {
     if (tag == FIELD_ARGV && is_text(value, len) && p->argc < STRINGS_MAX)

@@ -267,7 +267,7 @@ struct profile {
 
 /* Where a parked or a lasting interpreter that was exec'd finds ctl: libuv closes what it finds up to here in the children that it makes. */
 #define PARK_CTL_FD 15
-#define REHEARSAL "SANDFORK_REHEARSAL" /* a variable of a parked JVM: see park_jvm.c; empty for one that somebody waits for */
+#define REHEARSAL "SANDFORK_REHEARSAL" /* a variable of a parked JVM: see park_jvm.c; not for one that somebody waits for */
 #define CTL_FD 63 /* high enough not to disturb the program's numbering, low enough for the embedded fd table */
 #define SANDBOX_UID 1000
 #define BPF_MAX 2048

@@ -223,7 +223,7 @@ static __attribute__((noreturn)) void native_zygote(const struct confinement *c,
     if ((r = zygote_fork(c, ZYGOTE_ORDERS, ZYGOTE_REPORTS, NULL)) < 0)
         SYS(exit_group, 0);
     if (r & ORDER_URGENT)
-        program_env(&program, (char[]){REHEARSAL "="});
+        program_without(&program, REHEARSAL "=");
     if (req->kind == KIND_NONE) {
         program_receive(CTL_FD);
         program_exec(CTL_FD);
