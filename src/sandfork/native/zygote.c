@@ -6,6 +6,7 @@
 #include "frozen.h"
 #include "hugetext.h"
 #include "receive.h"
+#include "touched.h"
 #include "traced.h"
 #include "zygote.h"
 
@@ -36,6 +37,8 @@ __attribute__((visibility("default"))) long sandfork_zygote(int orders, int repo
     freeze_memory();
     /* Where libc caches the thread id, so that the child's copy is right without libc's fork. */
     SYS(prctl, PR_GET_TID_ADDRESS, &tid_address, 0, 0, 0);
+    if (send_scout(tid_address))
+        return confinement.profile.paths_len ? ORDER_REDUCED : 0;
     long r = load_filter(confinement.bpf, confinement.profile.bpf_len);
     if (r < 0)
         return r;
@@ -46,6 +49,8 @@ __attribute__((visibility("default"))) long sandfork_zygote(int orders, int repo
         const struct frame ready = {FRAME_READY, {0}, 0};
         write_all(CTL_FD, &ready, sizeof ready);
     }
+    if (r >= 0)
+        touch_pages();
     return r;
 }
 
