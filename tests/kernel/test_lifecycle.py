@@ -273,6 +273,22 @@ def test_more_sandboxes_than_there_are_slots_are_refused_and_later_taken(as_root
     with_tier(test, most_sandboxes=2)
 
 
+CROWD = 200  # more than the warden looks at one by one
+
+
+def test_of_a_crowd_that_dies_together_every_one_is_told(workbench: Workbench) -> None:
+    """The kernel tells one death at a time and forgets what comes meanwhile."""
+
+    async def crowd() -> list[tuple[int | None, int | None]]:
+        sandboxes = [await workbench.fork("command") for _ in range(CROWD)]
+        step = make_step("kill -9 $$", "command")
+        ends = await asyncio.gather(*(sandbox.exec(step, LIMITS, Tape()) for sandbox in sandboxes))
+        await asyncio.gather(*(sandbox.close() for sandbox in sandboxes))
+        return [(end.exit_code, end.signal) for end in ends]
+
+    assert workbench.wait(crowd()) == [(None, signal.SIGKILL)] * CROWD
+
+
 # --- templates ---
 
 

@@ -281,15 +281,12 @@ static long slot_renew_memory(uint32_t id)
     return renew_cgroup(memory, id);
 }
 
-/* A child in a new user namespace, alive just long enough to be mapped and opened. */
+/* A process in a new user namespace, alive just long enough for that to be mapped and opened. */
 static long make_user_ns(uint32_t id)
 {
-    long pid = fork_with(CLONE_NEWUSER, SF_SIGCHLD, NULL);
+    long pid = clone_sleeper(CLONE_NEWUSER);
     if (pid < 0)
         return pid;
-    if (pid == 0)
-        for (;;)
-            SYS(ppoll, NULL, 0, NULL, NULL, 0);
     static const char *const files[] = {"uid_map", "gid_map"};
     long r = 0;
     for (int i = 0; i < 2 && r >= 0; i++) {
@@ -320,7 +317,7 @@ static long make_user_ns(uint32_t id)
         r = SYS(openat, AT_FDCWD, path.buf, O_RDONLY | O_CLOEXEC, 0);
     }
     SYS(kill, pid, SF_SIGKILL);
-    SYS(wait4, pid, NULL, 0, NULL);
+    SYS(wait4, pid, NULL, SF_WALL, NULL);
     return r;
 }
 

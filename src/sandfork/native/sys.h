@@ -343,6 +343,7 @@ static inline long recv_fds(int sock, void *data, size_t len, int *fds, int *nfd
 #define SF_SIGPIPE 13
 #define SF_SIG_BLOCK 0
 #define SF_SIG_SETMASK 2
+#define SF_WALL 0x40000000 /* of wait4: also for children whose end no SIGCHLD tells */
 
 /* The kernel's struct sigaction, which differs from libc's. */
 struct sf_sigaction {
@@ -367,6 +368,34 @@ static inline long fork_with(uint64_t flags, uint64_t exit_signal, int *pidfd)
         flags |= CLONE_PIDFD;
     /* Not clone3, which containers refuse: what is asked for here fits the older call, on which all architectures agree. */
     return SYS(clone, flags | exit_signal, 0, pidfd, 0, 0);
+}
+
+/*
+ * A child that sleeps until it is killed, for what the kernel makes only with a process. It has our memory and descriptors
+ * instead of copies, and no stack, for it does nothing but one call for ever. No signal tells of its end: wait4 with SF_WALL.
+ */
+static inline long clone_sleeper(uint64_t flags)
+{
+    flags |= CLONE_VM | CLONE_FILES;
+#if defined(__x86_64__)
+    register long tid __asm__("r10") = 0, tls __asm__("r8") = 0;
+    long r = __NR_clone;
+    __asm__ volatile("syscall\n\ttest %%rax, %%rax\n\tjnz 1f\n0:\tmov %[pause], %%eax\n\tsyscall\n\tjmp 0b\n1:"
+                     : "+a"(r)
+                     : "D"(flags), "S"(0L), "d"(0L), "r"(tid), "r"(tls), [pause] "i"(__NR_pause)
+                     : "rcx", "r11", "memory");
+    return r;
+#elif defined(__aarch64__)
+    register long r __asm__("x0") = (long)flags;
+    register long stack __asm__("x1") = 0, parent __asm__("x2") = 0, tls __asm__("x3") = 0, tid __asm__("x4") = 0;
+    register long number __asm__("x8") = __NR_clone;
+    /* In the child all of ppoll's arguments are 0 as they are. */
+    __asm__ volatile("svc 0\n\tcbnz x0, 1f\n0:\tmov x0, 0\n\tmov x8, %[ppoll]\n\tsvc 0\n\tb 0b\n1:"
+                     : "+r"(r), "+r"(number)
+                     : "r"(stack), "r"(parent), "r"(tls), "r"(tid), [ppoll] "i"(__NR_ppoll)
+                     : "memory");
+    return r;
+#endif
 }
 
 #endif

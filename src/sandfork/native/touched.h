@@ -91,7 +91,7 @@ static bool send_scout(void *tid_address)
     SYS(close, pair[0]);
     if (pid > 0) {
         SYS(kill, pid, SF_SIGKILL);
-        SYS(wait4, pid, NULL, 0x40000000 /* __WALL */, NULL);
+        SYS(wait4, pid, NULL, SF_WALL, NULL);
     }
     return false;
 }

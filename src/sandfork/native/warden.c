@@ -778,18 +778,61 @@ static void reaped(int32_t pid, int status, const struct rusage *ru)
             send_marker(i);
 }
 
-static void reap(void)
+/* Reap a child, or any when `pid` is -1; false when it, or none, has died. */
+static bool reap(int32_t pid)
 {
-    for (;;) {
-        int status;
-        struct rusage ru;
-        long pid = SYS(wait4, -1, &status, 1 /* WNOHANG */, &ru);
-        if (pid <= 0)
-            return;
-        /* A child reports its birth before all else, so its death cannot be seen first, if the reports are read first. */
-        drain_reports();
-        reaped((int32_t)pid, status, &ru);
+    int status;
+    struct rusage ru;
+    long dead = SYS(wait4, pid, &status, 1 /* WNOHANG */, &ru);
+    if (dead <= 0)
+        return false;
+    /* A child reports its birth before all else, so its death cannot be seen first, if the reports are read first. */
+    drain_reports();
+    reaped((int32_t)dead, status, &ru);
+    return true;
+}
+
+#define FEW_SLOTS 128
+#define LOOK_LATER_NS 1000000
+
+static uint64_t look_at_all_ns; /* when; 0: no need */
+
+static void reap_all(void)
+{
+    look_at_all_ns = 0;
+    while (reap(-1))
+        ;
+}
+
+/*
+ * SIGCHLD named a child. More may have died, for it is not sent again while it is pending; but to look for any, the kernel
+ * goes through all there are, parked ones too. Where those are many, the one that was named and all that are to die are
+ * looked at by themselves, and all the others a little later.
+ */
+static void reap_named(int32_t pid)
+{
+    if (slots_used <= FEW_SLOTS)
+        return reap_all();
+    reap(pid);
+    for (uint32_t i = 0; i < slots_used; i++) {
+        const struct slot *s = &host.slots[i];
+        if (s->state == SLOT_CLOSING && s->user)
+            reap(s->user);
+        if (s->state == SLOT_CLOSING && s->cell)
+            reap(s->cell);
     }
+    if (!look_at_all_ns)
+        look_at_all_ns = monotonic_ns() + LOOK_LATER_NS;
+}
+
+/* What poll may wait for; NULL: as long as it takes. */
+static const struct timespec *until_next_look(struct timespec *left)
+{
+    uint64_t now = look_at_all_ns ? monotonic_ns() : 0;
+    if (!look_at_all_ns)
+        return NULL;
+    *left = (struct timespec){0, now < look_at_all_ns ? (long)(look_at_all_ns - now) : 0};
+    return left;
 }
 
 static __attribute__((noreturn)) void warden_loop(void)
@@ -813,15 +856,18 @@ static __attribute__((noreturn)) void warden_loop(void)
     tell(&up);
     for (;;) {
         struct sf_pollfd polled[] = {{server, 1, 0}, {reports_in, 1, 0}, {(int)signals, 1, 0}, {janitor_end, 1, 0}};
-        r = SYS(ppoll, polled, host.reduced ? 4 : 3, NULL, NULL, 0);
+        struct timespec left;
+        r = SYS(ppoll, polled, host.reduced ? 4 : 3, until_next_look(&left), NULL, 0);
         if (r < 0 && r != -EINTR)
             die("poll", r);
+        if (look_at_all_ns && monotonic_ns() >= look_at_all_ns)
+            reap_all();
         if (polled[1].revents)
             drain_reports();
         if (polled[2].revents) {
-            char info[128];
-            SYS(read, signals, info, sizeof info);
-            reap();
+            uint32_t info[32]; /* struct signalfd_siginfo; the fourth is who died */
+            if (SYS(read, signals, info, sizeof info) == sizeof info)
+                reap_named((int32_t)info[3]);
         }
         if (polled[0].revents)
             handle_request();
