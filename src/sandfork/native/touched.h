@@ -1,12 +1,15 @@
 /*
- * The pages that every child of a zygote writes to, learned from a first child that is no sandbox: the scout.
+ * The pages that every child of a zygote uses, learned from a first child that is no sandbox: the scout.
  *
- * A child starts with its parent's pages and takes a fault for each that it writes to, and another before where it
- * reads first: that maps sixteen pages, of which most are never looked at. Written to at once, by number, they take one each.
+ * A fork copies nothing of a file's mapping, and what a zygote has is such mappings, its frozen memory among them. So a
+ * child takes a fault for what it reads, which maps sixteen pages of which most are never looked at and all are taken apart
+ * at its end; and one for each page it writes to, often the second of that page. Where it is known ahead which pages these are,
+ * the zygote has those that are read in its own page tables and no others, in mappings that a fork copies; and a child
+ * writes to each of the others first.
  *
  * The scout is a fork of the zygote, made before any sandbox, and does what the zygote's children do until they wait for
- * a program. The zygote then looks in its page tables which pages are its alone, and kills it. Where anything fails there is
- * no list, or a shorter one: this saves time and changes no behaviour.
+ * a program. For it the mappings are cut into single pages, so that a fault tells of one. The zygote then looks in its page
+ * tables, and kills it. Where anything fails less is known: this saves time and changes no behaviour.
  */
 #ifndef SANDFORK_TOUCHED_H
 #define SANDFORK_TOUCHED_H
@@ -16,18 +19,36 @@
 
 #define TOUCHED_MAX 512
 #define PAGE_BYTES 4096ul
+#define PAGES_CUT_MAX 40000 /* the kernel grants a process 65530 mappings */
+#define LOOKED_AT 64        /* pages at a time */
 
 struct span {
     uint64_t start, end;
 };
 
-static struct span touched[TOUCHED_MAX];
+static struct span touched[TOUCHED_MAX]; /* written to */
 static int touched_count;
 
-/* What the kernel tells of a page: bit 63 that it is there, bit 61 that it is a file's or shared, bit 56 that no other has it. */
+/* What the kernel tells of a page: bit 63 that it is there, 62 that it is swapped, 61 that it is a file's or shared. */
+static bool is_own_page(uint64_t page)
+{
+    return page >> 62 && !(page >> 61 & 1);
+}
+
+/* Bit 56: no other process has it. */
 static bool is_written(uint64_t page)
 {
-    return page >> 63 && !(page >> 61 & 1) && page >> 56 & 1;
+    return page >> 63 && is_own_page(page) && page >> 56 & 1;
+}
+
+static bool is_read(uint64_t page)
+{
+    return page >> 63 && page >> 61 & 1;
+}
+
+static bool is_file_mapping(const struct mapping *m)
+{
+    return m->inode && !m->shared && m->protection & MAPPED_READ;
 }
 
 static void note_touched(uint64_t page)
@@ -39,34 +60,120 @@ static void note_touched(uint64_t page)
         touched[touched_count++] = (struct span){page, page + PAGE_BYTES};
 }
 
-/* The buffer is on the stack, for what the zygote writes to now is a page of its own that the scout seems to have, too. */
-static void look_at(const struct mapping *m, long pagemap)
+/* One page of ours, there and changed in nothing. */
+static void write_to(uint64_t page)
 {
-    uint64_t pages[64];
-    for (uint64_t at = m->start; at < m->end; at += PAGE_BYTES) {
-        uint64_t index = (at - m->start) / PAGE_BYTES % 64;
-        if (!index && SYS(pread64, pagemap, pages, sizeof pages, at / PAGE_BYTES * sizeof *pages) <= 0)
-            return;
-        if (is_written(pages[index]))
-            note_touched(at);
+    __atomic_fetch_or((char *)page, 0, __ATOMIC_RELAXED);
+}
+
+/* What is said of `count` pages from `at`; false when nothing is. */
+static bool look(long pagemap, uint64_t at, uint64_t *pages, uint64_t count)
+{
+    long size = (long)(count * sizeof *pages);
+    return SYS(pread64, pagemap, pages, size, at / PAGE_BYTES * sizeof *pages) == size;
+}
+
+/* --- the scout --- */
+
+/* What the kernel is advised of differs from page to page, so that each is a mapping of its own. */
+static void cut_mappings(const char *maps)
+{
+    struct mapping m;
+    int left = PAGES_CUT_MAX;
+    while (maps && *maps) {
+        maps = read_mapping(maps, &m);
+        if (!is_file_mapping(&m))
+            continue;
+        for (uint64_t at = m.start + PAGE_BYTES; at < m.end && left > 0; at += 2 * PAGE_BYTES, left -= 2)
+            SYS(madvise, at, PAGE_BYTES, 1 /* RANDOM */);
     }
 }
 
-static void look_at_scout(long pid, const char *maps)
+/* --- the zygote --- */
+
+/* A fork copies the page tables of a mapping that has a page of its own. What may not be written to is, from outside. */
+static void own_a_page(const struct mapping *m, uint64_t page)
+{
+    if (m->protection & MAPPED_WRITE)
+        return write_to(page);
+    long memory = SYS(openat, AT_FDCWD, "/proc/self/mem", O_RDWR | O_CLOEXEC, 0);
+    if (memory >= 0) {
+        SYS(pwrite64, memory, page, 1, page);
+        SYS(close, memory);
+    }
+}
+
+/* Have what the scout read of a mapping, and note what it wrote to. */
+static void follow(const struct mapping *m, long scout)
+{
+    uint64_t pages[LOOKED_AT], count, read = 0, written = 0;
+    for (uint64_t at = m->start; at < m->end; at += count * PAGE_BYTES) {
+        count = (m->end - at) / PAGE_BYTES < LOOKED_AT ? (m->end - at) / PAGE_BYTES : LOOKED_AT;
+        if (!look(scout, at, pages, count))
+            return;
+        for (uint64_t i = 0; i < count; i++) {
+            uint64_t page = at + i * PAGE_BYTES;
+            if (is_written(pages[i])) {
+                written = page;
+                note_touched(page);
+            } else if (is_read(pages[i]) && is_file_mapping(m)) {
+                read = page;
+                (void)*(volatile char *)page;
+            }
+        }
+    }
+    if (read)
+        own_a_page(m, written && m->protection & MAPPED_WRITE ? written : read);
+}
+
+/*
+ * Have nothing else of a file's mapping in our page tables, as what a fault brought besides. What is our own stays, and
+ * nothing that could become so meanwhile is in such a mapping: all that is written to here is on the stack.
+ */
+static void forget_the_rest(const struct mapping *m, long scout, long ours)
+{
+    uint64_t pages[LOOKED_AT], own[LOOKED_AT], count;
+    for (uint64_t at = m->start; at < m->end; at += count * PAGE_BYTES) {
+        count = (m->end - at) / PAGE_BYTES < LOOKED_AT ? (m->end - at) / PAGE_BYTES : LOOKED_AT;
+        if (!look(scout, at, pages, count) || !look(ours, at, own, count))
+            return;
+        for (uint64_t i = 0, from = 0; i <= count; i++)
+            if (i == count || is_read(pages[i]) || is_own_page(own[i])) {
+                if (i > from)
+                    SYS(madvise, at + from * PAGE_BYTES, (i - from) * PAGE_BYTES, 4 /* DONTNEED */);
+                from = i + 1;
+            }
+    }
+}
+
+static long open_pagemap(long pid)
 {
     struct text path = {0};
-    struct mapping m;
     text_add(&path, "/proc/");
     text_num(&path, pid);
     text_add(&path, "/pagemap");
-    long pagemap = SYS(openat, AT_FDCWD, path.buf, O_RDONLY | O_CLOEXEC, 0);
-    while (pagemap >= 0 && maps && *maps) {
-        maps = read_mapping(maps, &m);
-        if (!m.shared && m.protection & MAPPED_WRITE)
-            look_at(&m, pagemap);
+    return SYS(openat, AT_FDCWD, path.buf, O_RDONLY | O_CLOEXEC, 0);
+}
+
+static void learn_from(long pid, const char *maps)
+{
+    long scout = open_pagemap(pid), ours = open_pagemap(SYS(getpid));
+    bool seeing = scout >= 0 && ours >= 0;
+    struct mapping m;
+    for (const char *line = maps; seeing && line && *line;) {
+        line = read_mapping(line, &m);
+        if (is_file_mapping(&m) || (!m.shared && m.protection & MAPPED_WRITE))
+            follow(&m, scout);
     }
-    if (pagemap >= 0)
-        SYS(close, pagemap);
+    for (const char *line = maps; seeing && line && *line;) {
+        line = read_mapping(line, &m);
+        if (is_file_mapping(&m))
+            forget_the_rest(&m, scout, ours);
+    }
+    if (scout >= 0)
+        SYS(close, scout);
+    if (ours >= 0)
+        SYS(close, ours);
 }
 
 /* Send a scout ahead and learn from it. True in the scout, which finds ctl where a program does and shall do as one. */
@@ -83,11 +190,12 @@ static bool send_scout(void *tid_address)
         SYS(dup3, pair[1], CTL_FD, O_CLOEXEC);
         SYS(close, pair[0]);
         SYS(close, pair[1]);
+        cut_mappings(maps);
         return true;
     }
     SYS(close, pair[1]);
     if (pid > 0 && read_all(pair[0], &ready, sizeof ready) >= 0)
-        look_at_scout(pid, maps);
+        learn_from(pid, maps);
     SYS(close, pair[0]);
     if (pid > 0) {
         SYS(kill, pid, SF_SIGKILL);
@@ -96,12 +204,14 @@ static bool send_scout(void *tid_address)
     return false;
 }
 
-/* Write to each, changing nothing. In a child, once it is in its cgroup, which is charged for them. */
+/* --- a child --- */
+
+/* Write to what will be written to; once we are in our cgroup, which is charged for it. */
 static void touch_pages(void)
 {
     for (int i = 0; i < touched_count; i++)
         for (uint64_t at = touched[i].start; at < touched[i].end; at += PAGE_BYTES)
-            __atomic_fetch_or((char *)at, 0, __ATOMIC_RELAXED);
+            write_to(at);
 }
 
 #endif
