@@ -6,7 +6,6 @@ Each language has the control that its own first check, in its own file, runs wh
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from sandfork.images.rooted import Rooted
 from sandfork.languages.catalogue import Catalogue
 from tests.security.attempts import run_unconfined
 from tests.security.conftest import ENVIRONMENT, SECRET
@@ -31,7 +31,7 @@ def installed(name: str) -> None:
     """Skip, by name, what this host has no toolchain for. CI has C, C++, TypeScript, Perl, Lua and Tcl."""
     language = CATALOGUE.find(name)
     assert language is not None
-    if missing := language.missing(os.path.exists):
+    if missing := language.missing(Rooted().has):
         pytest.skip(f"{name}: there is no {missing[0]}: sandfork lang install {name}")
 
 
