@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -204,6 +205,33 @@ def test_a_process_that_is_killed_and_closed_at_once_keeps_nobody_waiting() -> N
             await tape.until(b"begun")
             guest.kill(Outcome.TIMED_OUT)
             await asyncio.gather(running, guest.close(), sandbox.cleared())
+
+    with_sandbox(check)
+
+
+def test_a_sandbox_that_is_closed_while_all_in_it_is_killed_ends_in_peace() -> None:
+    """Nobody waits for the kill any more; what it still waited for must not be complained of in the log."""
+
+    async def closed_meanwhile(tier: ProcessTier) -> None:
+        sandbox, tape = await (await tier.template("python")).fork(), Tape()
+        await sandbox.keep(LIMITS)
+        step = make_step("print('begun', flush=True)\nwhile True: pass")
+        running = asyncio.create_task(sandbox.exec(step, LIMITS, tape))
+        await tape.until(b"begun")
+        sandbox.kill(Outcome.TIMED_OUT)
+        clearing = asyncio.create_task(sandbox.cleared())
+        await asyncio.sleep(0)  # the kill is asked for, and not answered yet
+        await sandbox.close()
+        assert (await running).outcome is Outcome.TIMED_OUT
+        with pytest.raises(GuestLost):
+            await clearing
+
+    async def check(tier: ProcessTier, _: ProcessSandbox) -> None:
+        problems: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
+        await closed_meanwhile(tier)
+        gc.collect()  # a future that nobody asked says so when it is destroyed
+        assert problems == []
 
     with_sandbox(check)
 

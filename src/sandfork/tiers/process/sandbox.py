@@ -129,19 +129,22 @@ class ProcessSandbox(Guest):
             dying.cancel()
 
     async def _clear(self) -> None:
-        dying = asyncio.gather(*(guest.gone() for guest in (self, *self._guests)))
+        # Not gathered: what is gathered and then cancelled is logged as an error that nobody asked for.
+        dying = {asyncio.ensure_future(guest.gone()) for guest in (self, *self._guests)}
         try:
             async with asyncio.timeout(_CLEAR_S):
-                while not dying.done():
+                left = dying
+                while left:
                     # One that was only just being forked was not there yet to be killed.
                     await self.agent.kill_all()
-                    await asyncio.wait([dying], timeout=_KILL_AGAIN_S)
+                    _, left = await asyncio.wait(left, timeout=_KILL_AGAIN_S)
         except TimeoutError:
             raise GuestLost("the processes of a sandbox did not die") from None
         except OSError as error:
             raise GuestLost(f"the processes of a sandbox could not be killed: {error.strerror}") from error
         finally:
-            dying.cancel()
+            for each in dying:
+                each.cancel()
 
     # --- close ---
 
