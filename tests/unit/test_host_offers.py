@@ -50,6 +50,22 @@ def test_a_service_takes_the_usual_uids_or_fewer_where_a_container_has_few(id_ma
     assert choose_uids(LaunchSettings(Path("warden")), 1, mapped_by(id_map))[0] == first
 
 
+def test_a_reduced_service_has_other_uids_than_one_of_the_same_number_that_has_namespaces() -> None:
+    def taken(*, reduced: bool) -> list[tuple[int, int]]:
+        settings = LaunchSettings(Path("warden"), uid_base=100_000, reduced=reduced)
+        return [choose_uids(settings, number, mapped_by(EVERYTHING)) for number in range(64)]
+
+    usual, reduced = taken(reduced=False), taken(reduced=True)
+    assert set(usual) == set(reduced) == {(100_000 + number * 0x8000, 0x8000) for number in range(64)}
+    assert all(one != other for one, other in zip(usual, reduced, strict=True))
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+def test_a_small_container_has_its_first_uids_for_either_kind_of_service(reduced: bool) -> None:
+    settings = LaunchSettings(Path("warden"), reduced=reduced)
+    assert choose_uids(settings, 0, mapped_by(ROOTLESS)) == (20_000, 0x2000)
+
+
 def test_uids_that_were_configured_are_never_exchanged_for_others() -> None:
     with pytest.raises(TierUnavailable, match=r"100000 to 132767 are not mapped .* uid_base"):
         choose_uids(LaunchSettings(Path("warden"), uid_base=100_000), 0, mapped_by(ROOTLESS))

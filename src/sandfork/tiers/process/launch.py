@@ -171,9 +171,12 @@ def choose_uids(
 ) -> tuple[int, int]:
     """Return the first uid of an instance and how many it has. *Raises* TierUnavailable when they are not ours to give.
 
-    Only the range that is there without configuration gives way to a smaller one.
+    Only the range that is there without configuration gives way to a smaller one. Reduced services are given theirs
+    from the end: they end sandboxes by uid, and a service in a container, whose lock files they do not see, may have
+    the same number.
     """
-    ranges = [(settings.uid_base + instance * settings.uid_count, settings.uid_count)]
+    place = _INSTANCES - 1 - instance if settings.reduced else instance
+    ranges = [(settings.uid_base + place * settings.uid_count, settings.uid_count)]
     if settings.uid_base == _UID_BASE:
         ranges.append((_FEW_UIDS_BASE + instance * _FEW_UIDS_COUNT, _FEW_UIDS_COUNT))
     for first, count in ranges:
