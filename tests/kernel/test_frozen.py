@@ -23,7 +23,7 @@ extern void _exit(int);
 #define SMALL 100000
 #define BLOCK (1 << 20)
 static char initialised[3 * PAGE] = "initialised", zeroed[3 * PAGE];
-static char *heap, *block, *bare;
+static char *heap, *block, *bare, *wiped, *withheld;
 
 static const char *place(const void *of)
 {
@@ -34,6 +34,15 @@ static const char *place(const void *of)
             return m.inode && bytes_eq(m.name, "/memfd:interpreter", 18) ? "file" : "own";
     }
     return "nowhere";
+}
+
+/* A page that a fork is to treat as `advice` says. */
+static char *advised(int advice)
+{
+    char *page = (char *)SYS(mmap, NULL, PAGE, 3, 0x22, -1, 0);
+    SYS(madvise, page, PAGE, advice);
+    memset(page, 'a', PAGE);
+    return page;
 }
 
 static bool all(const char *from, size_t size, char value)
@@ -51,7 +60,10 @@ int main(void)
     bare = (char *)SYS(mmap, NULL, 64 * PAGE, 3, 0x22, -1, 0);
     memset(heap, 'h', SMALL), memset(block, 'b', BLOCK), memset(bare, 'm', 8 * PAGE);
     zeroed[PAGE] = 'z', initialised[PAGE] = 'i';
+    wiped = advised(18 /* WIPEONFORK */), withheld = advised(10 /* DONTFORK */);
     freeze_memory();
+    printf("wiped %s, withheld %s, same %d\n", place(wiped), place(withheld),
+           all(wiped, PAGE, 'a') && all(withheld, PAGE, 'a'));
     printf("heap %s, data %s, mapped %s, untouched %s, block %s, stack %s\n", place(heap + PAGE),
            place(&initialised[PAGE]), place(bare), place(bare + 32 * PAGE), place(block + PAGE), place(&local));
     printf("same %d\n", all(heap, SMALL, 'h') && all(block, BLOCK, 'b') && all(bare, 8 * PAGE, 'm') &&
@@ -59,6 +71,8 @@ int main(void)
                             initialised[PAGE] == 'i');
     int child = fork();
     if (!child) {
+        if (!all(wiped, PAGE, 0) || bytes_eq(place(withheld), "file", 4) || bytes_eq(place(withheld), "own", 3))
+            _exit(2);
         memset(heap, 'c', SMALL), memset(bare, 'c', 64 * PAGE), zeroed[PAGE] = 'c';
         _exit(!(all(heap, SMALL, 'c') && all(bare, 64 * PAGE, 'c') && zeroed[PAGE] == 'c'));
     }
@@ -98,19 +112,32 @@ except OSError as error:
 """
 
 
-def test_what_lay_in_memory_lies_in_the_file_and_behaves_as_it_did(tmp_path: Path) -> None:
-    source, program = tmp_path / "frozen.c", tmp_path / "frozen"
-    source.write_text(PROGRAM)
-    flags = ("-std=gnu11", "-O1", "-fno-builtin", "-Wall", "-Werror")
+def built(where: Path, text: str) -> list[str]:
+    """Return the lines that a C program prints."""
+    source, program = where / "frozen.c", where / "frozen"
+    source.write_text(text)
+    flags = ("-std=gnu11", "-O1", "-fno-builtin", "-Wall", "-Werror", "-Wno-unused-function")
     subprocess.run(["gcc", *flags, "-I", str(NATIVE), "-o", str(program), str(source)], check=True)
-    told = subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout
-    assert told.splitlines() == [
+    return subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_what_lay_in_memory_lies_in_the_file_and_behaves_as_it_did(tmp_path: Path) -> None:
+    assert built(tmp_path, PROGRAM) == [
+        "wiped own, withheld own, same 1",
         "heap file, data file, mapped file, untouched own, block own, stack own",
         "same 1",
         "child 0, same 1",
         "grown 1",
         "freed",
     ]
+
+
+def test_a_fork_wipes_or_withholds_such_memory_where_nothing_is_frozen(tmp_path: Path) -> None:
+    """The control of what the program above tells of it."""
+    assert PROGRAM.count("freeze_memory();") == 1
+    told = built(tmp_path, PROGRAM.replace("freeze_memory();", ""))
+    assert told[0] == "wiped own, withheld own, same 1"
+    assert told[3] == "child 0, same 1"
 
 
 @pytest.mark.usefixtures("as_root")

@@ -12,8 +12,10 @@
  * objects does, is better off with a copy of the page tables.
  *
  * Left as it is: the stack; what of a mapping was never touched; blocks that the C library mapped one by one, for it may
- * grow them in place, past the end of the file. Where anything fails all the rest stays as it was: this saves time and
- * memory and changes no behaviour.
+ * grow them in place, past the end of the file; and what a fork is to treat in another way. The state of a random number
+ * generator is wiped in a child, so that it has one of its own (getrandom in the vDSO, which glibc 2.41 calls): of a file's
+ * mapping the kernel would not do that. Where anything fails all the rest stays as it was: this saves time and memory and
+ * changes no behaviour.
  */
 #ifndef SANDFORK_FROZEN_H
 #define SANDFORK_FROZEN_H
@@ -24,6 +26,8 @@
 #define RUNS_MAX 1024
 #define GAP_MOST 4 /* pages that are not there between two that are, and become zeros */
 #define PAGES_AT_ONCE 512
+#define SPARED_MOST 64
+#define LINE_MOST 256
 
 struct run {
     uint64_t start, end;
@@ -82,8 +86,70 @@ static int find_runs(const struct mapping *m, long pagemap, struct run *runs, in
     return count;
 }
 
-static bool is_frozen(const struct mapping *m)
+/* Whether a fork wipes a mapping in the child, or does not give it to it: VM_WIPEONFORK, VM_DONTCOPY. */
+static bool is_spared(const char *flags)
 {
+    for (; *flags; flags++)
+        if (bytes_eq(flags, " wf", 3) || bytes_eq(flags, " dc", 3))
+            return true;
+    return false;
+}
+
+/* Where the mappings begin that are spared. */
+struct spared {
+    uint64_t starts[SPARED_MOST], at;
+    int count;
+    bool told; /* what the flags of the mapping at `at` are */
+};
+
+/* Take a line of /proc/self/smaps: that of a mapping, as in maps, or one that tells something of it; false when lost. */
+static bool take_line(struct spared *spared, const char *line)
+{
+    if (bytes_eq(line, "VmFlags:", 8)) {
+        spared->told = true;
+        if (!is_spared(line + 8))
+            return true;
+        if (spared->count == SPARED_MOST)
+            return false;
+        spared->starts[spared->count++] = spared->at;
+    } else if (*line < 'A' || *line > 'Z') {
+        if (!spared->told)
+            return false;
+        spared->told = false;
+        spared->at = read_digits(&line, 16);
+    }
+    return true;
+}
+
+/* Find all of them; false when the kernel does not tell. */
+static bool find_spared(struct spared *spared)
+{
+    static char text[PAGE], line[LINE_MOST + 8];
+    *spared = (struct spared){.told = true};
+    long fd = SYS(openat, AT_FDCWD, "/proc/self/smaps", O_RDONLY | O_CLOEXEC, 0), n = -1;
+    bool whole = fd >= 0;
+    size_t len = 0;
+    while (whole && (n = SYS(read, fd, text, sizeof text)) > 0)
+        for (long i = 0; whole && i < n; i++) {
+            if (text[i] != '\n') {
+                if (len < LINE_MOST) /* of a longer one, a path, the beginning is enough */
+                    line[len++] = text[i];
+                continue;
+            }
+            line[len] = 0;
+            len = 0;
+            whole = take_line(spared, line);
+        }
+    if (fd >= 0)
+        SYS(close, fd);
+    return whole && n == 0 && spared->told && spared->at;
+}
+
+static bool is_frozen(const struct mapping *m, const struct spared *spared)
+{
+    for (int i = 0; i < spared->count; i++)
+        if (spared->starts[i] == m->start)
+            return false;
     if (m->shared || !(m->protection & MAPPED_READ) || m->protection & MAPPED_EXEC)
         return false;
     return m->inode || !has_name(m) || bytes_eq(m->name, "[heap]", 6);
@@ -125,14 +191,17 @@ static long make_file(void)
 static void freeze_memory(void)
 {
     static struct run runs[RUNS_MAX];
+    static struct spared spared;
     int count = 0;
+    if (!find_spared(&spared))
+        return;
     long pagemap = page_size() == PAGE ? SYS(openat, AT_FDCWD, "/proc/self/pagemap", O_RDONLY | O_CLOEXEC, 0) : -1;
     if (pagemap < 0)
         return;
     struct mapping m;
     for (const char *line = read_maps(); line && *line;) {
         line = read_mapping(line, &m);
-        if (is_frozen(&m))
+        if (is_frozen(&m, &spared))
             count = find_runs(&m, pagemap, runs, count);
     }
     SYS(close, pagemap);
