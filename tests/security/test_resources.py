@@ -78,11 +78,9 @@ def test_kernel_objects_count_as_memory(service: Service, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("what", DISK)
 def test_a_disk_has_an_end(what: str, service: Service, tmp_path: Path) -> None:
-    before = os.statvfs("/var/tmp")
     bound = 1 if what == "sparse" else 40
     reply = take(service, what, bound)
     assert reply["outcome"] == "disk_limit" or reply["stdout"].strip() in ("ENOSPC", "EFBIG"), reply
-    assert abs(os.statvfs("/var/tmp").f_bavail - before.f_bavail) * before.f_frsize < 200 * MIB
     assert taken_outside(tmp_path, what, bound) == f"took {bound}"
 
 
