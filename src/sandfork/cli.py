@@ -70,7 +70,7 @@ def options(
 def main() -> None:
     """Run the command line and end the process with its status."""
     try:
-        app()
+        app(prog_name="sandfork")
     except (Refused, ConfigError, SandforkError) as error:
         err.print(f"sandfork: {error}", markup=False)
         sys.exit(getattr(error, "status", 1))

@@ -54,7 +54,7 @@ def test_help_lists_the_commands_and_version_names_the_version(tmp_path: Path) -
 def test_every_command_has_help(command: str, tmp_path: Path) -> None:
     done = run_command(command, "--help", cwd=tmp_path)
     assert done.returncode == 0
-    assert b"Usage: " in done.stdout
+    assert b"Usage: sandfork " in done.stdout
 
 
 def test_a_wrong_option_ends_with_status_2(tmp_path: Path) -> None:
