@@ -25,21 +25,15 @@ from sandfork.languages.draft import draft_language
 from sandfork.languages.imports import SCAN_CHARS, compile_scan
 from sandfork.languages.language import Check, Packages
 from sandfork.model import LimitsOverride
+from tests.support.languages import CHECKS
 
-RUBY = """
+RUBY = f"""
 name = "ruby"
 aliases = ["rb"]
 extension = ".rb"
 file_name = "main.rb"
-argv = ["/usr/bin/ruby", "{file}"]
-[checks]
-hello = "1"
-stdin = "2"
-argv = "3"
-error = "4"
-wall = "5"
-memory = "6"
-output = "7"
+argv = ["/usr/bin/ruby", "{{file}}"]
+{CHECKS}
 [[template]]
 key = "ruby"
 kind = "park"

@@ -12,24 +12,10 @@ import pytest
 
 from sandfork import __version__
 from sandfork.access import load_keys, parse_keys
+from tests.support.languages import language_text
 from tests.support.service import STUCK_S, command, run_command
 
 RUN = ("run", "--tier", "fake")
-
-OWN_LANGUAGE = """
-name = "zog"
-extension = ".zog"
-file_name = "main.zog"
-argv = ["/bin/cat", "{file}"]
-[checks]
-hello = "1"
-stdin = "2"
-argv = "3"
-error = "4"
-wall = "5"
-memory = "6"
-output = "7"
-"""
 
 
 def refused(*words: str, cwd: Path, stdin: bytes = b"", env: dict[str, str] | None = None, status: int = 1) -> str:
@@ -125,7 +111,7 @@ def test_run_refuses_what_it_cannot_use_with_status_2(words: tuple[str, ...], to
 
 
 def test_run_knows_the_extensions_of_a_directory_of_ones_own(tmp_path: Path) -> None:
-    (tmp_path / "zog.toml").write_text(OWN_LANGUAGE)
+    (tmp_path / "zog.toml").write_text(language_text("/bin/cat"))
     (tmp_path / "program.zog").write_text("out zogged")
     settings = {"SANDFORK_LANGUAGES_DIRECTORY": str(tmp_path)}
     assert run_command(*RUN, "program.zog", cwd=tmp_path, env=settings).stdout == b"zogged\n"

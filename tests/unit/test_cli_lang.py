@@ -28,24 +28,11 @@ from sandfork.serve_pages import proof_page, proof_rows
 from sandfork.serve_proofs import Proof
 from sandfork.serve_refusal import Refused
 from sandfork.serve_speed import Speed, measure, run_bare
+from tests.support.languages import language_text
 from tests.support.warm import TEXT as WARM
 from tests.support.warm import cache_tar
 
-DRAFTED = """
-name = "zog"
-extension = ".zog"
-file_name = "main.zog"
-argv = ["/nowhere/zog", "{file}"]
-packages = { debian = ["zog-pkg"] }
-[checks]
-hello = "1"
-stdin = "2"
-argv = "3"
-error = "4"
-wall = "5"
-memory = "6"
-output = "7"
-"""
+DRAFTED = language_text("/nowhere/zog", 'packages = { debian = ["zog-pkg"] }')
 
 
 def lang(*words: str) -> tuple[int, str]:
