@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sandfork.config import Config
-from sandfork.errors import ImageCorrupt, ImageError, NotSupported, SnapshotConflict, StoreUnusable
+from sandfork.errors import ImageCorrupt, NotSupported, SnapshotConflict, StoreUnusable
 from sandfork.images.bucket import Bucket, BucketSettings
 from sandfork.images.manifest import Manifest, decode_manifest, encode_manifest
 from sandfork.images.naming import hex_of
@@ -139,10 +139,7 @@ def push_snapshot(store: SnapshotStore, remote: Remote, name: str) -> None:
 
 
 def pull_snapshot(store: SnapshotStore, remote: Remote, name: str) -> Snapshot:
-    """Fetch a snapshot from the bucket. *Raises* NotInBucket, SnapshotConflict, RemoteFailed, ImageError."""
+    """Fetch a snapshot from the bucket. *Raises* NotInBucket, SnapshotConflict, RemoteFailed, StoreUnusable."""
     snapshot = decode_snapshot(remote.read(SNAPSHOTS, name), name)
-    try:
-        store.put(snapshot)
-    except OSError as error:
-        raise ImageError(f"{error.filename}: {error.strerror}") from None
+    store.put(snapshot)
     return snapshot

@@ -7,6 +7,7 @@ nothing but names of the catalogue and numbers (`serve_builder`).
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -99,6 +100,7 @@ def create_snapshot(loaded: Loaded, tier: str, name: str, language: str, mem_mb:
     """Make a snapshot without a service; its toolchain is started in a sandbox. *Raises* SandforkError."""
     config = with_store(loaded.config)
     root = images_directory(config)
+    logging.getLogger(ImageDesk.__module__).setLevel(logging.ERROR)  # a failure is raised here, once
     catalogue = choose_languages(config)
     name = name or find_language(catalogue, language).name
     builder = start_builder(config, root)

@@ -98,3 +98,13 @@ def test_the_command_line_makes_pushes_and_pulls_one(tmp_path: Path) -> None:
         assert missing.returncode == 1
         assert b"has no snapshot 'nothing'" in missing.stderr
         assert b"Traceback" not in missing.stderr
+
+
+def test_one_that_cannot_be_kept_is_told_in_one_line_and_nothing_is_logged_beside(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        Path(place, "snapshots/small.json").mkdir(parents=True)
+        words = "snapshot", "create", "python", "--name", "small"
+        done = run_command(*words, cwd=tmp_path, env={"SANDFORK_IMAGES_DIRECTORY": place})
+        assert done.returncode == 1
+        assert done.stderr.decode() == f"sandfork: the store of snapshots in {place}/snapshots: Is a directory\n"

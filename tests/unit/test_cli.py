@@ -231,3 +231,9 @@ def run_command_to(stdout: int, *words: str, cwd: Path) -> bytes:
         check=False,
     )
     return done.stderr
+
+
+def test_a_snapshot_that_cannot_be_removed_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "images/snapshots/small.json").mkdir(parents=True)
+    told = refused("snapshot", "remove", "small", cwd=tmp_path)
+    assert told.endswith(f"the store of snapshots in {tmp_path}/images/snapshots: Is a directory")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,12 @@ from sandfork.engine.images import ImageBounds, ImageDesk
 from sandfork.errors import (
     Forbidden,
     InvalidRequest,
+    LanguageGone,
     NotSupported,
     Overloaded,
     SnapshotConflict,
     SnapshotNotFound,
+    StoreUnusable,
     UnknownLanguage,
 )
 from sandfork.images.manifest import Manifest, Source
@@ -112,6 +115,18 @@ async def test_an_image_can_be_made_of_a_language_that_is_not_on_offer() -> None
     desk = ImageDesk(offered, images, images, execute, every=Catalogue.load())
     assert desk.build("lua", 1024)
     assert (await desk.settled(Kind.ROOTFS, "lua")).making.status is Status.READY
+    with pytest.raises(UnknownLanguage):
+        desk.snapshot("", "lua", 64, 1)
+
+
+async def test_a_language_that_is_gone_is_told_to_be_gone_and_one_that_never_was_is_unknown() -> None:
+    images, every = MemoryImages(), Catalogue.load()
+    desk = ImageDesk(every.only(lambda each: each.name in ("python", "node")), images, images, execute, every=every)
+    desk.adopt(every.only(lambda each: each.name in ("python", "bash")))
+    desk.adopt(every.only(lambda each: each.name == "python"))
+    for gone in ("node", "javascript", "bash"):
+        with pytest.raises(LanguageGone, match=f"{gone} is no longer on this server"):
+            desk.snapshot("", gone, 64, 1)
     with pytest.raises(UnknownLanguage):
         desk.snapshot("", "lua", 64, 1)
 
@@ -237,6 +252,43 @@ def test_a_snapshot_is_kept_read_and_removed(tmp_path: Path) -> None:
             missing("warm")
         with pytest.raises(InvalidRequest):
             missing("../warm")
+
+
+def test_what_was_kept_or_removed_is_so_after_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call ends with a sync of the directory, made when the name is in it, or is in it no more."""
+    synced: list[tuple[str, bool]] = []
+    sync = os.fsync
+
+    def note(fd: int) -> None:
+        sync(fd)
+        synced.append((os.readlink(f"/proc/self/fd/{fd}"), (tmp_path / "snapshots/warm.json").exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    store = SnapshotStore(tmp_path)
+    store.put(kept().snapshots["warm"])
+    assert synced[0] == (str(tmp_path), False)
+    assert synced[-1] == (str(tmp_path / "snapshots"), True)
+    store.remove("warm")
+    assert synced[-1] == (str(tmp_path / "snapshots"), False)
+
+
+def test_a_store_that_cannot_be_used_is_told_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def told(reason: str) -> str:
+        return rf"^the store of snapshots in .*/snapshots: {reason}$"
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(StoreUnusable, match=told("No space left on device")):
+            SnapshotStore(tmp_path).put(kept().snapshots["warm"])
+    assert list((tmp_path / "snapshots").iterdir()) == []
+    (tmp_path / "file").touch()
+    store = SnapshotStore(tmp_path / "file")
+    for use in (store.names, lambda: store.get("warm"), lambda: store.remove("warm")):
+        with pytest.raises(StoreUnusable, match=told("Not a directory")):
+            use()
 
 
 @pytest.mark.parametrize(

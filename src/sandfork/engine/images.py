@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from sandfork.errors import (
     Draining,
     Forbidden,
     InvalidRequest,
+    LanguageGone,
     NotSupported,
     Overloaded,
     SandforkError,
@@ -109,6 +110,7 @@ class ImageDesk:
         """
         self._changed = changed
         self._catalogue = catalogue
+        self._ever = set(_names(catalogue))  # those that were on offer at some time
         self._every = every or catalogue
         self._shelf = shelf
         self._maker = maker
@@ -120,6 +122,7 @@ class ImageDesk:
     def adopt(self, catalogue: Catalogue) -> None:
         """Have these languages on offer from now on."""
         self._catalogue = catalogue
+        self._ever.update(_names(catalogue))
 
     async def list(self, kind: Kind, *, remote: bool = False) -> Sequence[ImageState]:
         """Return all by name; with those of this machine those that are being made, or could not be."""
@@ -172,9 +175,9 @@ class ImageDesk:
     def snapshot(self, name: str, language: str, mem_mb: int, vcpus: int) -> bool:
         """Have a snapshot made; return False when it is being made already.
 
-        *Raises* UnknownLanguage, InvalidRequest, Forbidden, Overloaded.
+        *Raises* UnknownLanguage, LanguageGone, InvalidRequest, Forbidden, Overloaded.
         """
-        found = _language(self._catalogue, language)
+        found = _language(self._catalogue, language, self._ever)
         name = check_name(name or found.name)
         _check("mem_mb", mem_mb, 8, self._bounds.mem_mb)
         _check("vcpus", vcpus, 1, self._bounds.vcpus)
@@ -268,11 +271,16 @@ class ImageDesk:
         return "".join(character for character in line if character.isprintable())[:64]
 
 
-def _language(catalogue: Catalogue, name: str) -> Language:
+def _language(catalogue: Catalogue, name: str, ever: Collection[str] = ()) -> Language:
     found = catalogue.find(name)
     if found is None:
-        raise UnknownLanguage(name, catalogue.names())
+        raise LanguageGone(name) if name in ever else UnknownLanguage(name, catalogue.names())
     return found
+
+
+def _names(catalogue: Catalogue) -> Sequence[str]:
+    """Return all names of all languages."""
+    return [name for each in catalogue.languages() for name in (each.name, *each.aliases)]
 
 
 def _check(field: str, value: int, least: int, most: int) -> None:

@@ -6,7 +6,7 @@ is preloaded, the memory and the processors that its sandboxes may use, and the 
 image or, on the host's files, by the content of its programs. One whose toolchain has changed is refused rather than
 run on another. A tier that keeps machine state keeps it beside this.
 
-    DIRECTORY/snapshots/NAME.json    replaced by renaming
+    DIRECTORY/snapshots/NAME.json    replaced by renaming; what was kept or removed is so after a crash, too
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Meta
 
 from sandfork.errors import SnapshotConflict, SnapshotNotFound, StoreUnusable
+from sandfork.images.durable import sync_directory
 from sandfork.images.naming import check_name, is_name
 
 MAX_DOCUMENT_BYTES = 64 << 10
@@ -80,7 +81,7 @@ class SnapshotStore:
         except FileNotFoundError:
             return ()
         except OSError as error:
-            raise _unusable(error) from None
+            raise self._unusable(error) from None
         stems = (entry.removesuffix(".json") for entry in entries if entry.endswith(".json"))
         return tuple(sorted(stem for stem in stems if is_name(stem)))
 
@@ -89,22 +90,29 @@ class SnapshotStore:
         return decode_snapshot(self.document(name), name)
 
     def document(self, name: str) -> bytes:
-        """Return one as it is kept. *Raises* InvalidRequest, SnapshotNotFound."""
+        """Return one as it is kept. *Raises* InvalidRequest, SnapshotNotFound, StoreUnusable."""
         try:
             return self._path(name).read_bytes()
         except FileNotFoundError:
             raise SnapshotNotFound(f"there is no snapshot {name!r}") from None
         except OSError as error:
-            raise _unusable(error) from None
+            raise self._unusable(error) from None
 
     def put(self, snapshot: Snapshot) -> None:
-        """Keep one; one of the same name is replaced at once. *Raises* OSError."""
-        path = self._path(snapshot.name)
-        self._root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        """Keep one; one of the same name is replaced at once. *Raises* StoreUnusable, as on a full disk."""
+        try:
+            self._put(self._path(snapshot.name), encode_snapshot(snapshot))
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def _put(self, path: Path, document: bytes) -> None:
+        if not self._root.is_dir():
+            self._root.mkdir(mode=0o755, parents=True, exist_ok=True)
+            sync_directory(self._root.parent)
         descriptor, fresh = tempfile.mkstemp(dir=self._root, prefix=".")
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(encode_snapshot(snapshot))
+                file.write(document)
                 os.fchmod(file.fileno(), 0o644)
                 file.flush()
                 os.fsync(file.fileno())
@@ -112,20 +120,23 @@ class SnapshotStore:
         except BaseException:
             Path(fresh).unlink(missing_ok=True)
             raise
+        sync_directory(self._root)
 
     def remove(self, name: str) -> None:
-        """Forget one. *Raises* InvalidRequest, SnapshotNotFound."""
+        """Forget one. *Raises* InvalidRequest, SnapshotNotFound, StoreUnusable."""
         try:
             self._path(name).unlink()
+            sync_directory(self._root)
         except FileNotFoundError:
             raise SnapshotNotFound(f"there is no snapshot {name!r}") from None
+        except OSError as error:
+            raise self._unusable(error) from None
 
     def _path(self, name: str) -> Path:
         return self._root / f"{check_name(name)}.json"
 
-
-def _unusable(error: OSError) -> StoreUnusable:
-    return StoreUnusable(f"{error.filename}: {error.strerror}: the service must be able to read images.directory")
+    def _unusable(self, error: OSError) -> StoreUnusable:
+        return StoreUnusable(f"the store of snapshots in {self._root}: {error.strerror or error}")
 
 
 def encode_snapshot(snapshot: Snapshot) -> bytes:
