@@ -34,6 +34,7 @@
     │   └── NotInBucket
     └── TierError            the machinery failed
         ├── TemplateFailed
+        │   └── TemplateGone
         ├── ForkFailed
         ├── GuestLost
         └── TierUnavailable
@@ -291,6 +292,12 @@ class TemplateFailed(TierError):
     """A template could not be made or died."""
 
     code = "template_failed"
+
+
+class TemplateGone(TemplateFailed):
+    """A template went after it was chosen, for its image or packages did; what is chosen now is another one."""
+
+    code = "template_gone"
 
 
 class ForkFailed(TierError):

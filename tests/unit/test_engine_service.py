@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from sandfork.dialects.refusals import status_of
 from sandfork.engine.admission import AdmissionSettings
+from sandfork.engine.execution import Execution
 from sandfork.errors import (
     DeadlinePassed,
     Draining,
@@ -16,6 +18,7 @@ from sandfork.errors import (
     LanguageGone,
     Overloaded,
     TemplateFailed,
+    TemplateGone,
     UnknownLanguage,
 )
 from sandfork.model import Caller, Command, ExecRequest, ExecResult, Snippet
@@ -23,6 +26,7 @@ from sandfork.tiers.fake import FakeSandbox
 from tests.support.clock import in_virtual_time, pass_time, settle, virtual_loop
 from tests.support.engine import CALLER, CATALOGUE, SETTINGS, Rig, hang, limited, rig, script
 
+BASH = ExecRequest(Snippet("bash", "echo"))
 ONE_AT_A_TIME = replace(SETTINGS, admission=AdmissionSettings(max_running=1))
 
 
@@ -229,6 +233,69 @@ async def test_a_language_whose_image_was_removed_is_told_to_be_gone_also_in_its
         assert (await it.step("out 1")).stdout == b"1\n", "it is back, and the session was there all the time"
 
 
+async def adopt_bash_on(it: Rig, image: str) -> None:
+    """Have bash run on an image, or on the host's files for "", in a template of another key either way."""
+    it.tier.images["command@b"] = image
+    catalogue = CATALOGUE.on_images({"bash": image} if image else {})
+    await it.engine.adopt(catalogue, {"python": 0, "command": 0, **({"command@b": 0} if image else {})}, ())
+
+
+@in_virtual_time
+async def test_what_was_planned_before_its_template_went_runs_as_is_planned_then() -> None:
+    async with rig(ONE_AT_A_TIME) as it:
+        await adopt_bash_on(it, "b@sha256:1")
+        running = asyncio.ensure_future(it.run("sleep 1"))
+        started: list[Execution] = []
+        waiting = asyncio.ensure_future(it.engine.execute(BASH, CALLER, on_start=started.append))
+        await settle()
+        await adopt_bash_on(it, "")
+        await running
+        result = await waiting
+        assert [execution.exec_id for execution in started] == [result.exec_id], "it is told of once"
+        assert result.image == ""
+        plan = it.observed[-1].plan
+        assert plan is not None
+        assert (plan.exec_id, plan.template_key) == (result.exec_id, "command")
+
+
+@in_virtual_time
+async def test_what_waits_for_a_sandbox_of_a_template_that_goes_runs_as_is_planned_then() -> None:
+    async with rig() as it:
+        await adopt_bash_on(it, "b@sha256:1")
+        waiting = asyncio.ensure_future(it.engine.execute(BASH, CALLER))
+        await asyncio.sleep(0)
+        assert [each.waiting for each in it.engine.statistics().pool if each.key == "command@b"] == [1]
+        await adopt_bash_on(it, "")
+        assert (await waiting).image == ""
+
+
+@in_virtual_time
+async def test_what_was_planned_before_its_language_went_is_told_so() -> None:
+    async with rig(ONE_AT_A_TIME) as it:
+        await adopt_bash_on(it, "b@sha256:1")
+        running = asyncio.ensure_future(it.run("sleep 1"))
+        waiting = asyncio.ensure_future(it.engine.execute(BASH, CALLER))
+        await settle()
+        await it.engine.adopt(CATALOGUE.only(lambda each: each.name == "python"), {"python": 0, "command": 0}, ())
+        await running
+        with pytest.raises(LanguageGone):
+            await waiting
+
+
+@in_virtual_time
+async def test_a_session_whose_template_went_before_its_turn_is_to_be_tried_again() -> None:
+    async with rig() as it:
+        await adopt_bash_on(it, "b@sha256:1")
+        opening = asyncio.ensure_future(it.step("", program=BASH.program))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await adopt_bash_on(it, "")
+        with pytest.raises(TemplateGone, match="try again") as told:
+            await opening
+        assert status_of(told.value) == 503
+        assert (await it.step("", program=BASH.program)).image == ""
+
+
 @in_virtual_time
 async def test_other_images_are_taken_by_new_programs_and_those_under_way_end_as_they_began() -> None:
     async with rig() as it:
@@ -243,5 +310,5 @@ async def test_other_images_are_taken_by_new_programs_and_those_under_way_end_as
         assert (await it.engine.execute(command, CALLER)).image == "py@sha256:1"
         await pass_time(1)
         assert (await running).image == ""
-        with pytest.raises(TemplateFailed, match="does not have it"):
+        with pytest.raises(TemplateGone, match="no more"):
             await it.engine.execute(ExecRequest(Snippet("node", "")), CALLER)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandfork.engine.pool import Pool, PoolSettings, PoolStatistics
-from sandfork.errors import Draining, ForkFailed, SandforkError, TemplateFailed
+from sandfork.errors import Draining, ForkFailed, SandforkError, TemplateFailed, TemplateGone
 from sandfork.tiers.base import Sandbox
 from sandfork.tiers.fake import FakeSandbox, FakeTemplate, FakeTier
 from tests.support.clock import in_virtual_time, pass_time, run_virtual, settle, virtual_loop
@@ -522,10 +522,12 @@ async def test_templates_come_and_go() -> None:
     waiting = asyncio.create_task(bench.pool.fork("python"))
     await asyncio.sleep(0)
     await bench.pool.adopt({"other": 1, "spare": 0, "rare": 2}, ("rare",), ())
-    with pytest.raises(TemplateFailed, match="no more"):
+    with pytest.raises(TemplateGone, match="no more"):
         await waiting
-    with pytest.raises(TemplateFailed, match="does not have it"):
+    with pytest.raises(TemplateGone, match="no more"):
         bench.pool.take("python")
+    with pytest.raises(TemplateFailed, match="does not have it"):
+        bench.pool.take("never")
     await pass_time(1)
     assert bench.pool.take("other") is not None
     assert bench.pool.take("rare") is None, "it is made when it is first used"

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from sandfork.engine.admission import Admission, AdmissionSettings, AdmissionStatistics
 from sandfork.engine.artefacts import ArtefactStatistics
@@ -29,7 +31,15 @@ from sandfork.engine.recall import Recall
 from sandfork.engine.session import Session
 from sandfork.engine.sessions import SessionSettings
 from sandfork.engine.tasks import Tasks, TaskSettings
-from sandfork.errors import Draining, FileNotInSandbox, NotSupported, SandforkError, TemplateFailed, TierError
+from sandfork.errors import (
+    Draining,
+    FileNotInSandbox,
+    NotSupported,
+    SandforkError,
+    TemplateFailed,
+    TemplateGone,
+    TierError,
+)
 from sandfork.languages.catalogue import Catalogue
 from sandfork.model import Caller, ExecPlan, ExecRequest, ExecResult, TemplateHealth
 from sandfork.tiers.base import Collected, OutputSink, Sandbox, Tier
@@ -146,7 +156,9 @@ class Engine:
             if plan.session is not None:
                 result = await self._execute_in_session(plan, sink, on_start, received_ns)
             else:
-                result = await self._perform(self._begin(plan, sink, on_start, received_ns))
+                execution = self._begin(plan, sink, on_start, received_ns)
+                result = await self._perform(execution, partial(self._attempt_planned, execution, request))
+                plan = execution.plan
         except BaseException as error:
             self._observe(caller, plan, error)
             raise
@@ -252,8 +264,8 @@ class Engine:
             on_start(execution)
         return execution
 
-    async def _perform(self, execution: Execution, session: Session | None = None) -> ExecResult:
-        """Wait for a slot and run; a sandbox that was dead before it began is replaced once."""
+    async def _perform(self, execution: Execution, attempt: Callable[[], Awaitable[ExecResult]]) -> ExecResult:
+        """Wait for a slot and run."""
         caller = execution.plan.caller
         try:
             if not self._admission.try_enter():
@@ -261,17 +273,7 @@ class Engine:
             execution.admit()
             self._executions.add(execution)
             try:
-                if session is not None:
-                    return await self._attempt_in(session, execution)
-                if execution.plan.compilation is not None:
-                    failed = await self._compiler.prepare(execution)
-                    if failed is not None:
-                        return execution.result(failed, NOTHING_COLLECTED)
-                result = await self._attempt(execution, last=False)
-                if result is None:
-                    result = await self._attempt(execution, last=True)
-                assert result is not None
-                return result
+                return await attempt()
             finally:
                 self._executions.discard(execution)
                 self._admission.leave()
@@ -290,8 +292,9 @@ class Engine:
 
         async def take_turn() -> ExecResult:
             async with self.sessions.turn(plan) as session:
-                executions.append(self._begin(session.adapt(plan), sink, on_start, received_ns))
-                return await self._perform(executions[0], session)
+                execution = self._begin(session.adapt(plan), sink, on_start, received_ns)
+                executions.append(execution)
+                return await self._perform(execution, partial(self._attempt_in, session, execution))
 
         turn = asyncio.get_running_loop().create_task(take_turn())
         self.sessions.spawn(turn)
@@ -313,6 +316,25 @@ class Engine:
         wanted = plan.collect and not execution.failed_step
         collected = await self._collect(plan, session.sandbox) if wanted else NOTHING_COLLECTED
         return execution.result(end, collected, state_lost=state_lost)
+
+    async def _attempt_planned(self, execution: Execution, request: ExecRequest) -> ExecResult:
+        """Run as planned; where that plan's template went since, as is planned now."""
+        with suppress(TemplateGone):
+            return await self._attempt_twice(execution)
+        execution.plan_anew(self._plan(request, execution.plan.caller))
+        return await self._attempt_twice(execution)
+
+    async def _attempt_twice(self, execution: Execution) -> ExecResult:
+        """Run; a sandbox that was dead before it began is replaced once."""
+        if execution.plan.compilation is not None:
+            failed = await self._compiler.prepare(execution)
+            if failed is not None:
+                return execution.result(failed, NOTHING_COLLECTED)
+        result = await self._attempt(execution, last=False)
+        if result is None:
+            result = await self._attempt(execution, last=True)
+        assert result is not None
+        return result
 
     async def _attempt(self, execution: Execution, *, last: bool) -> ExecResult | None:
         """Run in one sandbox; None when the program did not start there and this is not the `last` attempt."""

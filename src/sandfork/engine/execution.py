@@ -115,6 +115,12 @@ class Execution:
         """Whether the program has written anything, which proves that it started."""
         return self._cap.started
 
+    def plan_anew(self, plan: ExecPlan) -> None:
+        """Go on with another plan of the same request: nothing of this one has begun."""
+        step = replace(plan.step, live=self.plan.step.live)
+        self.plan = replace(plan, exec_id=self.exec_id, step=step)
+        self.image = plan.image
+
     def now_ns(self) -> int:
         """Return this instant of the clock of the stamps."""
         return self._clock_ns()

@@ -9,6 +9,7 @@ The template of a shelf that is filled *on demand* is made when it is first used
 nothing has used it for `idle_s`.
 
 A template that cannot be made is in `unavailable` with its reason until it can; leases from it fail with that reason.
+Leases from one that went meanwhile fail with TemplateGone: nothing began, and another may do.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import asyncio
 from collections.abc import Collection, Mapping
 
 from sandfork.engine.shelf import Dispose, PoolSettings, PoolStatistics, Shelf
-from sandfork.errors import TemplateFailed
+from sandfork.errors import TemplateFailed, TemplateGone
 from sandfork.model import TemplateHealth
 from sandfork.tiers.base import Process, Sandbox, Tier
 
@@ -43,6 +44,7 @@ class Pool:
         self._dispose = dispose
         self._shelves = {key: Shelf(key, tier, settings, self.unavailable, dispose) for key in targets}
         self._targets = dict(targets)
+        self._gone: set[str] = set()
 
     async def start(self) -> None:
         """Make the templates that have a target and wait for a sandbox of each, or for the reason there is none."""
@@ -52,7 +54,7 @@ class Pool:
         await asyncio.gather(*(self._shelves[key].first.wait() for key in wanted))
 
     def take(self, key: str) -> Sandbox | None:
-        """Return a parked sandbox of that template, or None. *Raises* TemplateFailed when there is no such key."""
+        """Return a parked sandbox of that template, or None. *Raises* TemplateFailed, as where there is no such key."""
         return self._shelf(key).take()
 
     async def fork(self, key: str) -> Sandbox:
@@ -72,7 +74,9 @@ class Pool:
 
         What is running goes on. Return once what is parked of those that are gone is being destroyed.
         """
-        gone = [self._shelves.pop(key) for key in self._shelves.keys() - targets.keys()]
+        went = self._shelves.keys() - targets.keys()
+        gone = [self._shelves.pop(key) for key in went]
+        self._gone = (self._gone | went) - targets.keys()
         self._on_demand = frozenset(on_demand)
         for key, target in targets.items():
             shelf = self._shelves.get(key)
@@ -82,7 +86,7 @@ class Pool:
             elif key in changed:
                 shelf.renew()
         self._targets = dict(targets)
-        await asyncio.gather(*(shelf.close(_gone) for shelf in gone))
+        await asyncio.gather(*(shelf.close(_template_gone) for shelf in gone))
 
     def _fill(self, key: str, target: int) -> None:
         if key in self._on_demand:
@@ -105,10 +109,16 @@ class Pool:
 
     def _shelf(self, key: str) -> Shelf:
         shelf = self._shelves.get(key)
+        if shelf is None and key in self._gone:
+            raise _template_gone()
         if shelf is None:
             raise TemplateFailed(f"template {key}: this server does not have it", step="template")
         return shelf
 
 
-def _gone() -> TemplateFailed:
-    return TemplateFailed("this server has this template no more: its image was removed", step="template")
+def _template_gone() -> TemplateGone:
+    return TemplateGone(
+        "this server has this template no more: its image or its packages were removed or replaced; try again",
+        step="template",
+        retry_after_s=1.0,
+    )
