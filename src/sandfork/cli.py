@@ -28,10 +28,11 @@ from sandfork.config import ConfigError
 from sandfork.errors import SandforkError
 from sandfork.serve_refusal import Refused
 
+PROGRAM = "sandfork"
 INTERRUPTED = 130
 
 app = typer.Typer(
-    name="sandfork",
+    name=PROGRAM,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -70,7 +71,7 @@ def options(
 def main() -> None:
     """Run the command line and end the process with its status."""
     try:
-        app(prog_name="sandfork")
+        app(prog_name=PROGRAM)
     except (Refused, ConfigError, SandforkError) as error:
         err.print(f"sandfork: {error}", markup=False)
         sys.exit(getattr(error, "status", 1))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from sandfork.cli_bar import progress_bar
 from sandfork.cli_terms import ConfigFile, err, out, print_plain, settings
 from sandfork.languages.catalogue import Language
 from sandfork.serve_languages import find_language, load_catalogue
@@ -46,7 +45,7 @@ def build(name: Name, language: Languages = None, size_mb: SizeMb = DEFAULT_MB, 
 
     chosen = _languages(config, name, language, required=True)
     names, bounds = [each.name for each in chosen], Bounds(max_bytes=size_mb << 20)
-    with _bar(f"building {name}") as tell:
+    with progress_bar(f"building {name}") as tell:
         made = build_image(_store(config), name, names, wanted_for(chosen), bounds, tell)
     _report(config, made, chosen)
 
@@ -142,7 +141,7 @@ def _import(
     from sandfork.images.archive import Bounds
 
     chosen = _languages(config, name, language, required=False)
-    with _bar(f"importing {name}") as tell:
+    with progress_bar(f"importing {name}") as tell:
         names = [each.name for each in chosen]
         made = make(_store(config), name, names, path, Bounds(max_bytes=size_mb << 20), tell)
     _report(config, made, chosen)
@@ -191,20 +190,6 @@ def _report(config: Path | None, made: Manifest, chosen: list[Language]) -> None
     print_plain(made.digest)
 
 
-@contextmanager
-def _bar(what: str) -> Iterator[Tell]:
-    """Show a bar on a terminal; elsewhere nothing moves."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[now]}"))
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task(escape(what), total=100.0, now="")
-        yield lambda percent, now: bar.update(task, completed=percent, now=escape(_printable(now)))
-
-
-def _printable(text: str) -> str:
-    """Return text without what orders a terminal about: it may be the name of a file of an archive."""
-    return "".join(each if each.isprintable() else "?" for each in text)
-
-
 def _list_remote(config: Path | None) -> None:
     from sandfork.images.state import Kind, RootfsState
     from sandfork.serve_remote import open_remote, remote_states
@@ -224,7 +209,7 @@ def push(name: Name, config: ConfigFile = None) -> None:
     from sandfork.serve_remote import open_remote, push_image
 
     remote = open_remote(settings(config).config)
-    with _bar(f"pushing {name}") as tell:
+    with progress_bar(f"pushing {name}") as tell:
         push_image(_store(config), remote, name, tell)
     err.print(f"Pushed {name} to {remote.place}.", markup=False)
 
@@ -236,6 +221,6 @@ def pull(name: Name, config: ConfigFile = None) -> None:
 
     loaded = settings(config).config
     remote = open_remote(loaded)
-    with _bar(f"pulling {name}") as tell:
+    with progress_bar(f"pulling {name}") as tell:
         pull_image(_store(config), remote, name, tell, loaded.images.max_size_mb << 20)
     err.print(f"Pulled {name} from {remote.place}.", markup=False)

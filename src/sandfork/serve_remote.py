@@ -16,6 +16,8 @@ from sandfork.images.state import LOCAL, REMOTE, ImageState, Kind, Making, Rootf
 from sandfork.images.store import Store
 
 MAX_BILL_BYTES = 64 << 20
+#: How much of a pull the transfer is, in percent; the rest is unpacking.
+_FETCHED = 80.0
 NO_BUCKET = "there is no bucket for images: name one as remote.bucket, with remote.endpoint where it is not Amazon's"
 
 
@@ -79,9 +81,10 @@ def push_image(store: Store, remote: Remote, name: str, tell: Tell = tell_nobody
     """Put an image into the bucket: what it is of first, its manifest last. *Raises* ImageError."""
     with store.lease(name) as lease:
         manifest = lease.manifest
+        tell(0.0, "reading")
         if manifest.sbom:
             remote.push(store.blob(manifest.sbom), manifest.sbom)
-        remote.push(store.blob(manifest.digest), manifest.digest, tell)
+        remote.push(store.blob(manifest.digest), manifest.digest, _counted(tell, manifest.size, 100.0))
         remote.publish(MANIFESTS, name, encode_manifest(manifest))
     return manifest
 
@@ -101,11 +104,18 @@ def pull_image(store: Store, remote: Remote, name: str, tell: Tell = tell_nobody
         raise StoreUnusable(f"{error.filename}: {error.strerror}") from None
     bill = remote.read_blob(manifest.sbom, MAX_BILL_BYTES) if manifest.sbom else b""
     partial = incoming / hex_of(manifest.digest)
-    remote.pull(manifest.digest, manifest.size, partial, tell)
+    remote.pull(manifest.digest, manifest.size, partial, _counted(tell, manifest.size, _FETCHED))
     try:
-        return store.adopt(manifest, partial, bill)
+        return store.adopt(
+            manifest, partial, bill, tell=lambda percent, now: tell(_FETCHED + percent * (1 - _FETCHED / 100), now)
+        )
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _counted(tell: Tell, size: int, share: float) -> Tell:
+    """Return what tells of a transfer how much of it is done, and takes it for that share of all, in percent."""
+    return lambda percent, now: tell(percent * share / 100, f"{size * percent / 100 / 1e6:.1f} of {size / 1e6:.1f} MB")
 
 
 def _remote_snapshot(remote: Remote, name: str) -> SnapshotState:

@@ -46,6 +46,7 @@ def test_every_command_has_help(command: str, tmp_path: Path) -> None:
 def test_a_wrong_option_ends_with_status_2(tmp_path: Path) -> None:
     done = run_command("serve", "--prot", "1", cwd=tmp_path)
     assert done.returncode == 2
+    assert b"Usage: sandfork serve [OPTIONS]" in done.stderr, "whatever file it was started from"
     assert b"No such option" in done.stderr
 
 
