@@ -18,11 +18,15 @@ from sandfork.images.store import Store
 MAX_BILL_BYTES = 64 << 20
 #: How much of a pull the transfer is, in percent; the rest is unpacking.
 _FETCHED = 80.0
+_HURRIED_S = 4.0
 NO_BUCKET = "there is no bucket for images: name one as remote.bucket, with remote.endpoint where it is not Amazon's"
 
 
-def open_remote(config: Config) -> Remote:
-    """Return the configured bucket, not tried yet. *Raises* NotSupported when none is configured."""
+def open_remote(config: Config, *, hurried: bool = False) -> Remote:
+    """Return the configured bucket, not tried yet. *Raises* NotSupported when none is configured.
+
+    `hurried` for a client that waits: a server that does not answer is told in seconds, however patient transfers are.
+    """
     remote = config.remote
     if not remote.bucket:
         raise NotSupported(NO_BUCKET)
@@ -35,9 +39,9 @@ def open_remote(config: Config) -> Remote:
                 region=remote.region,
                 access_key=remote.access_key,
                 secret_key=remote.secret_key,
-                connect_s=remote.connect_s,
-                read_s=remote.read_s,
-                tries=remote.tries,
+                connect_s=min(remote.connect_s, _HURRIED_S) if hurried else remote.connect_s,
+                read_s=min(remote.read_s, _HURRIED_S) if hurried else remote.read_s,
+                tries=min(remote.tries, 2) if hurried else remote.tries,
             )
         ),
         remote.part_bytes,

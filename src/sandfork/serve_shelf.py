@@ -58,7 +58,7 @@ class DiskShelf:
 
         Whoever asks while the bucket is being read gets what that comes to: it may be slow, and costs a thread.
         """
-        remote = open_remote(self._config)
+        remote = open_remote(self._config, hurried=True)
         asked = self._asked.get(kind)
         if asked is None or asked.done():
             asked = asyncio.create_task(in_thread(lambda: remote_states(remote, kind)))

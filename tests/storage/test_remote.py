@@ -6,12 +6,15 @@ import hashlib
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from sandfork.errors import InvalidRequest, NotInBucket, RemoteFailed
-from sandfork.images.bucket import BucketSettings
+from sandfork.images.bucket import Bucket, BucketSettings, Part
 from sandfork.images.remote import MANIFESTS, SNAPSHOTS, Remote, blob_key, part_size
 from tests.support.s3 import BUCKET, Cable, S3Server
 
@@ -125,9 +128,34 @@ def test_a_blob_that_is_not_its_digest_is_refused_and_does_not_stay(
     partial = tmp_path / "partial"
     server.remote().push(blob, DIGEST)
     server.client().put_object(Bucket=BUCKET, Key=key_of(DIGEST), Body=b"\0" + CONTENT[1:])
-    with pytest.raises(RemoteFailed, match=f"{DIGEST} was altered"):
+    with pytest.raises(RemoteFailed, match=f"{DIGEST} was altered there: push it again"):
         server.remote().pull(DIGEST, len(CONTENT), partial)
     assert not partial.exists()
+
+
+def test_what_an_earlier_try_left_altered_is_told_and_does_not_stay(
+    server: S3Server, blob: Path, tmp_path: Path
+) -> None:
+    partial = tmp_path / "partial"
+    server.remote().push(blob, DIGEST)
+    partial.write_bytes(b"\0" + CONTENT[1:PART])
+    with pytest.raises(RemoteFailed, match="or what an earlier try left here: try again"):
+        server.remote().pull(DIGEST, len(CONTENT), partial)
+    assert not partial.exists()
+    server.remote().pull(DIGEST, len(CONTENT), partial)
+
+
+def test_an_upload_whose_last_answer_was_lost_is_there(server: S3Server, blob: Path) -> None:
+    class Deaf(Bucket):
+        """Hears of the second try only, of which the server knows nothing any more."""
+
+        def end(self, key: str, upload: str, parts: Sequence[Part]) -> None:
+            super().end(key, upload, parts)
+            super().end(key, upload, parts)
+
+    bucket = Deaf(server.bucket(tries=1).settings)
+    Remote(bucket, PART).push(blob, DIGEST)
+    assert server.bucket().find(blob_key(DIGEST)) is not None
 
 
 def test_what_a_manifest_tells_of_a_size_is_checked_before_anything_is_fetched(
@@ -222,6 +250,8 @@ def test_documents_are_listed_page_by_page_and_keys_that_are_none_are_passed_ove
     assert remote.read(SNAPSHOTS, "warm") == b'{"name": "warm"}'
     with pytest.raises(NotInBucket, match="has no snapshot 'cold'"):
         remote.read(SNAPSHOTS, "cold")
+    with pytest.raises(NotInBucket, match="has no image 'cold'"):
+        remote.read(MANIFESTS, "cold")
 
 
 def test_a_document_that_is_too_large_is_not_read(server: S3Server) -> None:
@@ -263,8 +293,8 @@ def test_wrong_keys_are_told_apart_by_a_server_that_checks_signatures(
     with pytest.raises(RemoteFailed, match="does not know the access key"):
         nobody.names(MANIFESTS)
     for wrong in (secret, nobody):
-        with pytest.raises(RemoteFailed, match="credentials"):
-            wrong.push(blob, DIGEST)
+        with pytest.raises(RemoteFailed, match=r"\((SignatureDoesNotMatch|InvalidAccessKeyId)\)"):
+            wrong.push(blob, DIGEST)  # begins with a HEAD, whose answer has no reason
         with pytest.raises(RemoteFailed, match="key"):
             wrong.read(MANIFESTS, "python")
         with pytest.raises(RemoteFailed, match="key"):
@@ -292,6 +322,63 @@ def test_a_server_that_does_not_answer_is_told() -> None:
         S3Server(url).remote(tries=1).names(MANIFESTS)
 
 
+def test_a_server_that_takes_connections_and_says_nothing_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(RemoteFailed, match=r"no answer within 0\.1 s: does it answer\? Else see remote\.read_s"):
+            S3Server(url).remote(tries=1, read_s=0.1).names(MANIFESTS)
+
+
+class Website(BaseHTTPRequestHandler):
+    """Answers everything, and is no S3 server."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else b"<html>welcome</html>")
+
+    do_HEAD = do_PUT = do_POST = do_GET  # noqa: N815  # as they are called there
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # as it is called there
+        """Say nothing."""
+
+
+def test_what_is_no_s3_server_is_told(blob: Path, tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Website) as website:
+        threading.Thread(target=website.serve_forever).start()
+        try:
+            remote = S3Server(f"http://127.0.0.1:{website.server_port}").remote(tries=1)
+            for attempt in (
+                lambda: remote.names(MANIFESTS),
+                lambda: remote.push(blob, DIGEST),
+                lambda: remote.pull(DIGEST, 5, tmp_path / "partial"),
+                lambda: remote.publish(MANIFESTS, "python", b"{}"),
+            ):
+                with pytest.raises(RemoteFailed, match=r"no S3 server: is remote\.endpoint right"):
+                    attempt()
+        finally:
+            website.shutdown()
+
+
+def test_a_server_without_tls_that_is_asked_for_it_is_told_in_one_line(server: S3Server) -> None:
+    tls = S3Server(server.url.replace("http:", "https:"))
+    with pytest.raises(RemoteFailed, match=r"no TLS: should remote\.endpoint begin with http://"):
+        tls.remote(tries=1).names(MANIFESTS)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"bucket": "a/b"}, r"^'a/b' is no name of a bucket: see remote\.bucket$"),
+        ({"access_key": ""}, r"^remote\.access_key is empty: "),
+        ({"secret_key": ""}, r"^remote\.secret_key is empty: "),
+    ],
+)
+def test_settings_that_cannot_be_are_told_by_name(server: S3Server, wrong: dict[str, str], told: str) -> None:
+    with pytest.raises(RemoteFailed, match=told):
+        server.remote(**wrong).names(MANIFESTS)
+
+
 def test_missing_credentials_are_told(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
@@ -303,7 +390,5 @@ def test_missing_credentials_are_told(server: S3Server, monkeypatch: pytest.Monk
 
 
 def test_an_endpoint_that_is_no_address_is_told() -> None:
-    from sandfork.images.bucket import Bucket
-
     with pytest.raises(RemoteFailed, match=r"remote\.endpoint"):
         Remote(Bucket(BucketSettings("images", endpoint="not an address", region="x"))).names(MANIFESTS)

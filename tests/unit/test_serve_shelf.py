@@ -14,10 +14,12 @@ from sandfork import serve_shelf
 from sandfork.config import Config
 from sandfork.config.schema import Remote
 from sandfork.errors import RemoteFailed
+from sandfork.images.bucket import BucketSettings
 from sandfork.images.state import ImageState, Kind
+from sandfork.serve_remote import open_remote
 from sandfork.serve_shelf import DiskShelf
 
-CONFIG = Config(remote=Remote(bucket="slow"))
+CONFIG = Config(remote=Remote(bucket="slow", connect_s=60.0, read_s=300.0, tries=20))
 
 
 async def test_a_slow_bucket_is_read_by_one_thread_however_many_ask(
@@ -40,6 +42,17 @@ async def test_a_slow_bucket_is_read_by_one_thread_however_many_ask(
     assert sorted(read) == [Kind.ROOTFS, Kind.SNAPSHOT]
     assert await shelf.remote(Kind.ROOTFS) == ()
     assert len(read) == 3, "what was read is not kept"
+
+
+async def test_a_client_is_told_soon_of_a_bucket_that_does_not_answer_however_patient_transfers_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(serve_shelf, "remote_states", lambda remote, kind: (remote.settings,))
+    (settings,) = await DiskShelf(CONFIG, tmp_path).remote(Kind.ROOTFS)
+    assert isinstance(settings, BucketSettings)
+    assert (settings.connect_s + settings.read_s) * settings.tries <= 20
+    settings = open_remote(CONFIG).settings
+    assert (settings.connect_s, settings.read_s, settings.tries) == (60.0, 300.0, 20), "the control: a transfer"
 
 
 async def test_all_that_ask_are_told_why_it_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import base64
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sandfork.errors import NotInBucket, RemoteFailed
@@ -27,7 +27,13 @@ _WRONG_KEYS = {
     "AccountProblem": "does not let these credentials do that",
     "403": "refuses the credentials, or does not let them do that",
 }
-_NOTHING_THERE = {"404", "NoSuchKey", "NotFound", "NoSuchUpload"}
+_NOTHING_THERE = {"404", "NoSuchKey", "NotFound"}
+#: An answer without words, as to a HEAD.
+_UNEXPLAINED = "403"
+#: What every list of objects has some of; what else answers has none.
+_OF_A_LIST = {"Name", "KeyCount", "MaxKeys", "IsTruncated"}
+#: How long a server may be making one object of many parts: some copy all of them before they answer.
+JOIN_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,29 +78,32 @@ class Bucket:
     """Reads and writes objects. Keys are without the configured prefix. Every method *Raises* RemoteFailed."""
 
     def __init__(self, settings: BucketSettings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._prefix = f"{settings.prefix.strip('/')}/" if settings.prefix.strip("/") else ""
         self._made: Any = None
+        self._patient = replace(settings, read_s=max(settings.read_s, JOIN_S), tries=1)
 
     @property
     def place(self) -> str:
         """How the bucket is called in messages."""
-        at = f" at {self._settings.endpoint}" if self._settings.endpoint else ""
-        return f"bucket {self._settings.bucket!r}{at}"
+        at = f" at {self.settings.endpoint}" if self.settings.endpoint else ""
+        return f"bucket {self.settings.bucket!r}{at}"
 
     def address(self, key: str) -> str:
         """Return where an object is: s3://bucket/prefix/key."""
-        return f"s3://{self._settings.bucket}/{self._prefix}{key}"
+        return f"s3://{self.settings.bucket}/{self._prefix}{key}"
 
     def entries(self, prefix: str) -> Iterator[Stored]:
         """Yield the objects whose keys begin so, page by page."""
-        with self._told("list"):
+        with self._told("", missing="NoSuchBucket"):
             pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._settings.bucket,
+                Bucket=self.settings.bucket,
                 Prefix=self._prefix + prefix,
-                PaginationConfig={"PageSize": self._settings.page},
+                PaginationConfig={"PageSize": self.settings.page},
             )
             for page in pages:
+                if not _OF_A_LIST & page.keys():
+                    raise self._no_s3()
                 for each in page.get("Contents", ()):
                     tag = each.get("ETag", "").strip('"')
                     yield Stored(each["Key"].removeprefix(self._prefix), int(each["Size"]), tag)
@@ -104,22 +113,28 @@ class Bucket:
         try:
             with self._told(key):
                 head = self._client.head_object(**self._at(key))
+                return Stored(key, int(head["ContentLength"]), head["ETag"].strip('"'))
         except NotInBucket:
             self.check()
             return None
-        return Stored(key, int(head["ContentLength"]), head["ETag"].strip('"'))
+        except _Unexplained:
+            self.check()
+            raise
 
     def check(self) -> None:
-        """Find the bucket. *Raises* RemoteFailed, for a HEAD of an object does not tell a bucket that is not there."""
-        with self._told("", missing="NoSuchBucket"):
-            self._client.head_bucket(Bucket=self._settings.bucket)
+        """Find the bucket. *Raises* RemoteFailed with a reason, which the answer to a HEAD of an object has not."""
+        next(self.entries(""), None)
 
     def read(self, key: str, max_bytes: int) -> bytes:
         """Return a small object. *Raises* NotInBucket, RemoteFailed when it is larger than `max_bytes`."""
-        with self._told(key):
-            body = self._client.get_object(**self._at(key))["Body"]
-            with body:
-                content: bytes = body.read(max_bytes + 1)
+        try:
+            with self._told(key):
+                body = self._client.get_object(**self._at(key))["Body"]
+                with body:
+                    content: bytes = body.read(max_bytes + 1)
+        except NotInBucket:
+            self.check()
+            raise
         if len(content) > max_bytes:
             raise RemoteFailed(f"{self.place}: {key} is larger than {max_bytes} bytes, which no manifest is")
         return content
@@ -138,21 +153,23 @@ class Bucket:
     def write(self, key: str, content: bytes) -> None:
         """Write a small object, in one go."""
         with self._told(key):
-            self._client.put_object(
+            answer = self._client.put_object(
                 **self._at(key), Body=content, ContentMD5=_md5(content), ContentType="application/json"
             )
+            if not answer.get("ETag"):
+                raise self._no_s3()
 
     def begin(self, key: str) -> str:
         """Begin an upload in parts; return its id."""
         with self._told(key):
             made = self._client.create_multipart_upload(**self._at(key), ContentType="application/octet-stream")
-        return str(made["UploadId"])
+            return str(made["UploadId"])
 
     def begun(self, key: str) -> str | None:
         """Return the id of the newest upload of an object that was begun and not ended, None when there is none."""
         with self._told(key):
             pages = self._client.get_paginator("list_multipart_uploads").paginate(
-                Bucket=self._settings.bucket, Prefix=self._prefix + key
+                Bucket=self.settings.bucket, Prefix=self._prefix + key
             )
             uploads = [each for page in pages for each in page.get("Uploads", ()) if each["Key"] == self._prefix + key]
         return str(max(uploads, key=lambda each: each["Initiated"])["UploadId"]) if uploads else None
@@ -170,27 +187,32 @@ class Bucket:
             answer = self._client.upload_part(
                 **self._at(key), UploadId=upload, PartNumber=number, Body=content, ContentMD5=_md5(content)
             )
-        return Part(number, len(content), answer["ETag"].strip('"'))
+            return Part(number, len(content), answer["ETag"].strip('"'))
 
     def end(self, key: str, upload: str, parts: Sequence[Part]) -> None:
-        """Make the object of its parts: it is there from now on, whole."""
+        """Make the object of its parts: it is there from now on, whole.
+
+        Not tried twice: a server that was only slow knows the upload no more when it is asked again.
+        """
         listed = [{"PartNumber": part.number, "ETag": f'"{part.tag}"'} for part in parts]
         with self._told(key):
-            self._client.complete_multipart_upload(**self._at(key), UploadId=upload, MultipartUpload={"Parts": listed})
+            client = _make_client(self._patient)
+            client.complete_multipart_upload(**self._at(key), UploadId=upload, MultipartUpload={"Parts": listed})
 
     def _at(self, key: str) -> dict[str, str]:
-        return {"Bucket": self._settings.bucket, "Key": self._prefix + key}
+        return {"Bucket": self.settings.bucket, "Key": self._prefix + key}
 
     @property
     def _client(self) -> Any:
         if self._made is None:
-            self._made = _make_client(self._settings)
+            self._made = _make_client(self.settings)
         return self._made
 
     @contextmanager
     def _told(self, key: str, missing: str = "") -> Iterator[None]:
         """Turn what boto3 raises into words. *Raises* RemoteFailed, NotInBucket."""
         from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.parsers import ResponseParserError
         from urllib3.exceptions import HTTPError
 
         try:
@@ -200,8 +222,10 @@ class Bucket:
             raise self._refused(missing if missing and code in _NOTHING_THERE else code, key, error) from None
         except BotoCoreError as error:
             raise RemoteFailed(self._failed(error)) from None
-        except (HTTPError, ValueError) as error:
-            raise RemoteFailed(f"{self.place}: the connection broke: {error}") from None
+        except (KeyError, ResponseParserError):
+            raise self._no_s3() from None
+        except (HTTPError, ValueError):
+            raise RemoteFailed(self._broken) from None
 
     def _refused(self, code: str, key: str, error: Exception) -> RemoteFailed | NotInBucket:
         if code == "NoSuchBucket":
@@ -209,8 +233,18 @@ class Bucket:
         if code in _NOTHING_THERE:
             return NotInBucket(f"{self.place} has no {key}")
         if code in _WRONG_KEYS:
-            return RemoteFailed(f"{self.place}: the server {_WRONG_KEYS[code]} ({code}); see remote.access_key")
-        return RemoteFailed(f"{self.place}: {error}")
+            kind = _Unexplained if code == _UNEXPLAINED else RemoteFailed
+            return kind(f"{self.place}: the server {_WRONG_KEYS[code]} ({code}); see remote.access_key")
+        if code == "NoSuchUpload":
+            return RemoteFailed(f"{self.place}: the server knows the upload no more, which somebody ended; try again")
+        return RemoteFailed(f"{self.place}: {_line(error)}")
+
+    def _no_s3(self) -> RemoteFailed:
+        return RemoteFailed(f"{self.place}: what answers there is no S3 server: is remote.endpoint right?")
+
+    @property
+    def _broken(self) -> str:
+        return f"{self.place}: the connection broke; try again: a transfer goes on where it was"
 
     def _failed(self, error: Exception) -> str:
         kind = type(error).__name__
@@ -223,9 +257,26 @@ class Bucket:
             return f"{self.place} cannot be reached: is remote.endpoint right, and does it answer?"
         if kind == "NoRegionError":
             return f"{self.place}: no region is set: set remote.region"
-        if kind in ("ConnectionClosedError", "ReadTimeoutError", "ResponseStreamingError", "IncompleteReadError"):
-            return f"{self.place}: the connection broke; what arrived is kept, and the next try goes on from there"
-        return f"{self.place}: {error}"
+        if kind == "ReadTimeoutError":
+            return f"{self.place}: no answer within {self.settings.read_s:g} s: does it answer? Else see remote.read_s"
+        if kind == "SSLError":
+            why = getattr(error, "kwargs", {}).get("error", error)
+            return (
+                f"{self.place}: no TLS: should remote.endpoint begin with http://, or a certificate be known? ({why})"
+            )
+        if kind == "ParamValidationError" and "bucket name" in str(error):
+            return f"{self.settings.bucket!r} is no name of a bucket: see remote.bucket"
+        if kind in ("ConnectionClosedError", "ResponseStreamingError", "IncompleteReadError"):
+            return self._broken
+        return f"{self.place}: {_line(error)}"
+
+
+class _Unexplained(RemoteFailed):
+    """A refusal without a reason."""
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _make_client(settings: BucketSettings) -> Any:
@@ -234,6 +285,9 @@ def _make_client(settings: BucketSettings) -> Any:
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
+    if bool(settings.access_key) != bool(settings.secret_key):
+        lacking = "secret_key" if settings.access_key else "access_key"
+        raise RemoteFailed(f"remote.{lacking} is empty: an access key and its secret key are set together")
     config = Config(
         connect_timeout=settings.connect_s,
         read_timeout=settings.read_s,

@@ -16,13 +16,13 @@ import errno
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from sandfork.errors import NotInBucket, RemoteFailed
-from sandfork.images.bucket import Bucket, Part
+from sandfork.images.bucket import Bucket, BucketSettings, Part
 from sandfork.images.naming import check_name, digest_of, is_digest, is_name
 from sandfork.images.progress import Tell, tell_nobody
 
@@ -32,6 +32,7 @@ MAX_DOCUMENT_BYTES = 4 << 20
 MAX_NAMES = 10_000
 
 MANIFESTS, SNAPSHOTS = "manifests", "snapshots"
+_CALLED = {MANIFESTS: "image", SNAPSHOTS: "snapshot"}
 
 
 class Remote:
@@ -40,6 +41,11 @@ class Remote:
     def __init__(self, bucket: Bucket, part_bytes: int = PART_BYTES) -> None:
         self._bucket = bucket
         self._part_bytes = part_bytes
+
+    @property
+    def settings(self) -> BucketSettings:
+        """Where the bucket is, and how long is waited for it."""
+        return self._bucket.settings
 
     @property
     def place(self) -> str:
@@ -66,7 +72,7 @@ class Remote:
         try:
             return self._bucket.read(f"{kind}/{check_name(name)}.json", MAX_DOCUMENT_BYTES)
         except NotInBucket:
-            raise NotInBucket(f"{self.place} has no {kind[:-1]} {name!r}") from None
+            raise NotInBucket(f"{self.place} has no {_CALLED[kind]} {name!r}") from None
 
     def publish(self, kind: str, name: str, document: bytes) -> None:
         """Put a document there; everything it names must be there already."""
@@ -79,16 +85,25 @@ class Remote:
             size = os.fstat(file.fileno()).st_size
             part_bytes = part_size(size, self._part_bytes)
             tag = self._composite(file, digest, part_bytes)
-            there = self._bucket.find(key)
-            if there is not None and there.size_bytes == size and there.tag == tag:
+            if self._has(key, size, tag):
                 tell(100.0, "")
                 return
             if size == 0:
                 raise RemoteFailed(f"{path} is empty, which no image is")
-            self._upload(file, key, size, part_bytes, tell)
+            upload, parts = self._upload(file, key, size, part_bytes, tell)
+        try:
+            self._bucket.end(key, upload, parts)
+        except RemoteFailed:
+            # What was lost may be the answer alone.
+            if not self._has(key, size, tag):
+                raise
+        if not self._has(key, size):
+            raise RemoteFailed(f"{self.place}: {digest} is not there after its upload, or of another size: try again")
+        tell(100.0, "")
+
+    def _has(self, key: str, size: int, tag: str = "") -> bool:
         there = self._bucket.find(key)
-        if there is None or there.size_bytes != size:
-            raise RemoteFailed(f"{self.place}: {digest} is not there after its upload, or of another size")
+        return there is not None and there.size_bytes == size and tag in ("", there.tag)
 
     def _composite(self, file: BinaryIO, digest: str, part_bytes: int) -> str:
         """Return the tag that the server gives an upload of these parts. *Raises* RemoteFailed for another content."""
@@ -98,10 +113,13 @@ class Remote:
             tags.update(hashlib.md5(content, usedforsecurity=False).digest())
             count += 1
         if f"sha256:{whole.hexdigest()}" != digest:
-            raise RemoteFailed(f"the local blob {digest} was altered: its content is sha256:{whole.hexdigest()}")
+            raise RemoteFailed(
+                f"the local blob {digest} was altered: its content is sha256:{whole.hexdigest()}; make the image again"
+            )
         return f"{tags.hexdigest()}-{count}"
 
-    def _upload(self, file: BinaryIO, key: str, size: int, part_bytes: int, tell: Tell) -> None:
+    def _upload(self, file: BinaryIO, key: str, size: int, part_bytes: int, tell: Tell) -> tuple[str, Sequence[Part]]:
+        """Have all parts there; return the upload and its parts."""
         upload = self._bucket.begun(key)
         there = self._bucket.parts(key, upload) if upload is not None else {}
         if upload is None:
@@ -115,8 +133,7 @@ class Remote:
             if part is None or part.size_bytes != len(content) or part.tag != _tag(content):
                 part = self._bucket.put_part(key, upload, number, content)
             parts.append(part)
-        self._bucket.end(key, upload, parts)
-        tell(100.0, "")
+        return upload, parts
 
     def read_blob(self, digest: str, max_bytes: int) -> bytes:
         """Return a small blob. *Raises* RemoteFailed when it is not there, too large or not its digest."""
@@ -125,7 +142,7 @@ class Remote:
         except NotInBucket as error:
             raise RemoteFailed(f"{error.message}, which a manifest there names: push it again") from None
         if digest_of(content) != digest:
-            raise RemoteFailed(f"{self.place}: {digest} was altered")
+            raise RemoteFailed(f"{self.place}: {digest} was altered there: push it again")
         return content
 
     def pull(self, digest: str, size: int, partial: Path, tell: Tell = tell_nobody) -> None:
@@ -141,7 +158,7 @@ class Remote:
         if there.size_bytes != size:
             raise RemoteFailed(
                 f"{self.place}: the manifest tells {size} bytes of {digest}, and there are {there.size_bytes}: it is "
-                "not to be trusted"
+                "not to be trusted: push it again"
             )
         with _locked(partial) as file:
             try:
@@ -162,6 +179,7 @@ class Remote:
         while content := file.read(1 << 20):
             whole.update(content)
             done += len(content)
+        resumed = done > 0
         if done > size:
             raise _NotAsPromised(f"what was fetched of {digest} before is longer than it is; try again")
         _refuse_a_disk_too_small(file, size - done)
@@ -177,7 +195,11 @@ class Remote:
         if done < size:
             raise RemoteFailed(f"{self.place}: the connection broke after {done} of {size} bytes; the next try goes on")
         if f"sha256:{whole.hexdigest()}" != digest:
-            raise _NotAsPromised(f"{digest} was altered: its content is sha256:{whole.hexdigest()}")
+            raise _NotAsPromised(
+                f"{digest} was altered there"
+                + (", or what an earlier try left here: try again" if resumed else ": push it again")
+                + f" (its content is sha256:{whole.hexdigest()})"
+            )
         os.fsync(file.fileno())
 
 
