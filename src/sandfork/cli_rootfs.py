@@ -12,6 +12,7 @@ from rich.table import Table
 
 from sandfork.cli_bar import progress_bar
 from sandfork.cli_terms import ConfigFile, err, out, print_plain, settings
+from sandfork.errors import ImageCorrupt
 from sandfork.languages.catalogue import Language
 from sandfork.serve_languages import find_language, load_catalogue
 from sandfork.serve_refusal import Refused
@@ -90,10 +91,20 @@ def list_(
     table = Table(
         "name", "languages", "files", "stored", "created", "digest", box=None, pad_edge=False, header_style="bold"
     )
-    for each in _store(config).list():
+    store, damaged = _store(config), []
+    for name in store.names():
+        try:
+            each = store.get(name)
+        except ImageCorrupt as error:
+            damaged.append(error.message)
+            continue
         sizes = f"{each.tree_bytes / 1e6:.1f} MB", f"{each.size / 1e6:.1f} MB"
         table.add_row(each.name, " ".join(each.languages), *sizes, each.created, each.digest[:19])
     out.print(table)
+    for why in damaged:
+        err.print(f"sandfork: {why}", markup=False)
+    if damaged:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -74,8 +74,8 @@ def _remote_manifest(remote: Remote, name: str) -> Manifest:
     """*Raises* ImageCorrupt, NotInBucket, RemoteFailed."""
     try:
         manifest = decode_manifest(remote.read(MANIFESTS, name))
-    except RecursionError:
-        raise ImageCorrupt("this is no manifest of an image: it is nested too deeply") from None
+    except ImageCorrupt as error:
+        raise ImageCorrupt(f"{remote.place}: {MANIFESTS}/{name}.json: {error.message}; push it again") from None
     if manifest.name != name:
         raise ImageCorrupt(f"the manifest of {name!r} in {remote.place} is of another image, {manifest.name!r}")
     return manifest

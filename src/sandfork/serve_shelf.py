@@ -20,7 +20,7 @@ from sandfork.engine.images import ImageBounds, ImageDesk, Maker
 from sandfork.engine.recall import Recall
 from sandfork.errors import ImageError, SandforkError
 from sandfork.images.snapshots import Snapshot, SnapshotStore
-from sandfork.images.state import LOCAL, ImageState, Kind, Making, SnapshotState, Status
+from sandfork.images.state import LOCAL, ImageState, Kind, Making, RootfsState, SnapshotState, Status
 from sandfork.images.store import Store
 from sandfork.languages.catalogue import Catalogue
 from sandfork.serve_builder import start_builder
@@ -50,7 +50,7 @@ class DiskShelf:
     def local(self, kind: Kind) -> Sequence[ImageState]:
         """Return what is there; a document that is none is told as failed."""
         if kind is Kind.ROOTFS:
-            return [rootfs_state(each, str(self._images.blob(each.digest))) for each in self._images.list()]
+            return [self._image(name) for name in self._images.names()]
         return [self._snapshot(name) for name in self._snapshots.names()]
 
     async def remote(self, kind: Kind) -> Sequence[ImageState]:
@@ -64,6 +64,13 @@ class DiskShelf:
             asked = asyncio.create_task(in_thread(lambda: remote_states(remote, kind)))
             self._asked[kind] = asked
         return await asyncio.shield(asked)
+
+    def _image(self, name: str) -> RootfsState:
+        try:
+            manifest = self._images.get(name)
+            return rootfs_state(manifest, str(self._images.blob(manifest.digest)))
+        except ImageError as error:
+            return RootfsState(name, (), making=Making(Status.FAILED, 0, error.message))
 
     def _snapshot(self, name: str) -> SnapshotState:
         try:

@@ -238,3 +238,16 @@ def test_a_snapshot_that_cannot_be_removed_is_told_in_one_line(tmp_path: Path) -
     (tmp_path / "images/snapshots/small.json").mkdir(parents=True)
     told = refused("snapshot", "remove", "small", cwd=tmp_path)
     assert told.endswith(f"the store of snapshots in {tmp_path}/images/snapshots: Is a directory")
+
+
+def test_a_damaged_image_is_told_beside_the_others_and_can_be_removed(tmp_path: Path) -> None:
+    (tmp_path / "tree/usr").mkdir(parents=True)
+    assert run_command("rootfs", "from-dir", "tree", "--name", "whole", cwd=tmp_path).returncode == 0
+    (tmp_path / "images/manifests/bad.json").write_text("{")
+    done = run_command("rootfs", "list", cwd=tmp_path)
+    assert done.returncode == 1
+    assert b"whole" in done.stdout
+    (told,) = done.stderr.decode().splitlines()
+    assert told.startswith(f"sandfork: {tmp_path}/images/manifests/bad.json: this is no manifest of an image")
+    assert run_command("rootfs", "remove", "bad", cwd=tmp_path).returncode == 0
+    assert run_command("rootfs", "list", cwd=tmp_path).returncode == 0

@@ -188,6 +188,23 @@ def test_a_manifest_that_is_damaged_is_told_as_such(store: Store, tree: Path) ->
         store.get("image")
 
 
+def test_a_damaged_manifest_says_where_it_is_and_can_be_taken_away(store: Store, tree: Path) -> None:
+    whole = adopt_tree(store, tree, "whole")
+    adopt_tree(store, tree, "image")
+    path = store.root / "manifests/image.json"
+    for raw in (b"{", b"[" * 100_000, encode_manifest(whole)):
+        path.write_bytes(raw)
+        for use in (store.list, lambda: store.get("image"), store.collect):
+            with pytest.raises(ImageCorrupt, match=rf"^{path}: .*; `sandfork rootfs remove image` takes it away"):
+                use()
+    assert store.names() == ["image", "whole"]
+    store.remove("image")
+    assert store.list() == (whole,)
+    for name in ("image", "never"):
+        with pytest.raises(ImageNotFound):
+            store.remove(name)
+
+
 def test_a_store_that_cannot_be_written_says_where_it_is(tmp_path: Path, tree: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreUnusable, match="file/store"):

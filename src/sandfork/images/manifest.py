@@ -65,7 +65,7 @@ def decode_manifest(raw: bytes) -> Manifest:
     try:
         manifest = msgspec.json.decode(raw, type=Manifest)
         check_name(manifest.name)
-    except (msgspec.DecodeError, UnicodeDecodeError, InvalidRequest) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, InvalidRequest, RecursionError) as error:
         raise ImageCorrupt(f"this is no manifest of an image: {error}") from None
     hex_of(manifest.digest)
     if manifest.sbom:

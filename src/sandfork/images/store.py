@@ -17,7 +17,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,9 +28,10 @@ import zstandard
 
 from sandfork.errors import ArchiveRefused, ImageBusy, ImageCorrupt, ImageNotFound, StoreUnusable
 from sandfork.images.archive import Bounds
+from sandfork.images.discarding import remove_abandoned, remove_tree
 from sandfork.images.durable import sync_directory, write_durably
 from sandfork.images.manifest import Manifest, decode_manifest, encode_manifest
-from sandfork.images.naming import check_name, digest_of, hex_of
+from sandfork.images.naming import check_name, digest_of, hex_of, is_name
 from sandfork.images.progress import Tell, tell_nobody
 from sandfork.images.tree import tree_writer
 
@@ -78,14 +78,21 @@ class Store:
 
     # --- reading ---
 
-    def list(self) -> Sequence[Manifest]:
-        """Return all images, sorted by name. *Raises* ImageCorrupt, StoreUnusable."""
+    def names(self) -> Sequence[str]:
+        """Return the names of all images, sorted, of damaged ones too. *Raises* StoreUnusable."""
         try:
-            names = sorted(path.stem for path in (self.root / "manifests").glob("*.json"))
+            entries = os.listdir(self.root / "manifests")
+        except FileNotFoundError:
+            return ()
         except OSError as error:
             raise self._unusable(error) from None
+        stems = (entry.removesuffix(".json") for entry in entries if entry.endswith(".json"))
+        return sorted(stem for stem in stems if is_name(stem))
+
+    def list(self) -> Sequence[Manifest]:
+        """Return all images, sorted by name. *Raises* ImageCorrupt where one is damaged, StoreUnusable."""
         found = []
-        for name in names:
+        for name in self.names():
             try:
                 found.append(self.get(name))
             except ImageNotFound:
@@ -109,8 +116,10 @@ class Store:
             raise ImageNotFound(name) from None
         except OSError as error:
             raise self._unusable(error) from None
+        except ImageCorrupt as error:
+            raise ImageCorrupt(f"{path}: {error.message}; {_take_it_away(name)}") from None
         if manifest.name != name:
-            raise ImageCorrupt(f"{path} describes an image of another name, {manifest.name!r}")
+            raise ImageCorrupt(f"{path}: it is of another image, {manifest.name!r}; {_take_it_away(name)}")
         return manifest
 
     def blob(self, digest: str) -> Path:
@@ -124,7 +133,7 @@ class Store:
         """Return the unpacked root of an image, to be read only. *Raises* ImageCorrupt when it is not there."""
         path = self.root / "trees" / hex_of(manifest.digest)
         if not path.is_dir():
-            raise ImageCorrupt(f"the store has no files of image {manifest.name!r}")
+            raise ImageCorrupt(f"the store has no files of image {manifest.name!r}; {_take_it_away(manifest.name)}")
         return path
 
     def lease(self, name: str) -> Lease:
@@ -175,7 +184,7 @@ class Store:
         try:
             yield path
         finally:
-            _remove_tree(path)
+            remove_tree(path)
             os.close(fd)
 
     def adopt(
@@ -210,9 +219,13 @@ class Store:
             raise self._unusable(error) from None
         return manifest
 
-    def remove(self, name: str) -> Manifest:
-        """Take an image's name away; its content is garbage once nobody holds it. *Raises* ImageNotFound."""
-        manifest = self.get(name)
+    def remove(self, name: str) -> None:
+        """Take an image's name away, also that of a damaged one; its content is garbage once nobody holds it.
+
+        *Raises* InvalidRequest, ImageNotFound, StoreUnusable.
+        """
+        if check_name(name) not in self.names():
+            raise ImageNotFound(name)
         self._open_to_write()
         try:
             with self._locked():
@@ -221,7 +234,6 @@ class Store:
             raise ImageNotFound(name) from None
         except OSError as error:
             raise self._unusable(error) from None
-        return manifest
 
     def collect(self) -> Garbage:
         """Remove all content that no image names and nobody holds. *Raises* ImageCorrupt, StoreUnusable."""
@@ -297,7 +309,7 @@ class Store:
                 path.mkdir(0o700 if part == "work" else 0o755, parents=True, exist_ok=True)
             with self._locked():
                 for path in (self.root / "work").iterdir():
-                    _remove_abandoned(path)
+                    remove_abandoned(path)
         except OSError as error:
             raise self._unusable(error) from None
 
@@ -356,6 +368,10 @@ def _unpack(manifest: Manifest, blob: Path, work: Path, bounds: Bounds, tell: Te
     return writer.bytes_written
 
 
+def _take_it_away(name: str) -> str:
+    return f"`sandfork rootfs remove {name}` takes it away, and it can be made or pulled again"
+
+
 def _is_still(path: Path, fd: int) -> bool:
     """Tell whether a descriptor is of the file that has the path now."""
     try:
@@ -363,31 +379,3 @@ def _is_still(path: Path, fd: int) -> bool:
     except FileNotFoundError:
         return False
     return os.path.samestat(there, os.fstat(fd))
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Remove a work directory whose maker is gone."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
-    else:
-        _remove_tree(path)
-    finally:
-        os.close(fd)
-
-
-def _remove_tree(path: Path) -> None:
-    """Remove a directory with all in it, modes that forbid it included; one that is gone is no error."""
-
-    def allow(_: object, failed: str, __: object) -> None:
-        if os.path.lexists(failed):
-            os.chmod(os.path.dirname(failed), 0o700)
-            (shutil.rmtree if os.path.isdir(failed) and not os.path.islink(failed) else os.unlink)(failed)
-
-    if path.exists():
-        shutil.rmtree(path, onerror=allow)
