@@ -238,8 +238,8 @@ def test_packages_of_npm_and_pypi_are_installed_for_the_image_and_told(directory
 
 def test_an_image_that_is_larger_than_allowed_is_refused(directory: Path) -> None:
     tree = directory / "tree"
-    tree.mkdir()
-    (tree / "large").write_bytes(bytes(2 << 20))
+    (tree / "usr").mkdir(parents=True)
+    (tree / "usr/large").write_bytes(bytes(2 << 20))
     refused = sandfork(directory, "rootfs", "from-dir", str(tree), "--name", "large", "--size-mb", "1")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "more than 1 MB" in refused.stderr

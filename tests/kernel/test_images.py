@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +13,12 @@ import pytest
 
 from sandfork.errors import NotSupported, TemplateFailed
 from sandfork.images.archive import Bounds
-from sandfork.images.making import import_directory
+from sandfork.images.making import import_directory, import_stream
 from sandfork.images.progress import tell_nobody
 from sandfork.images.store import Store
 from sandfork.languages.catalogue import Catalogue
 from sandfork.model import Limits
-from tests.support.images import shell_tree
+from tests.support.images import member, shell_tree, tar_of
 from tests.support.process import Tape, Workbench, make_step, open_workbench
 
 IMAGE = "small"
@@ -134,10 +136,9 @@ def test_an_image_that_is_replaced_serves_who_is_on_it_to_the_end_and_goes_then(
         bench.wait(outlive())
 
 
-def test_an_image_that_is_not_there_or_no_root_fails_its_templates_only(store: Store, tmp_path: Path) -> None:
-    empty = tmp_path / "empty"
-    (empty / "etc").mkdir(parents=True)
-    import_directory(store, "empty", (), empty, Bounds(), tell_nobody)
+def test_an_image_that_is_not_there_or_no_root_fails_its_templates_only(store: Store) -> None:
+    no_root = io.BytesIO(tar_of([member("etc", type=tarfile.DIRTYPE)]))
+    import_stream(store, "empty", no_root, lambda: None, "", Bounds())
     catalogue = Catalogue.load().on_images({"bash": "empty", "c": "absent"})
     with open_workbench(catalogue=catalogue, images={"empty": store.lease("empty")}) as bench:
         for key, reason in (("command@empty", "cannot be used"), ("command@absent", "no image")):

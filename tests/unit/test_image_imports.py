@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from sandfork.errors import ArchiveRefused
+from sandfork.errors import ArchiveRefused, StoreUnusable
+from sandfork.images import making
 from sandfork.images.archive import Bounds
 from sandfork.images.making import import_directory, import_image
 from sandfork.images.progress import tell_nobody
@@ -23,6 +25,10 @@ from tests.support.images import member, small_tree, tar_of
 LOWER = tar_of([member("etc", type=tarfile.DIRTYPE), member("etc/gone", b"1"), member("etc/kept", b"1")])
 UPPER = tar_of([member("etc/.wh.gone"), member("usr/bin/tool", b"2", mode=0o4755)])
 BOUNDS = Bounds(1 << 20, 1000)
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.fixture
@@ -158,3 +164,26 @@ def test_a_directory_is_imported_without_what_each_sandbox_has_of_its_own(store:
     with pytest.raises(ArchiveRefused, match="most that was allowed"):
         import_directory(store, "other", (), tree, Bounds(3, 100), tell_nobody)
     assert [each.name for each in store.list()] == ["dir"]
+
+
+def test_a_full_disk_is_the_stores_and_not_that_of_what_is_imported(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, layout = tmp_path / "tree", oci_layout(tmp_path / "layout", LOWER)
+    (tree / "usr").mkdir(parents=True)
+    monkeypatch.setattr(making, "pack", full)
+    told = rf"^the store of images in {store.root}: No space left on device$"
+    with pytest.raises(StoreUnusable, match=told):
+        import_directory(store, "image", (), tree, BOUNDS, tell_nobody)
+    with pytest.raises(StoreUnusable, match=told):
+        import_image(store, "image", (), layout, BOUNDS, tell_nobody)
+    assert list((store.root / "work").iterdir()) == []
+
+
+def test_what_is_no_root_file_system_is_refused_by_name(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "tree/etc").mkdir(parents=True)
+    with pytest.raises(ArchiveRefused, match=f"^{tmp_path}/tree: there is no usr and no bin in it"):
+        import_directory(store, "image", (), tmp_path / "tree", BOUNDS, tell_nobody)
+    (tmp_path / "text").write_text("no archive, and longer than a header\n" * 100)
+    with pytest.raises(ArchiveRefused, match=f"^{tmp_path}/text: a header is malformed"):
+        import_image(store, "image", (), tmp_path / "text", BOUNDS, tell_nobody)

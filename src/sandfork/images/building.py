@@ -10,6 +10,7 @@ directory: an interrupt, a kill or a full disk leaves nothing.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -51,6 +52,9 @@ _ENVIRONMENT = {
 }  # fmt: skip
 _BUILD_S = 3600.0
 _LAST_WORDS = 1500
+_NO_ROOM = os.strerror(errno.ENOSPC)
+_COMPLAINTS = ("E: ", "npm error ", "npm ERR! ", "ERROR: ")
+_OF_NO_MATTER = "Can not write log"  # apt says so wherever there is no /dev/pts
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,8 @@ def _release(tree: Path) -> dict[str, str]:
 def build_tree(wanted: Wanted, sources: AptSources, tree: Path, bounds: Bounds, tell: Tell) -> None:
     """Make the root file system at `tree`, which must not be there.
 
-    *Raises* BuildFailed, ArchiveRefused as soon as its files hold more than allowed, what `tell` raises.
+    *Raises* BuildFailed, ArchiveRefused as soon as its files hold more than allowed, OSError on a full disk, and what
+    `tell` raises.
     """
     _bootstrap(wanted, sources, tree, _Runner(tree, bounds.max_bytes, tell))
     for name in _OF_THE_BUILD:
@@ -184,7 +189,7 @@ class _Runner:
             too_long.start()
             try:
                 with Growth(self._tree, self._max_bytes, _OF_THE_BUILD, process.kill) as growth:
-                    said = self._follow(process, percent, fed)
+                    said, complaint = self._follow(process, percent, fed)
                     status = process.wait()
             finally:
                 too_long.cancel()
@@ -192,21 +197,30 @@ class _Runner:
                 process.stdout.read()  # it ends when all that was started is gone
         if growth.exceeded:
             raise too_large(self._max_bytes)
+        if status and _NO_ROOM in said:
+            raise OSError(errno.ENOSPC, _NO_ROOM)
         if status:
-            raise BuildFailed(f"{argv[0]} failed with status {status}:\n{said.strip()}")
+            raise BuildFailed(f"{argv[0]} failed with status {status}: {complaint}\n{said.strip()}")
 
-    def _follow(self, process: subprocess.Popen[str], percent: float, fed: str) -> str:
-        """Tell what a command says until it has said all; return its last words."""
+    def _follow(self, process: subprocess.Popen[str], percent: float, fed: str) -> tuple[str, str]:
+        """Tell what a command says until it has said all; return its last words, and its first complaint."""
         assert process.stdin is not None
         assert process.stdout is not None
-        said = ""
+        said = complaint = ""
         process.stdin.write(fed)
         process.stdin.close()
         for line in process.stdout:
             said = (said + line)[-_LAST_WORDS:]
+            complaint = complaint or _complaint(line)
             percent = max([percent, *(at for words, at in _MILESTONES if words in line)])
             self._tell(percent, line.strip().removeprefix("I: ")[:60])
-        return said
+        return said, complaint
+
+
+def _complaint(line: str) -> str:
+    """Return what a line says that begins as apt's, npm's and pip's errors do, "" for others."""
+    found = next((line.removeprefix(begin) for begin in _COMPLAINTS if line.startswith(begin)), "")
+    return "" if _OF_NO_MATTER in found else " ".join(found.split())
 
 
 def _npm_settings() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -13,6 +14,11 @@ def write_durably(path: Path, content: bytes) -> None:
         file.flush()
         os.fchmod(file.fileno(), 0o644)
         os.fsync(file.fileno())
+
+
+def is_full(error: OSError) -> bool:
+    """Tell whether there was no room, on the disk or for this user on it."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def sync_directory(directory: Path) -> None:

@@ -19,6 +19,7 @@ from sandfork.images.building import (
     installed_packages,
     what_a_build_lacks,
 )
+from sandfork.images.durable import is_full
 from sandfork.images.manifest import SET_ID_MAX, Manifest, Package, Source
 from sandfork.images.naming import check_name, digest_of
 from sandfork.images.oci import import_oci
@@ -63,6 +64,8 @@ def import_directory(
     """Make an image of a directory that is a root file system. *Raises* ArchiveRefused, StoreUnusable."""
     check_name(name)
     with store.work(name) as work, _told(tree):
+        if not any(os.path.isdir(tree / part) for part in ("usr", "bin")):
+            raise ArchiveRefused("there is no usr and no bin in it: this is no root file system")
         (work / "tree").symlink_to(tree.resolve())
         return _publish(store, work, name, languages, Source("directory", origin=(tree.name,)), (), bounds, tell)
 
@@ -89,12 +92,16 @@ def import_stream(
 
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
-    """Say of what is imported, in one line, why it cannot be read. *Raises* ArchiveRefused."""
+    """Say of what is imported, in one line, why it cannot be read or is not taken. *Raises* ArchiveRefused."""
     if not os.access(path, os.R_OK):
         raise ArchiveRefused(f"{path} is not there, or cannot be read")
     try:
         yield
+    except ArchiveRefused as error:
+        raise ArchiveRefused(f"{path}: {error.message}") from None
     except OSError as error:
+        if is_full(error):
+            raise  # it is the store that has no room
         raise ArchiveRefused(f"{path}: {error.strerror}") from None
 
 

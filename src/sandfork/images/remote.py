@@ -23,6 +23,7 @@ from typing import BinaryIO
 
 from sandfork.errors import NotInBucket, RemoteFailed
 from sandfork.images.bucket import Bucket, BucketSettings, Part
+from sandfork.images.durable import is_full
 from sandfork.images.naming import check_name, digest_of, is_digest, is_name
 from sandfork.images.progress import Tell, tell_nobody
 
@@ -167,7 +168,7 @@ class Remote:
                 partial.unlink()
                 raise RemoteFailed(f"{self.place}: {error}") from None
             except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                if is_full(error):
                     partial.unlink()
                     raise RemoteFailed(
                         f"the disk of {partial.parent} is full: {size} bytes are needed for {digest}"

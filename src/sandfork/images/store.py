@@ -29,7 +29,7 @@ import zstandard
 from sandfork.errors import ArchiveRefused, ImageBusy, ImageCorrupt, ImageNotFound, StoreUnusable
 from sandfork.images.archive import Bounds
 from sandfork.images.discarding import remove_abandoned, remove_tree
-from sandfork.images.durable import sync_directory, write_durably
+from sandfork.images.durable import is_full, sync_directory, write_durably
 from sandfork.images.manifest import Manifest, decode_manifest, encode_manifest
 from sandfork.images.naming import check_name, digest_of, hex_of, is_name
 from sandfork.images.progress import Tell, tell_nobody
@@ -167,7 +167,7 @@ class Store:
     def work(self, name: str = "") -> Iterator[Path]:
         """Give a directory of the store's for as long as something is made in it, such as the image of a name.
 
-        *Raises* ImageBusy when an image of that name is being made already, StoreUnusable.
+        *Raises* ImageBusy when an image of that name is being made already, StoreUnusable, as when the disk gets full.
         """
         self._open_to_write()
         prefix = f"{name}@" if name else ""
@@ -183,6 +183,10 @@ class Store:
             raise self._unusable(error) from None
         try:
             yield path
+        except OSError as error:
+            if is_full(error):
+                raise self._unusable(error) from None
+            raise
         finally:
             remove_tree(path)
             os.close(fd)
