@@ -216,6 +216,29 @@ def test_on_an_image_a_snapshot_pins_that_and_on_the_host_the_programs(tmp_path:
     assert (on_host.image, [each.path for each in on_host.pins]) == ("", ["/bin/bash"])
 
 
+@pytest.mark.parametrize(
+    ("language", "template"), [("bash", "command@any"), ("coconut", "python@any"), ("python", "python")]
+)
+def test_a_snapshot_runs_on_its_image_whatever_the_template_is_called_there(
+    language: str, template: str, tmp_path: Path
+) -> None:
+    """A template that others use elsewhere has a name of its own on an image, which the snapshot was not made of."""
+    digest = f"sha256:{'1' * 64}"
+    image = Manifest("any", (language,), digest, 1, 1, CREATED, Source("build"))
+    found = Catalogue.load().find(language)
+    assert found is not None
+    images = MemoryImages()
+    images.snapshots["warm"] = make_snapshot(
+        SnapshotStore(tmp_path), found, image, Order(1, "snapshot", name="warm", mem_mb=64, vcpus=1)
+    )
+    recall = images.recall(Catalogue.load().on_images({language: f"any@{digest}"}))
+    request = named("warm", program=Snippet(language, "1"))
+    assert recall.apply(request).template == template
+    assert recall.apply(replace(request, template=template)).template == template
+    with pytest.raises(InvalidRequest, match="template"):
+        recall.apply(replace(request, template="node"))
+
+
 def python_that_needs(path: Path) -> Catalogue:
     python = Catalogue.load().find("python")
     assert python is not None

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from sandfork.errors import Forbidden, InvalidRequest, SnapshotConflict
 from sandfork.images.snapshots import Pins, Snapshot
-from sandfork.languages.catalogue import Catalogue
+from sandfork.languages.catalogue import Catalogue, Language
 from sandfork.model import ExecRequest, LimitsOverride, Snippet
 
 
@@ -43,11 +43,24 @@ class Recall:
             raise SnapshotConflict(f"snapshot {snapshot.name!r} is of {snapshot.language}, which is not on this server")
         if program.language and self._catalogue.find(program.language) is not language:
             raise InvalidRequest("language", f"snapshot {snapshot.name!r} is of {snapshot.language}")
-        if language.template_named(snapshot.template) is None:
+        template = next((each.key for each in language.templates if _plain(each.key) == snapshot.template), None)
+        if template is None:
             raise SnapshotConflict(
                 f"snapshot {snapshot.name!r} is of template {snapshot.template}, which {language.name} has no more: "
                 "create it again"
             )
+        self._refuse_changed(snapshot, language)
+        if request.template not in (None, template):
+            raise InvalidRequest("template", f"snapshot {snapshot.name!r} is of {snapshot.template}")
+        return replace(
+            request,
+            program=replace(program, language=language.name),
+            template=template,
+            limits=self._lower(request.limits, snapshot),
+        )
+
+    def _refuse_changed(self, snapshot: Snapshot, language: Language) -> None:
+        """*Raises* SnapshotConflict where the toolchain is not what the snapshot was made of."""
         if snapshot.image != language.image.partition("@")[2]:
             raise SnapshotConflict(
                 f"snapshot {snapshot.name!r} was made on {_place(snapshot.image)}, and {language.name} is on "
@@ -62,14 +75,6 @@ class Recall:
             raise SnapshotConflict(
                 f"snapshot {snapshot.name!r} was made with another {path} than this server has: create it again"
             )
-        if request.template not in (None, snapshot.template):
-            raise InvalidRequest("template", f"snapshot {snapshot.name!r} is of {snapshot.template}")
-        return replace(
-            request,
-            program=replace(program, language=language.name),
-            template=snapshot.template,
-            limits=self._lower(request.limits, snapshot),
-        )
 
     def _lower(self, asked: LimitsOverride, snapshot: Snapshot) -> LimitsOverride:
         """Return the limits: the snapshot's memory and its processors."""
@@ -88,3 +93,8 @@ class Recall:
 
 def _place(image: str) -> str:
     return f"image {image}" if image else "the host's own files"
+
+
+def _plain(key: str) -> str:
+    """Return the key that a template has where nothing is on an image: snapshots are made of that."""
+    return key.partition("@")[0]
