@@ -241,8 +241,12 @@ def _find(catalogue: Catalogue, name: str) -> Language:
 
 
 def _named(packages: Packages) -> str:
-    parts = (("debian", packages.debian), ("npm", packages.npm), ("pypi", packages.pypi))
+    parts = (("debian", packages.debian), ("npm", packages.npm), ("pypi", packages.pypi), _files_of(packages))
     return "; ".join(f"{registry}: {' '.join(names)}" for registry, names in parts if names)
+
+
+def _files_of(packages: Packages) -> tuple[str, Sequence[str]]:
+    return "pypi", [name.partition(" ")[0] for name in packages.pypi_files]
 
 
 def _others(catalogue: Catalogue, language: Language) -> str:

@@ -61,6 +61,7 @@ def wanted_for(languages: Sequence[Language]) -> Wanted:
         tuple(sorted({package for each in languages for package in each.packages.debian})),
         tuple((each.name, each.packages.npm) for each in languages if each.packages.npm),
         tuple((each.name, each.packages.pypi) for each in languages if each.packages.pypi),
+        tuple((each.name, each.packages.pypi_files) for each in languages if each.packages.pypi_files),
     )
 
 

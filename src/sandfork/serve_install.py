@@ -12,10 +12,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Thread
 from typing import IO
 
 from sandfork.images.progress import Tell
+from sandfork.images.pypi import files
 from sandfork.languages.catalogue import Language
 from sandfork.serve_refusal import Refused
 
@@ -26,11 +28,14 @@ _LAST_WORDS = 600
 
 @dataclass(frozen=True, slots=True)
 class InstallCommand:
-    """One command to run as root. `told` says that it tells how far it is on a descriptor, as apt-get can."""
+    """One command to run as root. `told` says that it tells how far it is on a descriptor, as apt-get can; `fed` is
+    what it reads on stdin.
+    """
 
     what: str
     argv: tuple[str, ...]
     told: bool = False
+    fed: str = ""
 
 
 def commands_for(languages: Sequence[Language]) -> list[InstallCommand]:
@@ -45,11 +50,13 @@ def commands_for(languages: Sequence[Language]) -> list[InstallCommand]:
         if names := each.packages.npm:
             npm = ("npm", "install", "--prefix", f"{PREFIX}/npm/{each.name}", "--no-audit", "--no-fund", "--", *names)
             commands.append(InstallCommand(f"npm install {' '.join(names)}", npm))
+        target = Path(PREFIX, "pypi", each.name)
         if names := each.packages.pypi:
             pip = (sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--upgrade", "--target")
-            commands.append(
-                InstallCommand(f"pip install {' '.join(names)}", (*pip, f"{PREFIX}/pypi/{each.name}", *names))
-            )
+            commands.append(InstallCommand(f"pip install {' '.join(names)}", (*pip, str(target), *names)))
+        if names := each.packages.pypi_files:
+            unpack = files(names, target)
+            commands.append(InstallCommand(f"pip install {' '.join(names)}", unpack.argv, fed=unpack.fed))
     for client in ("apt-get", "npm"):
         if any(client in command.argv for command in commands) and shutil.which(client) is None:
             raise Refused(f"there is no {client} on this host, which is needed for {commands[-1].what}")
@@ -70,10 +77,13 @@ def run_command(command: InstallCommand, tell: Tell) -> None:
         at = argv.index("install")
         argv = (*argv[:at], "-o", f"APT::Status-Fd={writing}", *argv[at:])
     with subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
         pass_fds=(writing,) if command.told else (), umask=0o022,
     ) as process:  # fmt: skip
         os.close(writing)
+        assert process.stdin is not None
+        process.stdin.write(command.fed)
+        process.stdin.close()
         follower = Thread(target=_follow_status, args=(reading, tell))
         follower.start()
         assert process.stdout is not None

@@ -222,8 +222,15 @@ def test_a_build_that_gets_larger_than_allowed_ends_before_it_is_done(directory:
 def test_packages_of_npm_and_pypi_are_installed_for_the_image_and_told(directory: Path) -> None:
     tree, told = directory / "beside", list[str]()
     (tree / "usr/lib/python3.11").mkdir(parents=True)
-    wanted = Wanted(npm=(("some", ("is-number@7.0.0",)),), pypi=(("other", ("six==1.16.0", "markupsafe==2.1.5")),))
+    wanted = Wanted(
+        npm=(("some", ("is-number@7.0.0",)),),
+        pypi=(("other", ("six==1.16.0", "markupsafe==2.1.5")), ("hy", ("funcparserlib==1.0.1",))),
+        pypi_files=(("hy", ("hy==1.3.1 sha256:cf7b85fc59079b5da794c7ecaafc6a6e9140f73305af03836c3d52cf978b6645",)),),
+    )
     install_beside(wanted, tree, Bounds(), lambda percent, now: told.append(now))
+    unbuilt = [("funcparserlib", "1.0.1", "pypi"), ("hy", "1.3.1", "pypi")]
+    assert list(pypi_packages(tree / "usr/lib/sandfork/pypi/hy")) == unbuilt
+    assert (tree / "usr/lib/sandfork/pypi/hy/hy/core/macros.hy").exists()
     assert list(npm_packages(tree / "usr/lib/sandfork/npm/some")) == [("is-number", "7.0.0", "npm")]
     found = list(pypi_packages(tree / "usr/lib/sandfork/pypi/other"))
     assert found == [("MarkupSafe", "2.1.5", "pypi"), ("six", "1.16.0", "pypi")]

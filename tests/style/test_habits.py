@@ -16,8 +16,8 @@ from sandfork.config.loading import entries
 from tests.style.source import ROOT, Module, imports, invented, modules, modules_of_tests, project_files
 
 VAGUE_WORDS = {"manager", "handler", "helper", "helpers", "util", "utils", "core", "data", "info", "common", "misc"}
-#: Runs where there is no configuration: inside a sandbox, before installation.
-READS_ITS_OWN_ENVIRONMENT = ("sandfork.config.", "sandfork.guest.")
+#: Runs where there is no configuration: inside a sandbox, in a process of pip's.
+READS_ITS_OWN_ENVIRONMENT = ("sandfork.config.", "sandfork.guest.", "sandfork.images.unbuilt.")
 #: Written in two pieces, so that this file does not hold what it looks for.
 REGISTRY_HOSTS = ("pypi" + ".org", "python" + "hosted", "npmjs" + ".", ".debian" + ".org", "archive.ubuntu" + ".com")
 MACHINE_PATHS = ("/wo" + "rk/", "../sha" + "red", ".lib" + "rary/", "/home/" + "runner")

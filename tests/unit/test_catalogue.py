@@ -43,6 +43,7 @@ pool_weight = 0.5
 
 FORKING = RUBY.replace('kind = "park"', 'kind = "fork"')
 
+HEX = "0123456789abcdef" * 4
 C = """
 name = "c"
 extension = ".c"
@@ -50,7 +51,7 @@ file_name = "main.c"
 argv = ["{out}", "-x"]
 version = ["/usr/bin/gcc", "--version"]
 needs = ["/usr/include/stdio.h"]
-packages = { debian = ["gcc"], npm = ["@types/node@20"], pypi = ["ziglang==0.15.1"] }
+packages = { debian = ["gcc"], npm = ["@types/node@20"], pypi = ["ziglang==0.15.1"], pypi_files = ["hy==1 sha256:HEX"] }
 env = { LC_ALL = "C.UTF-8" }
 limits = { memory_bytes = "768m" }
 [compile]
@@ -67,7 +68,7 @@ wall = "5"
 memory = "6"
 output = "7"
 own = { code = "8", stdout = "9" }
-"""
+""".replace("HEX", HEX)
 
 
 def parse(text: str) -> Language:
@@ -242,6 +243,10 @@ def test_a_directory_of_ones_own_replaces_the_shipped_languages(tmp_path: Path) 
         (lambda t: 'without = { hello = "no" }\n' + t, "ruby.toml, checks: hello: is there, and excused"),
         (lambda t: 'without = { compile_error = "no" }\n' + t, "ruby.toml, without: compile_error: must be one of"),
         (lambda t: 'packages = { debian = ["-o"] }\n' + t, "ruby.toml, packages: debian: '-o' does not match"),
+        (
+            lambda t: 'packages = { pypi_files = ["hy==1.3.1"] }\n' + t,
+            "ruby.toml, packages: pypi_files: 'hy==1.3.1' does not match",
+        ),
         (lambda t: 'packages = { cargo = ["x"] }\n' + t, "ruby.toml, packages: cargo: unknown key"),
         (
             lambda t: 'limits = { memory_bytes = "much" }\n' + t,
@@ -282,7 +287,7 @@ def test_a_compiled_language_says_how_it_is_made_and_what_that_may_take() -> Non
     assert language.compile.limits == LimitsOverride(wall_s=60.0, memory_bytes=1 << 30, pids=128)
     assert language.limits == LimitsOverride(memory_bytes=768 << 20)
     assert language.templates == (COMMAND,)
-    assert language.packages == Packages(("gcc",), ("@types/node@20",), ("ziglang==0.15.1",))
+    assert language.packages == Packages(("gcc",), ("@types/node@20",), ("ziglang==0.15.1",), (f"hy==1 sha256:{HEX}",))
     assert language.without == (("argv", "it has no words"),)
     assert language.checks[0] == Check("hello", "1", "x", ("y",), "z")
 

@@ -115,6 +115,8 @@ def test_packages_are_installed_together_from_debian_and_a_directory_a_language_
     assert npm.argv[:4] == ("npm", "install", "--prefix", f"{PREFIX}/npm/one")
     assert npm.argv[-2:] == ("--", "x@1")
     assert pip.argv[-2:] == (f"{PREFIX}/pypi/two", "y==2")
+    (unpack,) = commands_for([language("four", pypi_files=("hy==1 sha256:00",))])
+    assert (unpack.argv[-2:], unpack.fed) == (("--target", f"{PREFIX}/pypi/four"), "hy==1 --hash=sha256:00\n")
     assert commands_for([language("three")]) == []
 
 

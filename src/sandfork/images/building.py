@@ -15,7 +15,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from sandfork.images.archive import Bounds
 from sandfork.images.growth import Growth, too_large
 from sandfork.images.installed import npm_packages, pypi_packages
 from sandfork.images.progress import Tell
+from sandfork.images.pypi import files, wheels, without_the_builder
 from sandfork.images.rooted import Rooted
 from sandfork.images.timeless import certificates_without_times, compiled_without_times
 
@@ -42,9 +42,7 @@ _MILESTONES = (
     ("success in", 90.0),
 )  # fmt: skip
 _NPM = ("npm", "install", "--ignore-scripts", "--no-audit", "--no-fund")
-_PIP = (
-    sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", "--only-binary", ":all:",
-)  # fmt: skip
+_PYPI = "usr/lib/sandfork/pypi"
 _CONFINED = ("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc")
 _ENVIRONMENT = {
     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8",
@@ -64,6 +62,7 @@ class Wanted:
     debian: tuple[str, ...] = ()
     npm: tuple[tuple[str, tuple[str, ...]], ...] = ()
     pypi: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    pypi_files: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +140,13 @@ def install_beside(wanted: Wanted, tree: Path, bounds: Bounds, tell: Tell) -> No
         where.mkdir(parents=True)
         tell(91.0, f"npm install {' '.join(names)}")
         run((*_NPM, "--globalconfig", _npm_settings(), "--prefix", where, "--", *names), 91.0)
-    for language, names in wanted.pypi:
-        target = tree / f"usr/lib/sandfork/pypi/{language}"
-        tell(94.0, f"pip install {' '.join(names)}")
-        run((*_PIP, *_for_python_of(tree), "--target", target, "--", *names), 94.0)
+    for kind, command in ((wanted.pypi, wheels), (wanted.pypi_files, files)):
+        for language, names in kind:
+            tell(94.0, f"pip install {' '.join(names)}")
+            pip = command(names, tree / _PYPI / language, "--no-compile", *_for_python_of(tree))
+            run(pip.argv, 94.0, pip.fed)
+    for target in sorted((tree / _PYPI).glob("*")):
+        without_the_builder(target)
 
 
 def installed_packages(tree: Path, wanted: Wanted) -> Sequence[tuple[str, str, str]]:
@@ -155,7 +157,8 @@ def installed_packages(tree: Path, wanted: Wanted) -> Sequence[tuple[str, str, s
         raise BuildFailed(f"the image's list of packages cannot be read: {told.stderr.strip()}")
     debian = [tuple(line.split("|")) for line in sorted(told.stdout.splitlines())]
     npm = [found for language, _ in wanted.npm for found in npm_packages(tree / f"usr/lib/sandfork/npm/{language}")]
-    pypi = [found for language, _ in wanted.pypi for found in pypi_packages(tree / f"usr/lib/sandfork/pypi/{language}")]
+    beside = sorted({language for language, _ in (*wanted.pypi, *wanted.pypi_files)})
+    pypi = [found for language in beside for found in pypi_packages(tree / _PYPI / language)]
     return [(name, version, arch) for name, version, arch in (*debian, *npm, *pypi)]
 
 

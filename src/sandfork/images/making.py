@@ -133,7 +133,8 @@ def _share(tell: Tell, low: float, high: float) -> Tell:
 
 
 def _asked(wanted: Wanted) -> tuple[str, ...]:
-    beside = (f"{kind}:{name}" for kind in ("npm", "pypi") for _, names in getattr(wanted, kind) for name in names)
+    registries = (("npm", wanted.npm), ("pypi", wanted.pypi), ("pypi", wanted.pypi_files))
+    beside = (f"{registry}:{name}" for registry, asked in registries for _, names in asked for name in names)
     return (*wanted.debian, *beside)
 
 

@@ -149,11 +149,15 @@ def warm_env(env: tuple[tuple[str, str], ...], path: str) -> tuple[tuple[str, st
 
 @dataclass(frozen=True, slots=True)
 class Packages:
-    """What to install, by registry; a name may carry a version as that registry's client takes it."""
+    """What to install, by registry; a name may carry a version as that registry's client takes it.
+
+    `pypi_files` are single files of PyPI, each NAME==VERSION sha256:HASH.
+    """
 
     debian: tuple[str, ...] = ()
     npm: tuple[str, ...] = ()
     pypi: tuple[str, ...] = ()
+    pypi_files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

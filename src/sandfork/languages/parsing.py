@@ -11,7 +11,7 @@
                                            pattern, /usr/lib*/gcc/*/*/cc1obj, where a path has a version or machine
     bare = ["/usr/bin/unshare", "--user"]  what runs its command lines where they are measured without a sandbox, where
                                            they need what only a sandbox has
-    packages = { debian = ["gcc"], npm = [], pypi = [] }
+    packages = { debian = ["gcc"], npm = [], pypi = [], pypi_files = [] }
     session = ["/bin/bash", "-i"]          for a default of kind none: the interpreter that keeps a session's state
     [compile]                              run first, in a sandbox of its own; the program runs if it ends with 0
     argv = ["/usr/bin/gcc", "-o", "{out}", "{name}"]
@@ -54,8 +54,11 @@ work directory. Within words and variables {warm} is the directory that [warm] f
 word and variable that names it is left out.
 
 Packages of npm and PyPI are installed below /usr/lib/sandfork, in `npm/NAME/node_modules` and `pypi/NAME` for a
-language's name; sandboxes see it as they see all of /usr. Two files may share a template key when they say the same
-about it.
+language's name; sandboxes see it as they see all of /usr. Images take wheels of `pypi` only. What has none, or wants
+packages that have none, goes to `pypi_files`, as "hy==1.3.1 sha256:HASH" (of 64 digits): that file, a wheel or sources
+of Python alone, is unpacked as it is, without what it depends on and without any of it being run.
+
+Two files may share a template key when they say the same about it.
 """
 
 from __future__ import annotations
@@ -107,6 +110,7 @@ _VARIABLES = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?")
 _PATH = re.compile(r"/[^\0]*")
 #: What no client of a registry takes for an option or a path.
 _PACKAGE = re.compile(r"@?[A-Za-z0-9][A-Za-z0-9+._/@=~^<>-]{0,99}")
+_PINNED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}==[A-Za-z0-9.+!]{1,30} sha256:[0-9a-f]{64}")
 _ARTEFACT = re.compile(r"[^/\0][^\0]*")
 _WORDS_OF_THEIR_OWN = (FILE_MARK, OUT_MARK, BUILD_MARK)
 
@@ -229,8 +233,9 @@ def _parse_env(table: Table) -> tuple[tuple[str, str], ...]:
 
 
 def _parse_packages(table: Table) -> Packages:
-    inner = table.table("packages", ("debian", "npm", "pypi"))
-    return Packages(**{key: inner.texts(key, (), _PACKAGE) for key in inner.names()})
+    inner = table.table("packages", ("debian", "npm", "pypi", "pypi_files"))
+    patterns = {"pypi_files": _PINNED}
+    return Packages(**{key: inner.texts(key, (), patterns.get(key, _PACKAGE)) for key in inner.names()})
 
 
 def _parse_templates(table: Table) -> tuple[TemplateSpec, ...]:

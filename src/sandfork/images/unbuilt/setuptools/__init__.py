@@ -1,0 +1,1 @@
+"""Has the name of setuptools, which pip asks for by default (PEP 517)."""
