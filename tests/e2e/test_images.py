@@ -210,6 +210,16 @@ def check_manifest(directory: Path, digest: str) -> None:
     assert {each["name"]: each["version"] for each in manifest["packages"]}.items() <= names.items()
 
 
+def test_the_same_packages_installed_again_give_the_same_image(directory: Path) -> None:
+    digests = []
+    for name in ("one", "two"):
+        built = sandfork(directory, "rootfs", "build", name, "--language", "csharp", "--language", "pascal")
+        assert built.returncode == 0, built.stderr
+        digests.append(built.stdout)
+        assert sandfork(directory, "rootfs", "remove", name).returncode == 0
+    assert digests[0] == digests[1] != ""
+
+
 def test_a_build_that_gets_larger_than_allowed_ends_before_it_is_done(directory: Path) -> None:
     argv = command("rootfs", "build", "lua", "--size-mb", "16")
     with subprocess.Popen(argv, env=environment(directory), stderr=subprocess.PIPE, text=True) as build:

@@ -2,7 +2,7 @@
 
 The archives are those of the machine's distribution that apt has lists of; keys and proxies are apt's own. The same
 packages give the same bytes: what a build itself writes gets one time for all, caches, logs and the machine's id are
-removed, and Python's compiled modules and Java's store of certificates are made not to depend on times.
+removed, nothing has random addresses or hashes while packages are installed, and `timeless` sees to the rest.
 
 Everything the build starts lives in a pid namespace that dies with it, and everything it writes is in the store's work
 directory: an interrupt, a kill or a full disk leaves nothing.
@@ -27,7 +27,7 @@ from sandfork.images.installed import npm_packages, pypi_packages
 from sandfork.images.progress import Tell
 from sandfork.images.pypi import files, wheels, without_the_builder
 from sandfork.images.rooted import Rooted
-from sandfork.images.timeless import certificates_without_times, compiled_without_times
+from sandfork.images.timeless import without_times_and_chance
 
 EPOCH = 946_684_800  # the first second of 2000: when everything happened that happened during a build
 _LEFT_OUT = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/info/*")
@@ -43,10 +43,16 @@ _MILESTONES = (
 )  # fmt: skip
 _NPM = ("npm", "install", "--ignore-scripts", "--no-audit", "--no-fund")
 _PYPI = "usr/lib/sandfork/pypi"
-_CONFINED = ("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc")
+#: Addresses are the same each time, and with them the order of what compilers have in tables by address.
+_CONFINED = (
+    "setarch", "--addr-no-randomize", "setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork",
+    "--kill-child=KILL", "--mount-proc",
+)  # fmt: skip
+#: Also for what packages run while they are installed. PyPy would size its nursery by the processor's cache, and what
+#: it compiles tells which strings were collected.
 _ENVIRONMENT = {
-    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8",
-    "SOURCE_DATE_EPOCH": str(EPOCH), "DEBIAN_FRONTEND": "noninteractive",
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive",
+    "SOURCE_DATE_EPOCH": str(EPOCH), "PYTHONHASHSEED": "0", "PYPY_GC_NURSERY": "4MB",
 }  # fmt: skip
 _BUILD_S = 3600.0
 _LAST_WORDS = 1500
@@ -77,7 +83,12 @@ def what_a_build_lacks(*, root: bool) -> str:
     """Return what this machine lacks for a build by root, or by somebody else; "" when that is nothing."""
     if not root:
         return "building an image needs root; `sandfork rootfs from-oci` and `from-dir` do not"
-    for program, package in (("mmdebstrap", "mmdebstrap"), ("setpriv", "util-linux"), ("unshare", "util-linux")):
+    for program, package in (
+        ("mmdebstrap", "mmdebstrap"),
+        ("setarch", "util-linux"),
+        ("setpriv", "util-linux"),
+        ("unshare", "util-linux"),
+    ):
         if shutil.which(program) is None:
             return f"there is no {program}, which builds images: apt-get install -y {package}"
     return ""
@@ -115,8 +126,8 @@ def _release(tree: Path) -> dict[str, str]:
     return dict(line.replace('"', "").split("=", 1) for line in lines if "=" in line)
 
 
-def build_tree(wanted: Wanted, sources: AptSources, tree: Path, bounds: Bounds, tell: Tell) -> None:
-    """Make the root file system at `tree`, which must not be there.
+def build_tree(wanted: Wanted, sources: AptSources, tree: Path, since: float, bounds: Bounds, tell: Tell) -> None:
+    """Make the root file system at `tree`, which must not be there; `since` is now, in seconds since 1970.
 
     *Raises* BuildFailed, ArchiveRefused as soon as its files hold more than allowed, OSError on a full disk, and what
     `tell` raises.
@@ -125,8 +136,7 @@ def build_tree(wanted: Wanted, sources: AptSources, tree: Path, bounds: Bounds, 
     for name in _OF_THE_BUILD:
         _empty(tree / name)
     install_beside(wanted, tree, bounds, tell)
-    compiled_without_times(tree)
-    certificates_without_times(tree, EPOCH)
+    without_times_and_chance(tree, EPOCH, since)
 
 
 def install_beside(wanted: Wanted, tree: Path, bounds: Bounds, tell: Tell) -> None:

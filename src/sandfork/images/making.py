@@ -40,7 +40,7 @@ def build_image(
     sources = apt_sources()
     with store.work(name) as work:
         since = _now().timestamp()
-        build_tree(wanted, sources, work / "tree", bounds, tell)
+        build_tree(wanted, sources, work / "tree", since, bounds, tell)
         found = tuple(Package(*each) for each in installed_packages(work / "tree", wanted))
         source = Source("build", sources.suite, _asked(wanted), sources.lines)
         return _publish(store, work, name, languages, source, found, bounds, tell, since)
