@@ -213,9 +213,13 @@ def check_manifest(directory: Path, digest: str) -> None:
 def test_the_same_packages_installed_again_give_the_same_image(directory: Path) -> None:
     digests = []
     for name in ("one", "two"):
-        built = sandfork(directory, "rootfs", "build", name, "--language", "csharp", "--language", "pascal")
+        languages = [word for each in ("csharp", "hy", "pascal") for word in ("--language", each)]
+        built = sandfork(directory, "rootfs", "build", name, *languages)
         assert built.returncode == 0, built.stderr
         digests.append(built.stdout)
+        proven = sandfork(directory, "lang", "test", "--image", "hy")
+        assert proven.returncode == 0, proven.stdout
+        assert list((directory / "store/trees").glob("*/usr/lib/sandfork/pypi/hy/hy/__pycache__/models.*.pyc"))
         assert sandfork(directory, "rootfs", "remove", name).returncode == 0
     assert digests[0] == digests[1] != ""
 

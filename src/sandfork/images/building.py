@@ -43,6 +43,8 @@ _MILESTONES = (
 )  # fmt: skip
 _NPM = ("npm", "install", "--ignore-scripts", "--no-audit", "--no-fund")
 _PYPI = "usr/lib/sandfork/pypi"
+#: By the image's own Python, for compiled modules are of a version. What is of no version of it stays as it is.
+_COMPILE = "import compileall, sys; compileall.compile_dir(sys.argv[1], quiet=2)"
 #: Addresses are the same each time, and with them the order of what compilers have in tables by address.
 _CONFINED = (
     "setarch", "--addr-no-randomize", "setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork",
@@ -142,6 +144,8 @@ def build_tree(wanted: Wanted, sources: AptSources, tree: Path, since: float, bo
 def install_beside(wanted: Wanted, tree: Path, bounds: Bounds, tell: Tell) -> None:
     """Install what is wanted of npm and PyPI below usr/lib/sandfork of a tree; nothing of it is run.
 
+    What is of Python is compiled by the tree's own, if it has one.
+
     *Raises* BuildFailed, ArchiveRefused, what `tell` raises.
     """
     run = _Runner(tree, bounds.max_bytes, tell)
@@ -157,6 +161,9 @@ def install_beside(wanted: Wanted, tree: Path, bounds: Bounds, tell: Tell) -> No
             run(pip.argv, 94.0, pip.fed)
     for target in sorted((tree / _PYPI).glob("*")):
         without_the_builder(target)
+    if os.path.lexists(tree / "usr/bin/python3") and (tree / _PYPI).is_dir():
+        tell(96.0, "compiling modules of Python")
+        run(("chroot", tree, "/usr/bin/python3", "-c", _COMPILE, f"/{_PYPI}"), 96.0)
 
 
 def installed_packages(tree: Path, wanted: Wanted) -> Sequence[tuple[str, str, str]]:
