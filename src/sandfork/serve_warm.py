@@ -45,6 +45,7 @@ def make_cache(loaded: Loaded, tier: str, language: Language) -> Manifest:
     if config.process.reduced:
         raise Refused("a warm cache is not filled with process.reduced: fill it where the host grants namespaces")
     store, key = cache_store(config), cache_key(config, language)
+    store.make()  # now, so that the toolchain finds the same places whether or not a cache was there before
     with _Filling(loaded, tier, language) as filling:
         made = import_stream(store, language.name, filling.tar, filling.confirm, key, Bounds(max_bytes=_CACHE_BYTES))
     store.collect()
