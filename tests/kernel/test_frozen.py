@@ -57,7 +57,7 @@ int main(void)
 {
     int local = 1, status;
     heap = malloc(SMALL), block = malloc(BLOCK);
-    bare = (char *)SYS(mmap, NULL, 64 * PAGE, 3, 0x22, -1, 0);
+    bare = (char *)SYS(mmap, NULL, 256 * PAGE, 3, 0x22, -1, 0);
     memset(heap, 'h', SMALL), memset(block, 'b', BLOCK), memset(bare, 'm', 8 * PAGE);
     zeroed[PAGE] = 'z', initialised[PAGE] = 'i';
     wiped = advised(18 /* WIPEONFORK */), withheld = advised(10 /* DONTFORK */);
@@ -65,7 +65,7 @@ int main(void)
     printf("wiped %s, withheld %s, same %d\n", place(wiped), place(withheld),
            all(wiped, PAGE, 'a') && all(withheld, PAGE, 'a'));
     printf("heap %s, data %s, mapped %s, untouched %s, block %s, stack %s\n", place(heap + PAGE),
-           place(&initialised[PAGE]), place(bare), place(bare + 32 * PAGE), place(block + PAGE), place(&local));
+           place(&initialised[PAGE]), place(bare), place(bare + 200 * PAGE), place(block + PAGE), place(&local));
     printf("same %d\n", all(heap, SMALL, 'h') && all(block, BLOCK, 'b') && all(bare, 8 * PAGE, 'm') &&
                             !bare[63 * PAGE] && zeroed[PAGE] == 'z' && !zeroed[0] && initialised[0] == 'i' &&
                             initialised[PAGE] == 'i');

@@ -11,11 +11,11 @@
  * Not for every interpreter: one whose children look through all of their memory, as a collector of garbage that marks
  * objects does, is better off with a copy of the page tables.
  *
- * Left as it is: the stack; what of a mapping was never touched; blocks that the C library mapped one by one, for it may
- * grow them in place, past the end of the file; and what a fork is to treat in another way. The state of a random number
- * generator is wiped in a child, so that it has one of its own (getrandom in the vDSO, which glibc 2.41 calls): of a file's
- * mapping the kernel would not do that. Where anything fails all the rest stays as it was: this saves time and memory and
- * changes no behaviour.
+ * Left as it is: the stack; what of a mapping was never touched, where that is much; blocks that the C library mapped one by
+ * one, for it may grow them in place, past the end of the file; and what a fork is to treat in another way. The state of a
+ * random number generator is wiped in a child, so that it has one of its own (getrandom in the vDSO, which glibc 2.41 calls):
+ * of a file's mapping the kernel would not do that. Where anything fails all the rest stays as it was: this saves time and
+ * memory and changes no behaviour.
  */
 #ifndef SANDFORK_FROZEN_H
 #define SANDFORK_FROZEN_H
@@ -24,7 +24,7 @@
 
 #define PAGE 4096ul
 #define RUNS_MAX 1024
-#define GAP_MOST 4 /* pages that are not there between two that are, and become zeros */
+#define GAP_MOST 128 /* pages that were never touched, before, between and after those that were; they become zeros */
 #define PAGES_AT_ONCE 512
 #define SPARED_MOST 64
 #define LINE_MOST 256
@@ -79,10 +79,14 @@ static int find_runs(const struct mapping *m, long pagemap, struct run *runs, in
         } else if (last && at - last->end <= GAP_MOST * PAGE) {
             last->end = at + PAGE;
         } else {
+            bool is_first = block_end == m->start && (!count || runs[count - 1].start < m->start);
+            uint64_t start = is_first && at - m->start <= GAP_MOST * PAGE ? m->start : at;
             last = &runs[count++];
-            *last = (struct run){at, at + PAGE, m->protection};
+            *last = (struct run){start, at + PAGE, m->protection};
         }
     }
+    if (last && m->end - last->end <= GAP_MOST * PAGE)
+        last->end = m->end;
     return count;
 }
 

@@ -7,8 +7,8 @@
  * the zygote has those that are read in its own page tables and no others, in mappings that a fork copies; and a child
  * writes to each of the others first.
  *
- * The scout is a fork of the zygote, made before any sandbox, and does what the zygote's children do until they wait for
- * a program. For it the mappings are cut into single pages, so that a fault tells of one. The zygote then looks in its page
+ * The scout is a fork of the zygote, made before any sandbox, and does what the zygote's children do until they have said
+ * END of a small program. For it the mappings are cut into single pages, so that a fault tells of one. The zygote then looks in its page
  * tables, and kills it. Where anything fails less is known: this saves time and changes no behaviour.
  */
 #ifndef SANDFORK_TOUCHED_H
@@ -21,6 +21,7 @@
 #define PAGE_BYTES 4096ul
 #define PAGES_CUT_MAX 40000 /* the kernel grants a process 65530 mappings */
 #define LOOKED_AT 64        /* pages at a time */
+#define SCOUT_MOST_S 5
 
 struct span {
     uint64_t start, end;
@@ -28,6 +29,7 @@ struct span {
 
 static struct span touched[TOUCHED_MAX]; /* written to */
 static int touched_count;
+static bool is_scout;
 
 /* What the kernel tells of a page: bit 63 that it is there, 62 that it is swapped, 61 that it is a file's or shared. */
 static bool is_own_page(uint64_t page)
@@ -74,6 +76,45 @@ static bool look(long pagemap, uint64_t at, uint64_t *pages, uint64_t count)
 }
 
 /* --- the scout --- */
+
+#define SCOUT_FILE "main.py"
+#define SCOUT_PROGRAM "def greet(name):\n    return f'{name} {1 + 1}'\nprint(greet('a'))\n"
+
+/* RUN, as the server sends it. */
+static const struct {
+    struct frame head;
+    struct field file;
+    char name[sizeof SCOUT_FILE];
+    struct field word;
+    char first[sizeof SCOUT_FILE];
+    struct field code;
+    char text[sizeof SCOUT_PROGRAM - 1];
+} __attribute__((packed)) scout_run = {
+    {FRAME_RUN, {0}, sizeof scout_run - sizeof scout_run.head},
+    {FIELD_FILE, {0}, sizeof scout_run.name},
+    SCOUT_FILE,
+    {FIELD_ARGV, {0}, sizeof scout_run.first},
+    SCOUT_FILE,
+    {FIELD_CODE, {0}, sizeof scout_run.text},
+    SCOUT_PROGRAM,
+};
+
+/* It prints, and finds ctl where a program does. */
+static void be_scout(int ctl)
+{
+    is_scout = true;
+    long nowhere = SYS(openat, AT_FDCWD, "/dev/null", O_WRONLY | O_CLOEXEC, 0);
+    SYS(dup3, ctl, CTL_FD, O_CLOEXEC);
+    SYS(dup3, nowhere, 1, 0);
+    SYS(dup3, nowhere, 2, 0);
+}
+
+/* A scout that has said END, and not of its rehearsal, stays to be looked at. */
+static void stay_if_scout(int ctl)
+{
+    while (is_scout && ctl == CTL_FD)
+        SYS(ppoll, NULL, 0, NULL, NULL, 0);
+}
 
 /* What the kernel is advised of differs from page to page, so that each is a mapping of its own. */
 static void cut_mappings(const char *maps)
@@ -176,10 +217,22 @@ static void learn_from(long pid, const char *maps)
         SYS(close, ours);
 }
 
+/* Have it run its program; 0 once it has said END, or -errno, as when that takes too long. */
+static long run_scout(int ctl)
+{
+    struct frame ready, end;
+    const int64_t most[2] = {SCOUT_MOST_S, 0};
+    long r = SYS(setsockopt, ctl, SF_SOL_SOCKET, 20 /* SO_RCVTIMEO */, most, sizeof most);
+    if (r >= 0)
+        r = read_all(ctl, &ready, sizeof ready);
+    if (r >= 0)
+        r = write_all(ctl, &scout_run, sizeof scout_run);
+    return r < 0 ? r : read_all(ctl, &end, sizeof end);
+}
+
 /* Send a scout ahead and learn from it. True in the scout, which finds ctl where a program does and shall do as one. */
 static bool send_scout(void *tid_address)
 {
-    struct frame ready;
     int pair[2];
     const char *maps = read_maps();
     if (SYS(socketpair, SF_AF_UNIX, SF_SOCK_STREAM | SF_SOCK_CLOEXEC, 0, pair) < 0)
@@ -187,15 +240,16 @@ static bool send_scout(void *tid_address)
     /* The child's tid is the fourth argument or the fifth, see clone_child; no signal tells of its end. */
     long pid = SYS(clone, CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID, 0, NULL, tid_address, tid_address);
     if (pid == 0) {
-        SYS(dup3, pair[1], CTL_FD, O_CLOEXEC);
+        be_scout(pair[1]);
         SYS(close, pair[0]);
         SYS(close, pair[1]);
         cut_mappings(maps);
         return true;
     }
     SYS(close, pair[1]);
-    if (pid > 0 && read_all(pair[0], &ready, sizeof ready) >= 0)
+    if (pid > 0 && run_scout(pair[0]) >= 0)
         learn_from(pid, maps);
+    SYS(unlinkat, AT_FDCWD, SCOUT_FILE, 0);
     SYS(close, pair[0]);
     if (pid > 0) {
         SYS(kill, pid, SF_SIGKILL);

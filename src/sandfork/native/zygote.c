@@ -83,4 +83,5 @@ __attribute__((visibility("default"))) void *sandfork_call_traced(const struct i
 __attribute__((visibility("default"))) void sandfork_end(int fd, int status, const uint64_t *times)
 {
     end_run(fd, status, times);
+    stay_if_scout(fd);
 }
