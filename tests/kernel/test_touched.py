@@ -24,14 +24,14 @@ static uint64_t entry_of(const char *memory, int page)
 {
     uint64_t entry = 0;
     long pagemap = open_pagemap(SYS(getpid));
-    look(pagemap, (uint64_t)memory + (uint64_t)page * PAGE_BYTES, &entry, 1);
+    look(pagemap, (uint64_t)memory + (uint64_t)page * PAGE, &entry, 1);
     SYS(close, pagemap);
     return entry;
 }
 
 static bool is_listed(const char *memory, int page)
 {
-    uint64_t at = (uint64_t)memory + (uint64_t)page * PAGE_BYTES;
+    uint64_t at = (uint64_t)memory + (uint64_t)page * PAGE;
     for (int i = 0; i < touched_count; i++)
         if (touched[i].start <= at && at < touched[i].end)
             return true;
@@ -53,7 +53,7 @@ static void show(const char *what, const char *memory, bool listed)
 static bool all_are(const char *memory, char value)
 {
     for (int page = 0; page < PAGES; page++)
-        if (memory[page * PAGE_BYTES] != value)
+        if (memory[page * PAGE] != value)
             return false;
     return true;
 }
@@ -68,9 +68,9 @@ static void scout(bool dies)
     }
     for (int page = 0; page < PAGES; page++) {
         if (page % 3 == 0)
-            own[page * PAGE_BYTES] = 's', file[page * PAGE_BYTES] = 's';
+            own[page * PAGE] = 's', file[page * PAGE] = 's';
         if (page % 3 == 1)
-            (void)(*(volatile char *)(own + page * PAGE_BYTES) + *(volatile char *)(file + page * PAGE_BYTES));
+            (void)(*(volatile char *)(own + page * PAGE) + *(volatile char *)(file + page * PAGE));
     }
     if (dies)
         _exit(0);
@@ -80,20 +80,20 @@ static void scout(bool dies)
 
 static char *map_file(void)
 {
-    char page[PAGE_BYTES];
+    char page[PAGE];
     long fd = SYS(memfd_create, "file", 0);
     memset(page, 'f', sizeof page);
     for (int i = 0; i < PAGES; i++)
         write_all((int)fd, page, sizeof page);
-    return (char *)SYS(mmap, NULL, PAGES * PAGE_BYTES, 3, 2 /* PRIVATE */, fd, 0);
+    return (char *)SYS(mmap, NULL, PAGES * PAGE, 3, 2 /* PRIVATE */, fd, 0);
 }
 
 int main(int argc, char **argv)
 {
     int status, tid;
-    own = (char *)SYS(mmap, NULL, PAGES * PAGE_BYTES, 3, 0x22, -1, 0), file = map_file();
-    memset(own, 'o', PAGES * PAGE_BYTES);
-    file[23 * PAGE_BYTES] = 'z'; /* the zygote's own, which it keeps */
+    own = (char *)SYS(mmap, NULL, PAGES * PAGE, 3, 0x22, -1, 0), file = map_file();
+    memset(own, 'o', PAGES * PAGE);
+    file[23 * PAGE] = 'z'; /* the zygote's own, which it keeps */
     if (send_scout(&tid))
         scout(argc > 1 && str_eq(argv[1], "dies"));
     dprintf(1, "left %ld\n", SYS(wait4, -1, &status, SF_WALL | 1, NULL));
@@ -105,8 +105,8 @@ int main(int argc, char **argv)
         touch_pages();
         show("then its own:", own, false);
         show("then its file:", file, false);
-        bool kept = file[23 * PAGE_BYTES] == 'z';
-        file[23 * PAGE_BYTES] = 'f';
+        bool kept = file[23 * PAGE] == 'z';
+        file[23 * PAGE] = 'f';
         _exit(!(kept && all_are(own, 'o') && all_are(file, 'f')));
     }
     waitpid(child, &status, 0);

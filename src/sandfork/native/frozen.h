@@ -22,7 +22,6 @@
 
 #include "maps.h"
 
-#define PAGE 4096ul
 #define RUNS_MAX 1024
 #define GAP_MOST 128 /* pages that were never touched, before, between and after those that were; they become zeros */
 #define PAGES_AT_ONCE 512
@@ -60,6 +59,7 @@ static bool has_name(const struct mapping *m)
 static int find_runs(const struct mapping *m, long pagemap, struct run *runs, int count)
 {
     static uint64_t pages[PAGES_AT_ONCE];
+    const int before = count;
     uint64_t block_end = m->start;
     struct run *last = NULL;
     for (uint64_t at = m->start; at < m->end && count < RUNS_MAX; at += PAGE) {
@@ -79,7 +79,7 @@ static int find_runs(const struct mapping *m, long pagemap, struct run *runs, in
         } else if (last && at - last->end <= GAP_MOST * PAGE) {
             last->end = at + PAGE;
         } else {
-            bool is_first = block_end == m->start && (!count || runs[count - 1].start < m->start);
+            bool is_first = count == before && block_end == m->start;
             uint64_t start = is_first && at - m->start <= GAP_MOST * PAGE ? m->start : at;
             last = &runs[count++];
             *last = (struct run){start, at + PAGE, m->protection};
@@ -168,19 +168,6 @@ static long fill(int fd, const struct run *runs, int count)
             return r;
     }
     return SYS(fcntl, fd, 1033 /* F_ADD_SEALS */, 1 | 2 | 4 | 8 /* SEAL|SHRINK|GROW|WRITE */);
-}
-
-/* The kernel's, from what it gave the process; 0 when it does not say. */
-static uint64_t page_size(void)
-{
-    uint64_t pair[2], size = 0;
-    long fd = SYS(openat, AT_FDCWD, "/proc/self/auxv", O_RDONLY | O_CLOEXEC, 0);
-    while (fd >= 0 && SYS(read, fd, pair, sizeof pair) == sizeof pair && pair[0])
-        if (pair[0] == 6 /* AT_PAGESZ */)
-            size = pair[1];
-    if (fd >= 0)
-        SYS(close, fd);
-    return size;
 }
 
 /* A file that nobody can start as a program, where the kernel knows of such (Linux 6.3). */

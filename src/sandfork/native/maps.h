@@ -7,6 +7,7 @@
 #include "sys.h"
 
 #define MAPS_BYTES 131072
+#define PAGE 4096ul
 
 enum { MAPPED_READ = 1, MAPPED_WRITE = 2, MAPPED_EXEC = 4 }; /* as mmap takes them */
 
@@ -29,6 +30,19 @@ static uint64_t read_digits(const char **at, unsigned base)
             return n;
         n = n * base + digit;
     }
+}
+
+/* The kernel's size of a page, from what it gave the process; 0 when it does not say. What is not PAGE is left alone. */
+static inline uint64_t page_size(void)
+{
+    uint64_t pair[2], size = 0;
+    long fd = SYS(openat, AT_FDCWD, "/proc/self/auxv", O_RDONLY | O_CLOEXEC, 0);
+    while (fd >= 0 && SYS(read, fd, pair, sizeof pair) == sizeof pair && pair[0])
+        if (pair[0] == 6 /* AT_PAGESZ */)
+            size = pair[1];
+    if (fd >= 0)
+        SYS(close, fd);
+    return size;
 }
 
 /* /proc/self/maps as text, or as much of it as fits, in whole lines; "" when it cannot be read. */

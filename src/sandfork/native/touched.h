@@ -18,7 +18,6 @@
 #include "messages.h"
 
 #define TOUCHED_MAX 512
-#define PAGE_BYTES 4096ul
 #define PAGES_CUT_MAX 40000 /* the kernel grants a process 65530 mappings */
 #define LOOKED_AT 64        /* pages at a time */
 #define SCOUT_MOST_S 5
@@ -57,9 +56,9 @@ static void note_touched(uint64_t page)
 {
     struct span *last = touched_count ? &touched[touched_count - 1] : NULL;
     if (last && last->end == page)
-        last->end += PAGE_BYTES;
+        last->end += PAGE;
     else if (touched_count < TOUCHED_MAX)
-        touched[touched_count++] = (struct span){page, page + PAGE_BYTES};
+        touched[touched_count++] = (struct span){page, page + PAGE};
 }
 
 /* One page of ours, there and changed in nothing. */
@@ -72,7 +71,7 @@ static void write_to(uint64_t page)
 static bool look(long pagemap, uint64_t at, uint64_t *pages, uint64_t count)
 {
     long size = (long)(count * sizeof *pages);
-    return SYS(pread64, pagemap, pages, size, at / PAGE_BYTES * sizeof *pages) == size;
+    return SYS(pread64, pagemap, pages, size, at / PAGE * sizeof *pages) == size;
 }
 
 /* --- the scout --- */
@@ -125,8 +124,8 @@ static void cut_mappings(const char *maps)
         maps = read_mapping(maps, &m);
         if (!is_file_mapping(&m))
             continue;
-        for (uint64_t at = m.start + PAGE_BYTES; at < m.end && left > 0; at += 2 * PAGE_BYTES, left -= 2)
-            SYS(madvise, at, PAGE_BYTES, 1 /* RANDOM */);
+        for (uint64_t at = m.start + PAGE; at < m.end && left > 0; at += 2 * PAGE, left -= 2)
+            SYS(madvise, at, PAGE, 1 /* RANDOM */);
     }
 }
 
@@ -148,13 +147,13 @@ static void own_a_page(const struct mapping *m, uint64_t page)
 static void follow(const struct mapping *m, long scout)
 {
     uint64_t pages[LOOKED_AT], count, read = 0, written = 0;
-    for (uint64_t at = m->start; at < m->end; at += count * PAGE_BYTES) {
-        count = (m->end - at) / PAGE_BYTES < LOOKED_AT ? (m->end - at) / PAGE_BYTES : LOOKED_AT;
+    for (uint64_t at = m->start; at < m->end; at += count * PAGE) {
+        count = (m->end - at) / PAGE < LOOKED_AT ? (m->end - at) / PAGE : LOOKED_AT;
         if (!look(scout, at, pages, count))
             return;
         for (uint64_t i = 0; i < count; i++) {
-            uint64_t page = at + i * PAGE_BYTES;
-            if (is_written(pages[i])) {
+            uint64_t page = at + i * PAGE;
+            if (is_written(pages[i]) && m->protection & MAPPED_WRITE) {
                 written = page;
                 note_touched(page);
             } else if (is_read(pages[i]) && is_file_mapping(m)) {
@@ -164,7 +163,7 @@ static void follow(const struct mapping *m, long scout)
         }
     }
     if (read)
-        own_a_page(m, written && m->protection & MAPPED_WRITE ? written : read);
+        own_a_page(m, written ? written : read);
 }
 
 /*
@@ -174,14 +173,14 @@ static void follow(const struct mapping *m, long scout)
 static void forget_the_rest(const struct mapping *m, long scout, long ours)
 {
     uint64_t pages[LOOKED_AT], own[LOOKED_AT], count;
-    for (uint64_t at = m->start; at < m->end; at += count * PAGE_BYTES) {
-        count = (m->end - at) / PAGE_BYTES < LOOKED_AT ? (m->end - at) / PAGE_BYTES : LOOKED_AT;
+    for (uint64_t at = m->start; at < m->end; at += count * PAGE) {
+        count = (m->end - at) / PAGE < LOOKED_AT ? (m->end - at) / PAGE : LOOKED_AT;
         if (!look(scout, at, pages, count) || !look(ours, at, own, count))
             return;
         for (uint64_t i = 0, from = 0; i <= count; i++)
             if (i == count || is_read(pages[i]) || is_own_page(own[i])) {
                 if (i > from)
-                    SYS(madvise, at + from * PAGE_BYTES, (i - from) * PAGE_BYTES, 4 /* DONTNEED */);
+                    SYS(madvise, at + from * PAGE, (i - from) * PAGE, 4 /* DONTNEED */);
                 from = i + 1;
             }
     }
@@ -235,7 +234,7 @@ static bool send_scout(void *tid_address)
 {
     int pair[2];
     const char *maps = read_maps();
-    if (SYS(socketpair, SF_AF_UNIX, SF_SOCK_STREAM | SF_SOCK_CLOEXEC, 0, pair) < 0)
+    if (page_size() != PAGE || SYS(socketpair, SF_AF_UNIX, SF_SOCK_STREAM | SF_SOCK_CLOEXEC, 0, pair) < 0)
         return false;
     /* The child's tid is the fourth argument or the fifth, see clone_child; no signal tells of its end. */
     long pid = SYS(clone, CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID, 0, NULL, tid_address, tid_address);
@@ -264,7 +263,7 @@ static bool send_scout(void *tid_address)
 static void touch_pages(void)
 {
     for (int i = 0; i < touched_count; i++)
-        for (uint64_t at = touched[i].start; at < touched[i].end; at += PAGE_BYTES)
+        for (uint64_t at = touched[i].start; at < touched[i].end; at += PAGE)
             write_to(at);
 }
 
