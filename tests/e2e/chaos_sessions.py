@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -203,8 +204,11 @@ def in_a_session(what: Callable[[ChaosSession, str], Awaitable[None]]) -> Callab
         await line.ask("POST", "/v1/sessions", {"id": session.name, "language": "python"})
         try:
             await what(session, token)
-        finally:
-            await line.ask("DELETE", f"/v1/sessions/{session.name}")
+        except (Refused, Untrue) as first:
+            with suppress(Untrue if isinstance(first, Untrue) else ()):  # the first is what there is to tell
+                await line.ask("DELETE", f"/v1/sessions/{session.name}")
+            raise
+        await line.ask("DELETE", f"/v1/sessions/{session.name}")
 
     return do
 

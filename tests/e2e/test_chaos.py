@@ -228,9 +228,9 @@ def test_executions_in_chaos_get_one_true_answer_each_and_leave_nothing(
             assert tally.answers == asked
             assert tally.killed
             assert settles(lambda: is_settled(service, instance), STUCK_S)
-        after = instance.descriptors(), instance.resident_kb()
-        assert after[0] <= before[0]
-        assert after[1] < before[1] * 1.25
+        descriptors, resident_kb = before
+        assert settles(lambda: instance.descriptors() <= descriptors, STUCK_S)  # a connection was closed just now
+        assert instance.resident_kb() < resident_kb * 1.25
         seen = instance.processes()
         assert service.stop() == 0
         assert b"Traceback" not in service.log.read_bytes()

@@ -8,6 +8,7 @@ import select
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ from sandfork.linux.cgroup import host_cgroups
 from sandfork.model import Limits, Outcome
 from sandfork.tiers.base import BEFORE_START
 from sandfork.tiers.process import Launched, ProcessTier
+from sandfork.tiers.process import messages as m
 from sandfork.tiers.process import tier as tier_module
-from sandfork.tiers.process.template import ProcessTemplate
+from sandfork.tiers.process.template import ProcessTemplate, Zygote
 from tests.support.process import LIMITS, STUCK_S, Tape, Workbench, make_step, process_tier, start_native, until
 from tests.support.remains import (
     descriptors,
@@ -273,6 +275,7 @@ def test_more_sandboxes_than_there_are_slots_are_refused_and_later_taken(as_root
     with_tier(test, most_sandboxes=2)
 
 
+FORKS_AMONG_STRANGERS = 400  # many times more than it takes for a fork to be hit
 CROWD = 200  # more than the warden looks at one by one
 
 
@@ -309,19 +312,101 @@ def test_a_zygote_that_was_killed_is_replaced_at_the_next_fork() -> None:
     with_tier(test)
 
 
-def test_forks_asked_of_a_dying_zygote_fail_as_forks_and_can_be_repeated() -> None:
+def test_forks_asked_of_a_dying_zygote_come_from_the_next() -> None:
     async def test(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
         await tier.template("python")
         for _ in range(5):
             for zygote in zygotes_of(launched):
                 os.kill(zygote, signal.SIGKILL)
-            forks = await asyncio.gather(*(bench.fork() for _ in range(8)), return_exceptions=True)
-            for fork in forks:
-                if isinstance(fork, BaseException):
-                    assert isinstance(fork, ForkFailed)
-                else:
-                    await fork.close()
+            for fork in await asyncio.gather(*(bench.fork() for _ in range(8))):
+                await fork.close()
         assert (await bench.exec("print(1)")).stdout == b"1\n"
+        assert tier.live == 0
+
+    with_tier(test)
+
+
+def test_what_waits_for_a_zygote_that_is_killed_comes_from_the_next() -> None:
+    async def test(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
+        template = await tier.template("python")
+        home = await bench.fork()
+        await home.keep(LIMITS)
+        for fork in (bench.fork, partial(template.join, home)):
+            (zygote,) = zygotes_of(launched)
+            os.kill(zygote, signal.SIGSTOP)
+            forking = asyncio.create_task(fork())
+            await (await bench.fork("command")).close()  # what was asked of the warden before has been done
+            os.kill(zygote, signal.SIGKILL)
+            process, tape = await forking, Tape()
+            assert (await process.exec(make_step("print(1)"), LIMITS, tape)).exit_code == 0
+            assert bytes(tape.stdout) == b"1\n"
+            await process.close()
+        await home.close()
+        assert tier.live == 0
+
+    with_tier(test)
+
+
+def test_deaths_that_tell_nothing_cost_nobody_a_fork() -> None:
+    """The warden asks what came of forks when somebody dies whom it does not know: that may have been one of them."""
+
+    async def test(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
+        template = await tier.template("command")
+        home = await bench.fork("command")
+        await home.keep(LIMITS)
+        orphans = ["nsenter", "--target", str(the_warden(launched)), "--pid", "sh", "-c", "while :; do ( : & ); done"]
+        strangers = await asyncio.create_subprocess_exec(*orphans)
+        try:
+            for _ in range(FORKS_AMONG_STRANGERS // 8):
+                forks = [*(bench.fork("command") for _ in range(4)), *(template.join(home) for _ in range(4))]
+                for process in await asyncio.gather(*forks):
+                    await process.close()
+        finally:
+            strangers.kill()
+            await strangers.wait()
+        await home.close()
+        assert tier.live == 0
+
+    with_tier(test)
+
+
+def test_more_zygotes_than_there_are_numbers_come_and_go_beside_one_that_stays() -> None:
+    async def test(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
+        kept = await bench.fork("command")
+        template = await tier.template("command")
+        for _ in range(m.ZYGOTES_MAX + 1):
+            template.rest()
+            await template.warm()
+        assert await tier.template("python") is not None
+        assert (await bench.exec("print(1)")).stdout == b"1\n"
+        await kept.close()
+        assert tier.live == 0
+
+    with_tier(test)
+
+
+def test_a_template_whose_zygotes_die_one_after_another_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
+        template = await tier.template("python")
+        home = await bench.fork()
+        await home.keep(LIMITS)
+        current = template._current
+
+        async def dying() -> Zygote:
+            zygote = await current()
+            for pid in zygotes_of(launched):
+                os.kill(pid, signal.SIGKILL)
+            return zygote
+
+        monkeypatch.setattr(template, "_current", dying)
+        for fork in (bench.fork, partial(template.join, home)):
+            with pytest.raises(TemplateFailed, match="two zygotes in a row"):
+                await fork()
+        monkeypatch.undo()
+        process, tape = await template.join(home), Tape()
+        assert (await process.exec(make_step("print(1)"), LIMITS, tape)).exit_code == 0
+        await process.close()
+        await home.close()
         assert tier.live == 0
 
     with_tier(test)

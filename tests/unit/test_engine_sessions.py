@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 from collections.abc import Awaitable
 from dataclasses import replace
@@ -14,6 +15,7 @@ from sandfork.engine.sessions import SessionSettings
 from sandfork.errors import (
     Draining,
     FileNotInSandbox,
+    ForkFailed,
     GuestLost,
     InvalidRequest,
     Overloaded,
@@ -349,9 +351,22 @@ async def test_a_template_that_died_is_made_anew_for_a_process_that_joins() -> N
         assert (await it.step("get x", FRESH)).exit_code == 1
         it.tier.failing_forks = 1
         assert said(await it.step("out b", FRESH)) == (0, b"b\n")
-        it.tier.failing_forks = 2
+        it.tier.failing_forks, it.tier.fork_errno = 2, errno.ECHILD
         with pytest.raises(GuestLost, match="join"):
             await it.step("out c", FRESH)
+        assert len(it.engine.sessions) == 0
+
+
+@in_virtual_time
+async def test_what_keeps_a_process_from_joining_for_a_while_costs_no_session() -> None:
+    async with rig() as it:
+        await it.step("set x one")
+        it.tier.failing_forks, it.tier.fork_errno = 1000, errno.EMFILE
+        with pytest.raises(ForkFailed) as raised:
+            await it.step("out c", FRESH)
+        assert raised.value.retry_after_s is not None
+        it.tier.failing_forks = 0
+        assert said(await it.step("get x")) == (0, b"one\n")
 
 
 @in_virtual_time

@@ -9,6 +9,7 @@ execution gets a new one. A limit's kill takes every process of the session, and
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -40,6 +41,8 @@ Join = Callable[[str, Sandbox], Awaitable[Process]]
 Discard = Callable[[Process], None]
 """Close a process in the background."""
 
+_PASSING = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT})
+"""What keeps a process from joining for a while, and says nothing about the sandbox: too much is going on."""
 _OF_THE_SESSION = ("memory_bytes", "pids", "open_files", "disk_bytes", "cpus")
 
 
@@ -245,6 +248,9 @@ class Session:
         try:
             return await self._join(template_key, sandbox)
         except ForkFailed as error:
+            if error.errno in _PASSING:
+                text, step = error.message, error.step
+                raise ForkFailed(text, step=step, errno=error.errno, retry_after_s=1.0) from error
             raise GuestLost(f"nothing can join the session's sandbox: {error.message}") from error
 
     def _forget(self, plan: ExecPlan, process: Process) -> None:

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 import msgspec
 
 from sandfork.dialects.fields import milliseconds
-from sandfork.errors import SandforkError
+from sandfork.errors import SandforkError, TierError
 from sandfork.http.exchange import Exchange
 from sandfork.model import Caller, ExecPlan, ExecResult
 
@@ -28,7 +28,10 @@ def note_request(record: logging.LogRecord) -> bool:
 
 
 class LogLine(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """What a line may hold. Times are milliseconds but for `ts`, Unix time in seconds."""
+    """What a line may hold. Times are milliseconds but for `ts`, Unix time in seconds.
+
+    `reason` is what the machinery of sandboxes says of its own failure; callers are not told.
+    """
 
     ts: float
     event: str
@@ -57,6 +60,7 @@ class LogLine(msgspec.Struct, omit_defaults=True, kw_only=True):
     exec_ms: float = 0.0
     total_ms: float = 0.0
     error: str = ""
+    reason: str = ""
     status: int = 0
 
 
@@ -80,6 +84,7 @@ class ExecutionLog:
             _note_result(line, outcome)
         else:
             line.error = outcome.code if isinstance(outcome, SandforkError) else type(outcome).__name__
+            line.reason = _reason(outcome)
         self._put(line)
 
     def refused(self, exchange: Exchange, error: SandforkError, status: int) -> None:
@@ -94,12 +99,17 @@ class ExecutionLog:
                 key_id=exchange.caller.key_id,
                 address=exchange.caller.address or exchange.peer,
                 error=error.code,
+                reason=_reason(error),
                 status=status,
             )
         )
 
     def _put(self, line: LogLine) -> None:
         self._write(self._encode(line) + b"\n")
+
+
+def _reason(error: BaseException) -> str:
+    return error.message[:500] if isinstance(error, TierError) else ""
 
 
 def _note_plan(line: LogLine, plan: ExecPlan) -> None:

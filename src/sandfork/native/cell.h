@@ -19,6 +19,7 @@
 
 struct cell_birth {
     uint32_t slot;
+    uint32_t serial;
     uint32_t open_files;
     uint32_t order_flags;
     int root_mnt;
@@ -70,11 +71,22 @@ static long cell_identity(const struct cell_birth *b, uint32_t *step)
 /* What is asked of a zygote for a process in a sandbox that has `limits`. */
 static struct fork_order cell_fork_order(const struct cell_birth *b, const struct limits *limits)
 {
-    struct fork_order order = {b->slot, b->open_files, (uint32_t)host.hierarchy_count,
-                               b->order_flags | (host.unified ? ORDER_INTO_CGROUP : 0), 0, 0, 0};
+    struct fork_order order = {
+        .slot = b->slot,
+        .serial = b->serial,
+        .open_files = b->open_files,
+        .cgroup_fds = (uint32_t)host.hierarchy_count,
+        .flags = b->order_flags | (host.unified ? ORDER_INTO_CGROUP : 0),
+    };
     if (!host.hierarchy_count)
         limit_by_rlimits(&order, limits);
     return order;
+}
+
+/* What failed where sending an order returned `r`: the zygote may be dead, and its end not seen yet. */
+static uint32_t order_step(long r)
+{
+    return r == -EPIPE || r == -ECONNRESET ? STEP_ZYGOTE : STEP_ORDER;
 }
 
 static long cell_order(const struct cell_birth *b, uint32_t *step)
@@ -88,6 +100,7 @@ static long cell_order(const struct cell_birth *b, uint32_t *step)
     for (int i = 0; i < host.hierarchy_count; i++)
         fds[ORDER_CGROUPS + i] = b->cgroup_fds[i];
     long r = send_fds(b->orders, &order, sizeof order, fds, ORDER_CGROUPS + host.hierarchy_count);
+    *step = order_step(r);
     return r < 0 ? r : 0;
 }
 
@@ -116,7 +129,7 @@ static __attribute__((noreturn)) void cell_main(const struct cell_birth *b)
         r = cell_order(b, &step);
     long work = r < 0 ? r : SYS(openat, AT_FDCWD, "/sandbox", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
     if (work < 0) {
-        struct fork_report failure = {b->slot, (int32_t)(r < 0 ? r : work), step};
+        struct fork_report failure = {b->slot, b->serial, (int32_t)(r < 0 ? r : work), step};
         send_fds(b->reports, &failure, sizeof failure, NULL, 0);
         SYS(exit_group, 1);
     }

@@ -99,15 +99,17 @@ struct event {
 /*
  * cell -> zygote; fds: cell pidfd (reduced: the work directory), ctl, stdin, stdout, stderr, then one per cgroup hierarchy.
  * Where there is no cgroup, `pids` and `memory_bytes` are limits of each process instead (0: none). `uid` is for
- * ORDER_REDUCED only.
+ * ORDER_REDUCED only. No two orders of a warden have the same `serial`.
  */
 struct fork_order {
     uint32_t slot;
+    uint32_t serial;
     uint32_t open_files;
     uint32_t cgroup_fds;
     uint32_t flags;
     uint32_t pids;
     uint32_t uid;
+    uint32_t pad;
     uint64_t memory_bytes;
 };
 
@@ -117,17 +119,19 @@ enum { ORDER_CELL, ORDER_CTL, ORDER_STDIN, ORDER_STDOUT, ORDER_STDERR, ORDER_CGR
 #define ORDER_URGENT 2u
 #define ORDER_REDUCED 4u /* no namespaces: see reduced.h */
 #define ORDER_TERMINAL 8u
+#define ORDER_MARKER 16u /* no order, and without descriptors: asks what came of the one with this serial */
 
 #define REPORT_READY 0xffffffffu /* slot of a zygote's first report; pid is its own, step its resident memory in KB */
 #define REPORT_GARBLED 0xfffffffeu
 
 /*
- * Said by a child of itself as its first act (the kernel tells the warden its pid), or by a zygote that could make none.
- * An order without descriptors is a marker: it is answered by -EPROTO, after all that was sent before it.
+ * Said by a child of itself as its first act (the kernel tells the warden its pid), by a cell or zygote that failed, or with
+ * STEP_MARKER in answer to a marker, after all that was asked before it.
  */
 struct fork_report {
     uint32_t slot;
-    int32_t pid; /* a cell's or zygote's -errno, else not negative */
+    uint32_t serial;
+    int32_t pid; /* a cell's or zygote's -errno; in a marker's answer the child's, or 0 if no such order came; else 0 */
     uint32_t step;
 };
 
@@ -239,6 +243,8 @@ enum step {
     STEP_REMOUNT,
     STEP_LEFTOVER,
     STEP_WORK_DIR,
+    STEP_ZYGOTE, /* it died, or was retired: another may do */
+    STEP_MARKER, /* a fork_report that answers one */
 };
 
 /*

@@ -282,7 +282,13 @@ static uint8_t slot_fault[SLOTS_MAX];  /* what it failed with */
 static __attribute__((noreturn)) void reduced_cell_main(const struct cell_birth *b)
 {
     struct text name = {0};
-    struct fork_order order = {b->slot, b->open_files, 0, b->order_flags | ORDER_REDUCED, 0, reduced_uid(b->slot), 0};
+    struct fork_order order = {
+        .slot = b->slot,
+        .serial = b->serial,
+        .open_files = b->open_files,
+        .flags = b->order_flags | ORDER_REDUCED,
+        .uid = reduced_uid(b->slot),
+    };
     limit_by_rlimits(&order, &host.slots[b->slot].limits);
     slot_path(&name, b->slot, NULL);
     uint32_t step = STEP_UID;
@@ -294,12 +300,12 @@ static __attribute__((noreturn)) void reduced_cell_main(const struct cell_birth 
     if (r >= 0)
         r = SYS(mkdirat, work, ".tmp", 0700);
     if (r >= 0) {
-        step = STEP_ORDER;
         int fds[FDS_MAX] = {(int)work, b->fds[0], b->fds[1], b->fds[2], b->fds[3]};
         r = send_fds(b->orders, &order, sizeof order, fds, ORDER_CGROUPS);
+        step = order_step(r);
     }
     if (r < 0) {
-        struct fork_report failure = {b->slot, (int32_t)r, step};
+        struct fork_report failure = {b->slot, b->serial, (int32_t)r, step};
         send_fds(b->reports, &failure, sizeof failure, NULL, 0);
         SYS(exit_group, 1);
     }

@@ -48,6 +48,7 @@ static struct zygote zygotes[ZYGOTES_MAX];
 static uint16_t slot_zygote[SLOTS_MAX];
 static uint8_t slot_pending[SLOTS_MAX]; /* no child was born and no zygote has refused yet */
 static uint8_t slot_marker[SLOTS_MAX];  /* a marker order is on its way */
+static uint32_t slot_serial[SLOTS_MAX]; /* of the last order; what is reported of another one comes late */
 /* The limits wanted for a process that cannot lower its own rlimits and whose pid is not told yet; `cpu_s` 0: none. */
 static struct limits slot_wanted[SLOTS_MAX];
 static uint32_t slots_used;
@@ -373,6 +374,7 @@ static long spawn_guest(const struct cell_birth *birth, const struct request *re
     long r = slot_open_cgroups(req->root, fds + ORDER_CGROUPS);
     if (r >= 0) {
         r = send_fds_now(birth->orders, &order, sizeof order, fds, ORDER_CGROUPS + host.hierarchy_count);
+        *step = order_step(r);
         for (int i = 0; i < host.hierarchy_count; i++)
             SYS(close, fds[ORDER_CGROUPS + i]);
     }
@@ -391,10 +393,19 @@ static void handle_spawn(const struct request *req, const int *fds, int nfds)
     uint32_t id = req->id, step = STEP_SLOT;
     bool joins = req->flags & REQUEST_JOIN;
     if (id >= SLOTS_MAX || host.slots[id].state != SLOT_FREE || req->zygote >= ZYGOTES_MAX || nfds != (joins ? 4 : 5) ||
-        !zygotes[req->zygote].orders || (joins && !can_be_joined(req->root)))
+        (joins && !can_be_joined(req->root)))
         return tell_failure(EV_SPAWN_FAILED, id, step, -EINVAL);
+    if (!zygotes[req->zygote].orders)
+        return tell_failure(EV_SPAWN_FAILED, id, STEP_ZYGOTE, -ECHILD);
     struct slot *s = &host.slots[id];
-    struct cell_birth birth = {.slot = id, .open_files = req->limits.open_files, .reports = reports_out};
+    static uint32_t serials;
+    slot_serial[id] = ++serials ? serials : ++serials; /* never 0, which none has */
+    struct cell_birth birth = {
+        .slot = id,
+        .serial = slot_serial[id],
+        .open_files = req->limits.open_files,
+        .reports = reports_out,
+    };
     birth.order_flags = req->flags & REQUEST_URGENT ? ORDER_URGENT : 0;
     birth.order_flags |= req->flags & REQUEST_TERMINAL ? ORDER_TERMINAL : 0;
     birth.orders = zygotes[req->zygote].orders;
@@ -462,11 +473,12 @@ static void slot_settle(uint32_t id)
 
 /*
  * Nobody has answered for this slot's order yet: a child may be on its way into the cell. The answer to a marker, sent
- * behind the order, says that it is not on its way any more; then the cell's death takes whatever came of it along.
+ * behind the order, says what came of it: nothing, or a child that was killed before it could say so or has had no
+ * processor for that yet.
  */
 static void send_marker(uint32_t id)
 {
-    struct fork_order marker = {.slot = id};
+    struct fork_order marker = {.slot = id, .serial = slot_serial[id], .flags = ORDER_MARKER};
     struct zygote *z = &zygotes[slot_zygote[id]];
     struct sf_iovec iov = {&marker, sizeof marker};
     struct sf_msghdr msg = {.iov = &iov, .iovlen = 1};
@@ -659,6 +671,34 @@ static void zygote_ready(int32_t pid, uint32_t resident)
         }
 }
 
+static void child_born(uint32_t id, int32_t pid)
+{
+    struct slot *s = &host.slots[id];
+    slot_pending[id] = 0;
+    s->user = s->leader = pid;
+    if (s->state == SLOT_FORKING)
+        s->state = SLOT_LIVE;
+}
+
+static void no_child(uint32_t id, uint32_t step, long err)
+{
+    slot_pending[id] = 0;
+    spawn_failed(id, step, err);
+}
+
+/* `pid` is the child that the zygote made for the slot, which may be dead; 0: the zygote has had no such order. */
+static void marker_answered(uint32_t id, int32_t pid)
+{
+    const struct slot *s = &host.slots[id];
+    slot_marker[id] = 0;
+    if (!slot_pending[id] || (!pid && s->cell))
+        return; /* it has reported meanwhile, or its cell is still on the way to the order: that, or the cell's end, tells */
+    if (pid > 0 && SYS(kill, pid, 0) == 0)
+        child_born(id, pid);
+    else
+        no_child(id, STEP_CLONE, -ECHILD);
+}
+
 static void handle_report(const struct fork_report *rep, int32_t sender)
 {
     if (rep->slot == REPORT_READY)
@@ -666,19 +706,19 @@ static void handle_report(const struct fork_report *rep, int32_t sender)
     if (rep->slot >= SLOTS_MAX)
         return;
     uint32_t id = rep->slot;
-    struct slot *s = &host.slots[id];
-    slot_pending[id] = 0;
-    if (rep->pid < 0 && rep->step == STEP_ORDER && slot_marker[id]) {
-        slot_marker[id] = 0;
-        if (s->state == SLOT_FORKING)
-            spawn_failed(id, STEP_CLONE, -ECHILD);
-    } else if (rep->pid < 0) {
-        spawn_failed(id, rep->step, rep->pid);
-    } else {
-        s->user = s->leader = sender;
-        if (s->state == SLOT_FORKING)
-            s->state = SLOT_LIVE;
+    const struct slot *s = &host.slots[id];
+    if (s->state == SLOT_FREE || rep->serial != slot_serial[id]) {
+        /* Its zygote died at once, so that nobody could tell that there was a child: another was made in its place. */
+        if (rep->step == STEP_NONE)
+            SYS(kill, sender, SF_SIGKILL);
+        return;
     }
+    if (rep->step == STEP_MARKER)
+        marker_answered(id, rep->pid);
+    else if (rep->step == STEP_NONE)
+        child_born(id, sender);
+    else
+        no_child(id, rep->step, rep->pid);
     if (s->state == SLOT_CLOSING)
         slot_kill(s);
     if (slot_wanted[id].cpu_s)
@@ -717,7 +757,7 @@ static void zygote_died(uint32_t id, int status)
     for (uint32_t i = 0; i < slots_used; i++)
         if (slot_zygote[i] == id && (slot_pending[i] || slot_marker[i])) {
             slot_pending[i] = slot_marker[i] = 0;
-            spawn_failed(i, STEP_CLONE, -ECHILD);
+            spawn_failed(i, STEP_ZYGOTE, -ECHILD);
             if (host.slots[i].state == SLOT_CLOSING)
                 slot_kill(&host.slots[i]);
             slot_settle(i);

@@ -12,10 +12,29 @@
 
 #define ZYGOTE_SOCK_LOW 64
 
-static void report(int sock, uint32_t slot, long pid, uint32_t step)
+static void report(int sock, const struct fork_order *order, long pid, uint32_t step)
 {
-    struct fork_report message = {slot, (int32_t)pid, step};
+    struct fork_report message = {order->slot, order->serial, (int32_t)pid, step};
     send_fds(sock, &message, sizeof message, NULL, 0);
+}
+
+/*
+ * What came of the last orders, for markers: far more than are ever under way at once. On the stack of zygote_fork, whose
+ * page each fork makes a copy of anyway.
+ */
+#define OUTCOMES 64
+
+struct outcome {
+    uint32_t serial; /* 0: nothing yet */
+    int32_t pid;     /* the child's, or -errno */
+};
+
+static int32_t outcome_of(const struct outcome *outcomes, const struct fork_order *marker)
+{
+    for (int i = 0; i < OUTCOMES; i++)
+        if (outcomes[i].serial == marker->serial)
+            return outcomes[i].pid;
+    return 0;
 }
 
 /* Resident memory of this process in KB, for the ready report. */
@@ -38,7 +57,8 @@ static uint32_t resident_kb(void)
 
 static void report_ready(int reports)
 {
-    report(reports, REPORT_READY, SYS(getpid), resident_kb());
+    const struct fork_order none = {.slot = REPORT_READY};
+    report(reports, &none, SYS(getpid), resident_kb());
 }
 
 /* CLONE_PARENT makes the warden the parent, so that it alone reaps; it demands exit_signal 0 and inherits ours. */
@@ -71,14 +91,20 @@ static long raise_fd(int fd, int low)
  */
 static long zygote_fork(const struct confinement *c, int orders, int reports, void *tid_address)
 {
-    for (;;) {
+    struct outcome outcomes[OUTCOMES] = {0};
+    for (uint32_t served = 0;;) {
         struct fork_order order;
         int fds[FDS_MAX], nfds;
         long n = recv_fds(orders, &order, sizeof order, fds, &nfds, 0);
         if (n == 0 || n == -ECONNRESET)
             return -EPIPE;
-        if (n != sizeof order || nfds < ORDER_CGROUPS || nfds != ORDER_CGROUPS + (int)order.cgroup_fds) {
-            report(reports, n == sizeof order ? order.slot : REPORT_GARBLED, n < 0 ? n : -EPROTO, STEP_ORDER);
+        if (n != sizeof order) {
+            order.slot = REPORT_GARBLED;
+            report(reports, &order, n < 0 ? n : -EPROTO, STEP_ORDER);
+        } else if (order.flags & ORDER_MARKER) {
+            report(reports, &order, outcome_of(outcomes, &order), STEP_MARKER);
+        } else if (nfds < ORDER_CGROUPS || nfds != ORDER_CGROUPS + (int)order.cgroup_fds) {
+            report(reports, &order, -EPROTO, STEP_ORDER);
         } else {
             long r = 0;
             for (int i = 0; i < nfds && r >= 0; i++)
@@ -95,15 +121,16 @@ static long zygote_fork(const struct confinement *c, int orders, int reports, vo
             }
             if (r == 0) {
                 /* The child itself: a zygote can die, or wait for a processor, while its child is long at work. */
-                report(reports, order.slot, 0, STEP_NONE);
+                report(reports, &order, 0, STEP_NONE);
                 if (order.flags & ORDER_REDUCED)
                     confine_reduced(c, &order, fds);
                 else
                     confine_child(c, &order, fds);
                 return order.flags & (ORDER_URGENT | ORDER_REDUCED);
             }
+            outcomes[served++ % OUTCOMES] = (struct outcome){order.serial, (int32_t)r};
             if (r < 0)
-                report(reports, order.slot, r, step);
+                report(reports, &order, r, step);
         }
         for (int i = 0; i < nfds; i++)
             SYS(close, fds[i]);

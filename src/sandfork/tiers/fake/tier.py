@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections.abc import Callable, Collection
 
@@ -50,7 +51,7 @@ class FakeTemplate:
             raise TemplateFailed(f"template {self._key}: dead", step="fork")
         if self._tier.failing_forks > 0:
             self._tier.failing_forks -= 1
-            raise ForkFailed(f"template {self._key}: told to fail", step="clone", errno=11)
+            raise ForkFailed(f"template {self._key}: told to fail", step="clone", errno=self._tier.fork_errno)
 
     def die(self) -> None:
         """Fail every fork from now on."""
@@ -70,7 +71,7 @@ class FakeTier:
     """The tier, with knobs to make it fail and counts to see that nothing is left.
 
     `keys` are the templates it has (None: any). `alive` holds every process not closed yet, a sandbox
-    being its first one. `failing_forks` forks fail,
+    being its first one. `failing_forks` forks fail with `fork_errno`,
     `images` maps template keys to the image that their sandboxes are on, `broken` to the reason they cannot be made;
     `fork_s` and `close_s` are how long that takes.
     """
@@ -92,6 +93,7 @@ class FakeTier:
         self.close_s = close_s
         self.clock_ns = clock_ns
         self.failing_forks = 0
+        self.fork_errno = errno.EAGAIN
         self.broken: dict[str, str] = {}
         self.images: dict[str, str] = {}
         self.alive: set[FakeGuest] = set()

@@ -129,10 +129,9 @@ class Guest:
         if data is None:
             return
         if not data:
-            # Not the end of the program: it may have closed or exec'd. EXIT is.
+            # Not the end of the program: it may have closed or exec'd. EXIT is. Nor is it that of a fork: which of
+            # the zygote, the child and the sandbox has died, the warden says in a moment.
             self._loop.remove_reader(self._line.fd)
-            if self._state == _FORKING:
-                self.fork_failed(m.STEPS.index("clone"), errno.ECHILD)
             return
         try:
             for kind, body in self._frames.feed(data):

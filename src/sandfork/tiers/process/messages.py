@@ -14,6 +14,7 @@ from enum import IntEnum
 
 SLOTS_MAX = 8192
 ROOTS_MAX = 64
+ZYGOTES_MAX = 256
 MESSAGE_MAX = 131072
 CPU_PERIOD_US = 100_000
 SHARED_NETNS = 1
@@ -95,6 +96,8 @@ STEPS = [
     "remount",
     "leftover",
     "work_dir",
+    "zygote",
+    "marker",
 ]
 
 REQUEST = struct.Struct("=6I3Q6I")

@@ -6,9 +6,11 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from sandfork.errors import ForkFailed, NotSupported, TemplateFailed
 from sandfork.model import Limits, TemplateHealth
@@ -23,6 +25,9 @@ from sandfork.tiers.process.warden import Warden
 
 _LOG = logging.getLogger("sandfork.tier")
 _LOG_TAIL = 4096
+_ZYGOTE = "zygote"  # the step of a fork that failed because its zygote died
+
+_Forked = TypeVar("_Forked", bound=Guest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +57,8 @@ class TemplateSpec:
 class Zygote:
     """One running zygote: its number at the warden, its forks that are not there yet, what it last wrote to its log."""
 
-    def __init__(self, number: int, log_fd: int) -> None:
-        self.number = number
+    def __init__(self, log_fd: int) -> None:
+        self.number = -1
         self.forks = 0
         self.under_way = 0
         self.born = time.monotonic()
@@ -90,7 +95,6 @@ class ProcessTemplate:
         spec: TemplateSpec,
         warden: Warden,
         slots: Slots,
-        numbers: Callable[[], int],
         elsewhere: Callable[[int], ProcessTemplate | None] = lambda root: None,
     ) -> None:
         """`elsewhere` returns the template that had this one's key in another root, which sandboxes may have still."""
@@ -98,7 +102,6 @@ class ProcessTemplate:
         self._elsewhere = elsewhere
         self._warden = warden
         self._slots = slots
-        self._numbers = numbers
         self._zygote: Zygote | None = None
         self._starting: asyncio.Task[Zygote] | None = None
         self._generation = 0
@@ -130,7 +133,7 @@ class ProcessTemplate:
             if self._proven:
                 return
             try:
-                self._first = await self._fork(urgent=False)
+                self._first = await self._from_zygote(partial(self._fork, urgent=False))
             except ForkFailed as error:
                 self._reason = f"what it boots did not come up: {error.message}"
                 raise TemplateFailed(f"template {self.key}: {self._reason}", retry_after_s=5.0) from error
@@ -157,9 +160,12 @@ class ProcessTemplate:
         self._generation += 1
         self._reason = ""
         if old is not None and old.alive:
-            self._retired[old.number] = old
-            self._let_go(old)
+            self._retire(old)
         return new
+
+    def _retire(self, zygote: Zygote) -> None:
+        self._retired[zygote.number] = zygote
+        self._let_go(zygote)
 
     def _let_go(self, zygote: Zygote) -> None:
         """Have a retired zygote end once all its forks are there: its end fails what the warden knows nothing of."""
@@ -167,20 +173,24 @@ class ProcessTemplate:
             self._warden.send(m.request(m.Request.RETIRE, zygote.number))
 
     async def _start(self) -> Zygote:
-        spec, number = self._spec, self._numbers()
+        spec = self._spec
         log_in, log_out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(log_out, True)
-        zygote = Zygote(number, log_in)
-        fds = [log_out]
+        zygote, fds = Zygote(log_in), [log_out]
         try:
             fds += [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in spec.files]
+            self._number(zygote)
             environment = (*spec.environment, *spec.variables)
             payload = m.program_fields(spec.argv, (f"{k}={v}" for k, v in environment))
             data = m.request(
-                m.Request.ZYGOTE, number, root=spec.root, profile=spec.profile, kind=spec.kind, payload=payload
+                m.Request.ZYGOTE, zygote.number, root=spec.root, profile=spec.profile, kind=spec.kind, payload=payload
             )
-            self._warden.on_zygote_end(number, lambda event: self._ended(zygote))
-            event = await self._warden.ask(data, m.Event.ZYGOTE, number, fds, timeout_s=60.0)
+            event = await self._warden.ask(data, m.Event.ZYGOTE, zygote.number, fds, timeout_s=60.0)
+        except BaseException:
+            zygote.close_log()
+            if zygote.number >= 0:
+                self._retire(zygote)  # it may yet come up
+            raise
         finally:
             for fd in fds:
                 os.close(fd)
@@ -194,7 +204,14 @@ class ProcessTemplate:
         self._memory_bytes = event.maxrss_kb << 10
         return zygote
 
-    def _ended(self, zygote: Zygote) -> None:
+    def _number(self, zygote: Zygote) -> None:
+        number = self._warden.number_zygote(partial(self._ended, zygote))
+        if number is None:
+            text = f"{m.ZYGOTES_MAX} templates are running, the most there may be at one time"
+            raise TemplateFailed(f"template {self.key}: {text}", retry_after_s=5.0)
+        zygote.number = number
+
+    def _ended(self, zygote: Zygote, _: m.WardenEvent) -> None:
         """A zygote died: expected after it was retired, else the next fork starts another."""
         zygote.alive = False
         zygote.close_log()
@@ -205,12 +222,26 @@ class ProcessTemplate:
     async def fork(self, *, urgent: bool = False) -> ProcessSandbox:
         """Return a parked sandbox; see the port."""
         first, self._first = self._first, None
-        return first or await self._fork(urgent=urgent)
+        return first or await self._from_zygote(partial(self._fork, urgent=urgent))
 
-    async def _fork(self, *, urgent: bool) -> ProcessSandbox:
-        if not self._warden.alive:
-            raise ForkFailed("the process that makes sandboxes is gone", step="warden")
-        zygote = await self._current()
+    async def _from_zygote(self, fork: Callable[[Zygote], Awaitable[_Forked]]) -> _Forked:
+        """Fork from the zygote, and from the next when that dies meanwhile. *Raises* TemplateFailed when both do."""
+        for last in (False, True):
+            if not self._warden.alive:
+                raise ForkFailed("the process that makes sandboxes is gone", step="warden")
+            zygote = await self._current()
+            try:
+                return await fork(zygote)
+            except ForkFailed as error:
+                if error.step != _ZYGOTE:
+                    raise
+                zygote.alive = False  # its end may be told only later
+                if last:
+                    text = f"template {self.key}: two zygotes in a row died while they forked"
+                    raise TemplateFailed(text, step=_ZYGOTE, retry_after_s=1.0) from error
+        raise AssertionError
+
+    async def _fork(self, zygote: Zygote, *, urgent: bool) -> ProcessSandbox:
         limits = slot_limits(self._spec.limits)
         slot = self._slots.take(limits, limits_itself=self._limits_itself)
         try:
@@ -251,9 +282,9 @@ class ProcessTemplate:
             if other is not None:
                 return await other.join(sandbox, terminal=terminal)
             raise NotSupported("this language runs on other files than the session does: give it a session of its own")
-        if not self._warden.alive:
-            raise ForkFailed("the process that makes sandboxes is gone", step="warden")
-        zygote = await self._current()
+        return await self._from_zygote(partial(self._join, sandbox=sandbox, terminal=terminal))
+
+    async def _join(self, zygote: Zygote, *, sandbox: ProcessSandbox, terminal: tuple[int, int] | None) -> Guest:
         home = sandbox.place
         slot = self._slots.take(home.limits, limits_itself=self._limits_itself, home=home)
         try:
@@ -315,8 +346,7 @@ class ProcessTemplate:
             self._slots.tasks.spawn(first.close())
         self._reason = "resting: nothing has used it for a while"
         if zygote is not None and zygote.alive:
-            self._retired[zygote.number] = zygote
-            self._let_go(zygote)
+            self._retire(zygote)
 
     def health(self) -> TemplateHealth:
         """Report readiness."""

@@ -8,7 +8,6 @@ absence by name; then `unenforced` says so.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -83,7 +82,6 @@ class ProcessTier:
         self._launched = launched
         self._catalogue = catalogue
         self._templates: dict[str, ProcessTemplate] = {}
-        self._numbers = itertools.count()
         self._warden: Warden | None = None
         self._slots: Slots | None = None
         self._root: RootPolicy | None = None
@@ -239,7 +237,7 @@ class ProcessTier:
         assert self._warden is not None
         assert self._slots is not None
         elsewhere = partial(self._in_root, spec.key)
-        return ProcessTemplate(self._spec(spec, root), self._warden, self._slots, self._next_number, elsewhere)
+        return ProcessTemplate(self._spec(spec, root), self._warden, self._slots, elsewhere)
 
     def _in_root(self, key: str, root: int) -> ProcessTemplate | None:
         """Return the template that had the key when sandboxes with that root were made, which may be there still."""
@@ -282,10 +280,6 @@ class ProcessTier:
         dropped = self._roots.release({*self._slots.roots(), *(each.root for each in self._templates.values())})
         for key, root in [place for place in self._former if place[1] in dropped]:
             self._slots.tasks.spawn(self._former.pop((key, root)).end())
-
-    def _next_number(self) -> int:
-        """Number zygotes within the warden's table; those of ended zygotes come round again."""
-        return next(self._numbers) % 256
 
     def _spec(self, language: LanguageTemplate, root: int) -> TemplateSpec:
         settings, kind = self._settings, _KINDS[language.kind]

@@ -31,6 +31,7 @@ class Warden:
         self._out: collections.deque[tuple[bytes, Sequence[int], Callable[[], None] | None]] = collections.deque()
         self._waiting: dict[tuple[int, int], asyncio.Future[m.WardenEvent]] = {}
         self._zygote_end: dict[int, Callable[[m.WardenEvent], None]] = {}
+        self._zygote_last = -1
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self._readable)
         self.alive = True
@@ -82,14 +83,13 @@ class Warden:
             self._dispatch(m.event(data))
 
     def _dispatch(self, event: m.WardenEvent) -> None:
+        ended = self._zygote_end.pop(event.ident, None) if event.op == m.Event.ZYGOTE_END else None
         key = (m.Event.ZYGOTE if event.op == m.Event.ZYGOTE_END else event.op, event.ident)
         waiter = self._waiting.pop(key, None)
         if waiter is not None and not waiter.done():
             waiter.set_result(event)
-        elif event.op == m.Event.ZYGOTE_END:
-            ended = self._zygote_end.pop(event.ident, None)
-            if ended is not None:
-                ended(event)
+        elif ended is not None:
+            ended(event)
         elif event.op in (m.Event.SPAWN_FAILED, m.Event.EXIT, m.Event.CLOSED):
             self._slot_event(event)
 
@@ -134,9 +134,17 @@ class Warden:
         except TimeoutError:
             raise TierError(f"the warden did not come up within {timeout_s:g} s") from None
 
-    def on_zygote_end(self, ident: int, ended: Callable[[m.WardenEvent], None]) -> None:
-        """Have `ended` called when that zygote dies."""
-        self._zygote_end[ident] = ended
+    def number_zygote(self, ended: Callable[[m.WardenEvent], None]) -> int | None:
+        """Return a number for a zygote that is about to be started, None where as many live as there may be.
+
+        `ended` is called when it dies after it was ready; the number is then another's, as when it never is.
+        """
+        for _ in range(m.ZYGOTES_MAX):
+            self._zygote_last = (self._zygote_last + 1) % m.ZYGOTES_MAX
+            if self._zygote_last not in self._zygote_end:
+                self._zygote_end[self._zygote_last] = ended
+                return self._zygote_last
+        return None
 
     def close(self) -> None:
         """Close the socket: the warden, and with it every process it made, ends."""
