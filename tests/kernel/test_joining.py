@@ -5,50 +5,22 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import uvloop
 
 from sandfork.errors import DiskFull, FileNotInSandbox, FileTooLarge, ForkFailed, GuestLost
-from sandfork.linux.landlock import LandlockAbi
-from sandfork.model import InputFile, Limits, Outcome, Step
+from sandfork.model import InputFile, Limits, Outcome
 from sandfork.tiers.process import ProcessTier
 from sandfork.tiers.process.agent import AgentClient
 from sandfork.tiers.process.sandbox import JoinedGuest, ProcessSandbox
-from tests.support.process import LIMITS, STUCK_S, Tape, make_step, process_tier, start_native
-
-#: So often is a race run that one which can be lost was lost, several times, each time it was tried.
-JOINS = 800
-
-Check = Callable[[ProcessTier, ProcessSandbox], Awaitable[None]]
+from tests.support.process import LIMITS, Tape, make_step, with_sandbox
 
 
 @pytest.fixture(autouse=True)
 def _root(as_root: None) -> None:
     """Every test here starts processes as root."""
-
-
-def with_sandbox(check: Check, key: str = "python", limits: Limits = LIMITS, **settings: Any) -> None:
-    """Run `check` in a kept sandbox of a tier of its own; afterwards no sandbox may be left."""
-    launched = start_native()
-
-    async def run() -> None:
-        tier = process_tier(launched, **settings)
-        try:
-            async with asyncio.timeout(STUCK_S):
-                await tier.start()
-                sandbox = await (await tier.template(key)).fork()
-                await sandbox.keep(limits)
-                await check(tier, sandbox)
-                await sandbox.close()
-                assert tier.live == 0
-        finally:
-            await tier.close()
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run())
 
 
 async def run_in(
@@ -394,51 +366,3 @@ def test_a_disk_that_is_full_is_told() -> None:
             await sandbox.files.write("big", pieces(*[b"x" * (1 << 20)] * 2))
 
     with_sandbox(check, limits=Limits(disk_bytes=1 << 20))
-
-
-#: Waits for whoever joins next, opens its memory as soon as that is allowed, stops it there, and looks at what it was.
-LURKER = """
-import os, signal
-found = 0
-def status(pid):
-    return dict(line.split(":\\t", 1) for line in open(f"/proc/{pid}/status").read().splitlines() if ":\\t" in line)
-walls = status("self")["Seccomp_filters"]
-print("lurking", walls, flush=True)
-while True:
-    newest = int(open("/proc/loadavg").read().split()[-1])
-    for nearby in [newest + 1] * 200:
-        try:
-            fd = os.open(f"/proc/{nearby}/mem", os.O_RDWR)
-            os.kill(nearby, signal.SIGSTOP)
-        except OSError:
-            continue
-        try:
-            print("caught" if status(nearby)["Seccomp_filters"] != walls else "late", flush=True)
-            os.kill(nearby, signal.SIGCONT)
-        except OSError:
-            pass
-        os.close(fd)
-        break
-"""
-
-
-def test_whoever_joins_cannot_be_written_to_before_its_last_wall_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Landlock keeps others of the sandbox out of a process that joins; each wall must do without the others."""
-    monkeypatch.setattr("sandfork.tiers.process.tier.landlock_abi", lambda: LandlockAbi(0, 0, 0, 0))
-
-    async def check(tier: ProcessTier, sandbox: ProcessSandbox) -> None:
-        lurker, tape = await (await tier.template("command")).join(sandbox), Tape()
-        lurking = asyncio.create_task(lurker.exec(Step(("python3", "-c", LURKER)), LIMITS, tape))
-        await tape.until(b"lurking")
-        joins = 0
-        # A lurker that never got hold of anybody proves nothing, and on a slow machine its first catch takes longer.
-        while joins < JOINS or b"late" not in tape.stdout:
-            guest = await (await tier.template("command")).join(sandbox)
-            await guest.close()
-            joins += 1
-        assert b"caught" not in tape.stdout
-        await lurker.close()
-        with pytest.raises(GuestLost):
-            await lurking
-
-    with_sandbox(check, "command", allow_missing=frozenset({"landlock"}))

@@ -89,6 +89,30 @@ async def until(so: Callable[[], bool]) -> None:
         await asyncio.sleep(0)
 
 
+Check = Callable[[ProcessTier, ProcessSandbox], Coroutine[Any, Any, None]]
+
+
+def with_sandbox(check: Check, key: str = "python", limits: Limits = LIMITS, **settings: Any) -> None:
+    """Run `check` in a kept sandbox of a tier of its own; afterwards no sandbox may be left."""
+    launched = start_native()
+
+    async def run() -> None:
+        tier = process_tier(launched, **settings)
+        try:
+            async with asyncio.timeout(STUCK_S):
+                await tier.start()
+                sandbox = await (await tier.template(key)).fork()
+                await sandbox.keep(limits)
+                await check(tier, sandbox)
+                await sandbox.close()
+                assert tier.live == 0
+        finally:
+            await tier.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
+
+
 class Tape:
     """A sink that keeps everything and tells when something came."""
 

@@ -45,7 +45,6 @@ class GuestRun:
     ended: int | None
     kernel: str
     console: str
-    seconds: float
     in_time: bool
 
 
@@ -63,40 +62,66 @@ def missing() -> str:
     return ""
 
 
+class Machine:
+    """A guest that was switched on; somebody must `wait` for its end or `kill` it."""
+
+    def __init__(self, disk: Path, directory: Path, init: str = INIT) -> None:
+        """`directory` takes what it says, on its console and of its tests."""
+        self._console, self._told = directory / "console", directory / "verdicts"
+        self._on_s = time.monotonic()
+        self._process = subprocess.Popen(
+            [*_argv(disk, self._console, self._told), *_kernel(init)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def wait(self, deadline_s: float = DEADLINE_S) -> GuestRun:
+        """Return what came of it once it has powered itself off, or was killed so long after it was switched on."""
+        in_time = True
+        try:
+            status = self._process.wait(max(self._on_s + deadline_s - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            in_time = False
+            self.kill()
+        else:
+            assert status == 0, f"{QEMU} ended with status {status}"
+        verdicts, end = parse(self._told.read_bytes() if self._told.exists() else b"")
+        return GuestRun(
+            verdicts=verdicts,
+            ended=end.get("end"),
+            kernel=str(end.get("kernel", "")),
+            console=self._console.read_text(errors="replace") if self._console.exists() else "",
+            in_time=in_time,
+        )
+
+    def kill(self) -> None:
+        """Switch it off, if it is not."""
+        self._process.kill()
+        self._process.wait()
+
+
 def boot(disk: Path, directory: Path, *, init: str = INIT, deadline_s: float = DEADLINE_S) -> GuestRun:
     """Run the guest until it powers itself off, or kill it at the deadline."""
-    console, told = directory / "console", directory / "verdicts"
-    argv = [
-        QEMU,
-        "-accel",
-        "tcg,thread=single",
-        "-cpu",
-        "max",
-        "-m",
-        MEMORY,
-        "-M",
-        "pc",
-        "-nodefaults",
-        "-no-user-config",
+    return Machine(disk, directory, init).wait(deadline_s)
+
+
+def _argv(disk: Path, console: Path, told: Path) -> list[str]:
+    argv = [QEMU, "-accel", "tcg,thread=single", "-cpu", "max", "-m", MEMORY, "-M", "pc"]
+    argv += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    argv += ["-serial", f"file:{console}", "-serial", f"file:{told}"]
+    return [
+        *argv,
+        "-drive",
+        f"if=none,id=disk,file={disk},format=raw,snapshot=on",
+        "-device",
+        "nvme,drive=disk,serial=disk",
     ]
-    argv += ["-display", "none", "-no-reboot", "-serial", f"file:{console}", "-serial", f"file:{told}"]
-    argv += ["-drive", f"if=none,id=disk,file={disk},format=raw,snapshot=on", "-device", "nvme,drive=disk,serial=disk"]
+
+
+def _kernel(init: str) -> list[str]:
     append = f"{COMMAND_LINE} init={INTERPRETER} -- -I -S {init}"
-    argv += ["-kernel", os.environ[KERNEL_VARIABLE], "-append", append]
-    started, in_time = time.monotonic(), True
-    try:
-        subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=deadline_s)
-    except subprocess.TimeoutExpired:
-        in_time = False
-    verdicts, end = parse(told.read_bytes())
-    return GuestRun(
-        verdicts=verdicts,
-        ended=end.get("end"),
-        kernel=str(end.get("kernel", "")),
-        console=console.read_text(errors="replace"),
-        seconds=time.monotonic() - started,
-        in_time=in_time,
-    )
+    return ["-kernel", os.environ[KERNEL_VARIABLE], "-append", append]
 
 
 def parse(told: bytes) -> tuple[dict[str, list[Verdict]], dict[str, int]]:
