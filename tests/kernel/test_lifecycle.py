@@ -312,6 +312,21 @@ def test_a_zygote_that_was_killed_is_replaced_at_the_next_fork() -> None:
     with_tier(test)
 
 
+def test_a_zygote_that_was_killed_is_there_again_though_nobody_asks_for_it() -> None:
+    async def test(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
+        template = await tier.template("python")
+        (first,) = zygotes_of(launched)
+        os.kill(first, signal.SIGKILL)
+        await death_of(template)
+        assert not template.health().ready
+        await until(lambda: template.health().ready)
+        assert len(zygotes_of(launched) - {first}) == 1
+        template.rest()
+        await until(lambda: not zygotes_of(launched))
+
+    with_tier(test)
+
+
 def test_forks_asked_of_a_dying_zygote_come_from_the_next() -> None:
     async def test(launched: Launched, tier: ProcessTier, bench: Workbench) -> None:
         await tier.template("python")

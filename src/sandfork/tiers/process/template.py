@@ -25,6 +25,7 @@ from sandfork.tiers.process.warden import Warden
 
 _LOG = logging.getLogger("sandfork.tier")
 _LOG_TAIL = 4096
+_AGAIN_S = 1.0  # from one start of a zygote that dies to the next that nobody asked for
 _ZYGOTE = "zygote"  # the step of a fork that failed because its zygote died
 
 _Forked = TypeVar("_Forked", bound=Guest)
@@ -110,6 +111,7 @@ class ProcessTemplate:
         self._retired: dict[int, Zygote] = {}
         self._proving, self._proven = asyncio.Lock(), False
         self._first: ProcessSandbox | None = None
+        self._revival: asyncio.TimerHandle | None = None
 
     @property
     def key(self) -> str:
@@ -212,12 +214,18 @@ class ProcessTemplate:
         zygote.number = number
 
     def _ended(self, zygote: Zygote, _: m.WardenEvent) -> None:
-        """A zygote died: expected after it was retired, else the next fork starts another."""
+        """A zygote died: expected after it was retired, else another is started by the next fork, or in a moment."""
         zygote.alive = False
         zygote.close_log()
         if self._retired.pop(zygote.number, None) is None:
             self._reason = f"died: {zygote.last_words}"
             _LOG.warning("zygote of template %s died: %s", self._spec.key, zygote.last_words)
+            wait_s = max(zygote.born + _AGAIN_S - time.monotonic(), 0.0)
+            self._revival = asyncio.get_running_loop().call_later(wait_s, self._revive)
+
+    def _revive(self) -> None:
+        if self._zygote is not None and not self._zygote.alive and self._warden.alive:
+            self._replace_soon()
 
     async def fork(self, *, urgent: bool = False) -> ProcessSandbox:
         """Return a parked sandbox; see the port."""
@@ -361,6 +369,8 @@ class ProcessTemplate:
 
     async def close(self) -> None:
         """Stop starting; the zygote itself ends with the warden."""
+        if self._revival is not None:
+            self._revival.cancel()
         if self._starting is not None:
             self._starting.cancel()
             await asyncio.gather(self._starting, return_exceptions=True)
