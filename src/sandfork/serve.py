@@ -53,7 +53,7 @@ from sandfork.serve_log import LineWriter, set_up_logging
 from sandfork.serve_refusal import Refused
 from sandfork.serve_renewal import Renewal
 from sandfork.serve_shelf import images_directory, keep_images
-from sandfork.serve_tier import open_tier, unenforced
+from sandfork.serve_tier import open_tier, tell_few_files, unenforced
 from sandfork.tiers.base import Tier
 from sandfork.tiers.process import ProcessTier
 
@@ -107,6 +107,7 @@ def serve(loaded: Loaded, *, tier: str, announce: Announce) -> None:
     make_cache_store(config)
     tell_cold(cold_languages(catalogue))
     raise_open_files()
+    tell_few_files(config, catalogue)
     sock = listen(config.server.host, config.port)
     # Both are root's to start, if this is root; after the tier it is not any more.
     images = images_directory(config)

@@ -24,12 +24,10 @@ from sandfork.linux.landlock import landlock_abi
 from sandfork.serve_engine import choose_languages
 from sandfork.serve_images import chosen_images, exists_on
 from sandfork.serve_languages import load_catalogue
-from sandfork.serve_tier import guest_packages, open_tier, unenforced
+from sandfork.serve_tier import fitting_sandboxes, guest_packages, open_tier, unenforced
 from sandfork.tiers.base import Tier
 from sandfork.tiers.process import ProcessTier
 
-#: Descriptors that a parked sandbox takes of the service.
-DESCRIPTORS_EACH = 5
 TEMPLATE_S = 60.0
 
 
@@ -75,7 +73,7 @@ def host_facts() -> Iterator[Check]:
         "user": "root" if os.geteuid() == 0 else f"uid {os.geteuid()}, not root",
         "cgroups": ", ".join(f"{h.name} at {h.mount}" for h in host.hierarchies) or "none",
         "landlock": f"ABI {abi.version}" if abi.version else "none",
-        "open files": f"{files}, enough for {files // DESCRIPTORS_EACH} parked sandboxes",
+        "open files": f"{files}, enough for {fitting_sandboxes(files)} sandboxes",
     }
     for name, told in facts.items():
         yield Check("host", name, State.FACT, told)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 from pathlib import Path
 
 from sandfork.config import Config
@@ -21,6 +22,10 @@ from sandfork.tiers.process import LaunchSettings, ProcessSettings, ProcessTier,
 log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent
+#: Descriptors of a service at rest with some templates, and the most that one sandbox takes: five are its own, up to
+#: seven those of its figures.
+DESCRIPTORS_ALWAYS = 64
+DESCRIPTORS_EACH = 12
 #: What a host without cgroups lacks, as `process.allow_missing` names it.
 CGROUP_PRIMITIVES = {"cgroup memory", "cgroup pids", "cgroup cpu"}
 
@@ -64,7 +69,7 @@ def process_settings(config: Config, catalogue: Catalogue) -> ProcessSettings:
         warm=hold_caches(config, catalogue),
         limits=default_limits(config),
         most=maximum_limits(config),
-        most_sandboxes=most_sandboxes(config, catalogue),
+        most_sandboxes=min(most_sandboxes(config, catalogue), fitting_sandboxes(open_files())),
         cores=len(os.sched_getaffinity(0)),
         shared_netns=process.network_namespace == "shared",
         recycle_forks=templates.recycle_forks,
@@ -84,6 +89,30 @@ def most_sandboxes(config: Config, catalogue: Catalogue) -> int:
     forking = config.pool.max_forking * (len(every.templates()) + len(every.languages()))
     kept = config.sessions.max * (len(every.languages()) + 2 + config.sessions.max_terminals)
     return parked + forking + 3 * config.admission.max_running + kept
+
+
+def open_files() -> int:
+    """Return how many files this process may have open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def fitting_sandboxes(files: int) -> int:
+    """Return for how many sandboxes so many open files suffice: a quarter is the connections' (`most_connections`)."""
+    return max((files * 3 // 4 - DESCRIPTORS_ALWAYS) // DESCRIPTORS_EACH, 1)
+
+
+def tell_few_files(config: Config, catalogue: Catalogue) -> None:
+    """Warn where open files run out before sandboxes do."""
+    fitting = fitting_sandboxes(open_files())
+    wanted = sum(pool_targets(config, catalogue).values()) + config.admission.max_running
+    if fitting < wanted:
+        log.warning(
+            "%d open files allow %d sandboxes at a time, and %d may be wanted, parked and running: allow more "
+            "(systemd: LimitNOFILE=, containers: --ulimit nofile=), or lower admission.max_running and [pool] size",
+            open_files(),
+            fitting,
+            wanted,
+        )
 
 
 def guest_packages(config: Config) -> Path | None:

@@ -31,6 +31,7 @@ from tests.support.service import STUCK_S, Service, running_service
 
 CLIENTS = 32
 KILL_EVERY = 200
+FEW_FILES = 260
 SETTINGS = """
 [pool]
 size = 4
@@ -237,3 +238,22 @@ def test_executions_in_chaos_get_one_true_answer_each_and_leave_nothing(
     assert [pid for pid in (instance.janitor, *seen) if is_alive(pid)] == []
     assert [directory for directory in instance.directories if directory.exists()] == []
     assert mounts() == mounted
+
+
+@pytest.mark.usefixtures("as_root")
+def test_a_storm_that_would_open_too_many_files_is_refused_for_a_while_and_loses_nothing(tmp_path: Path) -> None:
+    few = ["prlimit", f"--nofile={FEW_FILES}:{FEW_FILES}"]
+    with (
+        running_service(tmp_path, config=SETTINGS, prefix=few) as service,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        parts = urlsplit(service.url)
+        todo = draw(1000, 3)
+        asked = Counter(name for _, name in todo)
+        address = (str(parts.hostname), int(parts.port or 0))
+        tally = runner.run(storm(address, Instance(service), todo))
+        assert (tally.wrong, tally.answers) == ([], asked)
+        assert tally.refused
+        told = service.log.read_text()
+    assert f"{FEW_FILES} open files allow 10 sandboxes" in told
+    assert "Traceback" not in told

@@ -6,9 +6,11 @@ The guest of tests/vm runs the same code on a kernel with v2 only; the last part
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from sandfork.linux.cgroup import (
     processes_below,
     remove_tree,
 )
+from sandfork.linux.descriptors import Spare
 
 SYS = Path("/sys/fs/cgroup")
 ALL = "cpuset cpu io memory hugetlb pids rdma misc"
@@ -151,7 +154,7 @@ def v2_slot(root: Path, **change: str) -> SlotMeter:
         "pids__peak": "5\n",
     }
     write(root / "s4", **(files | change))
-    return SlotMeter({"unified": root}, 4, unified=True)
+    return SlotMeter({"unified": root}, 4, unified=True, spare=Spare())
 
 
 def v1_slot(root: Path) -> SlotMeter:
@@ -164,7 +167,8 @@ def v1_slot(root: Path) -> SlotMeter:
         memory__oom_control=oom,
     )
     write(root / "pids/s4", pids__events="max 3\n")
-    return SlotMeter({name: root / name for name in ("memory", "pids", "cpuacct", "cpu")}, 4, unified=False)
+    directories = {name: root / name for name in ("memory", "pids", "cpuacct", "cpu")}
+    return SlotMeter(directories, 4, unified=False, spare=Spare())
 
 
 def test_the_figures_of_v2_are_in_nanoseconds_and_bytes(tmp_path: Path) -> None:
@@ -226,8 +230,36 @@ def test_v1_calls_user_what_is_too_short_for_the_ticks_to_split(tmp_path: Path) 
     meter.close()
 
 
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Have no file opened in the block."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    next_free = os.open(os.devnull, os.O_RDONLY)
+    os.close(next_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next_free, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            os.open(os.devnull, os.O_RDONLY)
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("slot", [v1_slot, v2_slot])
+def test_figures_are_told_where_no_descriptor_is_left(tmp_path: Path, slot: Callable[[Path], SlotMeter]) -> None:
+    calm, scarce = slot(tmp_path), slot(tmp_path)
+    calm.baseline()
+    told = calm.figures(), calm.events()
+    with no_descriptors():
+        scarce.baseline()
+        for _ in range(2):  # what is lent comes back
+            assert (scarce.figures(), scarce.events()) == told
+    calm.close()
+    scarce.close()
+
+
 def test_without_cgroups_there_are_no_figures() -> None:
-    meter = SlotMeter({}, 0, unified=False)
+    meter = SlotMeter({}, 0, unified=False, spare=Spare())
     meter.baseline()
     assert (meter.figures(), meter.cpu_ns(), meter.events()) == (Figures(0, 0, 0, 0, 0), 0, (0, 0))
 

@@ -33,7 +33,7 @@ from sandfork.serve_engine import default_limits, engine_settings, maximum_limit
 from sandfork.serve_http import HEAD_S, MAX_HEAD_BYTES, BoundedProtocol, HeadWithBody, build_server
 from sandfork.serve_listen import is_loopback
 from sandfork.serve_log import DELAY_S, JsonFormatter, LineWriter, LoggedLines
-from sandfork.serve_tier import most_sandboxes, process_settings
+from sandfork.serve_tier import fitting_sandboxes, most_sandboxes, process_settings, tell_few_files
 from tests.support.clock import in_virtual_time, virtual_loop
 
 Pipe = tuple[int, int]
@@ -271,6 +271,15 @@ def test_each_session_has_room_for_its_interpreters_a_program_and_its_terminals(
     each = most(max=2, max_terminals=3) - most(max=1, max_terminals=3)
     assert each >= len(catalogue.languages()) + 1 + 3
     assert most(max=1, max_terminals=4) - most(max=1, max_terminals=3) == 1
+
+
+def test_open_files_bound_how_many_sandboxes_there_are(caplog: pytest.LogCaptureFixture) -> None:
+    assert [fitting_sandboxes(files) for files in (64, 260, 1024, 1 << 20)] == [1, 10, 58, 65530]
+    few = Config(admission=Admission(max_running=10), pool=Pool(size=1))
+    tell_few_files(few, Catalogue.load())
+    assert not caplog.records
+    tell_few_files(replace(few, admission=Admission(max_running=1 << 30)), Catalogue.load())
+    assert "LimitNOFILE" in caplog.text
 
 
 class Written(asyncio.Transport):

@@ -43,6 +43,7 @@ Discard = Callable[[Process], None]
 
 _PASSING = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT})
 """What keeps a process from joining for a while, and says nothing about the sandbox: too much is going on."""
+_PAUSE_S = 1.0
 _OF_THE_SESSION = ("memory_bytes", "pids", "open_files", "disk_bytes", "cpus")
 
 
@@ -248,10 +249,10 @@ class Session:
         try:
             return await self._join(template_key, sandbox)
         except ForkFailed as error:
-            if error.errno in _PASSING:
-                text, step = error.message, error.step
-                raise ForkFailed(text, step=step, errno=error.errno, retry_after_s=1.0) from error
-            raise GuestLost(f"nothing can join the session's sandbox: {error.message}") from error
+            if error.retry_after_s is None and error.errno not in _PASSING:
+                raise GuestLost(f"nothing can join the session's sandbox: {error.message}") from error
+            pause_s = error.retry_after_s or _PAUSE_S
+            raise ForkFailed(error.message, step=error.step, errno=error.errno, retry_after_s=pause_s) from error
 
     def _forget(self, plan: ExecPlan, process: Process) -> None:
         """Let go of a process that is over or of no more use; the sandbox's own goes with the sandbox."""

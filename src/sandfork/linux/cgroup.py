@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandfork.linux.descriptors import NO_DESCRIPTORS, Spare
+
 V1_CONTROLLERS = ("memory", "pids", "cpuacct", "cpu")
 V2_CONTROLLERS = ("memory", "pids", "cpu")
 QUOTA_FILES = ("cpu.max", "cpu.cfs_quota_us")
@@ -256,13 +258,15 @@ class SlotMeter:
 
     What every execution is told is read from files kept open, one pread each: those of a cgroup that outlives its
     tenants (v1 memory and cpuacct) until it is replaced, with counters taken as differences to `baseline`; those of a
-    tenant's own cgroup from its baseline on. The rest is opened when it is asked for.
+    tenant's own cgroup from its baseline on. The rest is opened when it is asked for, and so is everything when no
+    descriptors are left but the `spare` one.
     """
 
-    __slots__ = ("_base", "_files", "_lasting", "_paths", "_tenant", "_unified")
+    __slots__ = ("_base", "_files", "_lasting", "_paths", "_spare", "_tenant", "_unified")
 
-    def __init__(self, directories: dict[str, Path], slot: int, unified: bool) -> None:
+    def __init__(self, directories: dict[str, Path], slot: int, unified: bool, spare: Spare) -> None:
         self._unified = unified
+        self._spare = spare
         self._files: dict[str, int] = {}
         self._base = Mark()
         name = f"s{slot}"
@@ -293,10 +297,19 @@ class SlotMeter:
                     raise
                 # The warden has put another cgroup in its place.
                 os.close(self._files.pop(key))
+        try:
+            return self._read_anew(key, keep=key in self._lasting)
+        except OSError as error:
+            if error.errno not in NO_DESCRIPTORS:
+                raise
+        with self._spare.lent():
+            return self._read_anew(key, keep=False)
+
+    def _read_anew(self, key: str, *, keep: bool) -> bytes:
         fd = self._open(key)
         if fd is None:
             return b""
-        if key in self._lasting:
+        if keep:
             self._files[key] = fd
             return os.pread(fd, 512, 0)
         try:
@@ -321,7 +334,13 @@ class SlotMeter:
         for key in self._tenant:
             if (old := self._files.pop(key, None)) is not None:
                 os.close(old)
-            if (fd := self._open(key)) is not None:
+            try:
+                fd = self._open(key)
+            except OSError as error:
+                if error.errno not in NO_DESCRIPTORS:
+                    raise
+                fd = None
+            if fd is not None:
                 self._files[key] = fd
         # A tenant's own cgroup of pids, and of everything on v2, begins at 0.
         self._base = Mark(self._cpu_total(), *self._split(), 0 if self._unified else self._oom_kills())

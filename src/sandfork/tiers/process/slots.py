@@ -14,6 +14,7 @@ from typing import Any
 
 from sandfork.errors import ForkFailed, TierError
 from sandfork.linux.cgroup import Figures, Mark, SlotMeter
+from sandfork.linux.descriptors import Spare
 from sandfork.model import Limits
 from sandfork.tiers.process import messages as m
 from sandfork.tiers.process.guest import Guest
@@ -219,7 +220,7 @@ class Slot:
 
     def __init__(self, number: int, slots: Slots) -> None:
         self.number = number
-        self.meter = SlotMeter(slots.directories, number, slots.unified)
+        self.meter = SlotMeter(slots.directories, number, slots.unified, slots.spare)
         self.tenancy: Tenancy | None = None
 
 
@@ -241,6 +242,7 @@ class Slots:
         self.unified = unified
         self.cores = cores
         self.tasks = Tasks()
+        self.spare = Spare()
         self.new_net_ns = 0  # how often a used network namespace had to be replaced
         self._most = most
         self._slots: list[Slot] = []
@@ -310,3 +312,4 @@ class Slots:
         await self.tasks.close()
         for slot in self._slots:
             slot.meter.close()
+        self.spare.close()

@@ -112,6 +112,7 @@ class ProcessTemplate:
         self._proving, self._proven = asyncio.Lock(), False
         self._first: ProcessSandbox | None = None
         self._revival: asyncio.TimerHandle | None = None
+        self._closed = False
 
     @property
     def key(self) -> str:
@@ -176,11 +177,10 @@ class ProcessTemplate:
 
     async def _start(self) -> Zygote:
         spec = self._spec
-        log_in, log_out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        os.set_blocking(log_out, True)
-        zygote, fds = Zygote(log_in), [log_out]
+        if self._closed:
+            raise TemplateFailed(f"template {self.key} is closed", step="template")
+        zygote, fds = self._open_zygote()
         try:
-            fds += [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in spec.files]
             self._number(zygote)
             environment = (*spec.environment, *spec.variables)
             payload = m.program_fields(spec.argv, (f"{k}={v}" for k, v in environment))
@@ -206,6 +206,20 @@ class ProcessTemplate:
         self._memory_bytes = event.maxrss_kb << 10
         return zygote
 
+    def _open_zygote(self) -> tuple[Zygote, list[int]]:
+        """Return a zygote that has no process yet, and the descriptors that this is started with."""
+        fds: list[int] = []
+        try:
+            fds += os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            os.set_blocking(fds[1], True)
+            fds += [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in self._spec.files]
+        except OSError as error:
+            for fd in fds:
+                os.close(fd)
+            text = f"template {self.key} cannot be started: {error}"
+            raise TemplateFailed(text, step="fds", errno=error.errno or 0, retry_after_s=1.0) from error
+        return Zygote(fds[0]), fds[1:]
+
     def _number(self, zygote: Zygote) -> None:
         number = self._warden.number_zygote(partial(self._ended, zygote))
         if number is None:
@@ -224,7 +238,7 @@ class ProcessTemplate:
             self._revival = asyncio.get_running_loop().call_later(wait_s, self._revive)
 
     def _revive(self) -> None:
-        if self._zygote is not None and not self._zygote.alive and self._warden.alive:
+        if self._zygote is not None and not self._zygote.alive and not self._closed:
             self._replace_soon()
 
     async def fork(self, *, urgent: bool = False) -> ProcessSandbox:
@@ -257,7 +271,10 @@ class ProcessTemplate:
         except OSError as error:
             self._slots.untake(slot)
             raise ForkFailed(
-                f"no descriptors for a sandbox: {error.strerror}", step="fds", errno=error.errno or 0
+                f"no descriptors for a sandbox: {error.strerror}",
+                step="fds",
+                errno=error.errno or 0,
+                retry_after_s=1.0,
             ) from error
         sandbox = ProcessSandbox(slot, ctl, streams, AgentClient(agent), self._base_env(), execs=self._execs)
         sandbox.root, sandbox.image = self._spec.root, self._spec.image
@@ -301,7 +318,10 @@ class ProcessTemplate:
         except OSError as error:
             self._slots.untake(slot)
             raise ForkFailed(
-                f"no descriptors for a process: {error.strerror}", step="fds", errno=error.errno or 0
+                f"no descriptors for a process: {error.strerror}",
+                step="fds",
+                errno=error.errno or 0,
+                retry_after_s=1.0,
             ) from error
         guest = JoinedGuest(slot, ctl, streams, self._base_env(), execs=self._execs, home=sandbox)
         slot.guest = guest
@@ -369,6 +389,7 @@ class ProcessTemplate:
 
     async def close(self) -> None:
         """Stop starting; the zygote itself ends with the warden."""
+        self._closed = True
         if self._revival is not None:
             self._revival.cancel()
         if self._starting is not None:
