@@ -107,7 +107,21 @@ def boot(disk: Path, directory: Path, *, init: str = INIT, deadline_s: float = D
 
 
 def _argv(disk: Path, console: Path, told: Path) -> list[str]:
-    argv = [QEMU, "-accel", "tcg,thread=single", "-cpu", "max", "-m", MEMORY, "-M", "pc"]
+    # With the test run, however that ends.
+    argv = [
+        "setpriv",
+        "--pdeathsig",
+        "KILL",
+        QEMU,
+        "-accel",
+        "tcg,thread=single",
+        "-cpu",
+        "max",
+        "-m",
+        MEMORY,
+        "-M",
+        "pc",
+    ]
     argv += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     argv += ["-serial", f"file:{console}", "-serial", f"file:{told}"]
     return [
