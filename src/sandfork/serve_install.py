@@ -1,7 +1,7 @@
 """Installing what languages need with the clients of three registries: apt-get, npm, pip.
 
 Debian's packages go where they belong. Those of npm and PyPI go below /usr/lib/sandfork, a directory a language:
-sandboxes see /usr, but nothing of the host's /usr/local.
+sandboxes see /usr, but nothing of the host's /usr/local. npm runs no script of a package, here or for an image.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def commands_for(languages: Sequence[Language]) -> list[InstallCommand]:
         commands.append(InstallCommand(f"apt-get install {' '.join(debian)}", install, told=True))
     for each in languages:
         if names := each.packages.npm:
-            npm = ("npm", "install", "--prefix", f"{PREFIX}/npm/{each.name}", "--no-audit", "--no-fund", "--", *names)
+            prefix = ("--prefix", f"{PREFIX}/npm/{each.name}")
+            npm = ("npm", "install", *prefix, "--ignore-scripts", "--no-audit", "--no-fund", "--", *names)
             commands.append(InstallCommand(f"npm install {' '.join(names)}", npm))
         target = Path(PREFIX, "pypi", each.name)
         if names := each.packages.pypi:

@@ -113,6 +113,7 @@ def test_packages_are_installed_together_from_debian_and_a_directory_a_language_
     assert debian.argv[-3:] == ("--", "a", "b")
     assert debian.told
     assert npm.argv[:4] == ("npm", "install", "--prefix", f"{PREFIX}/npm/one")
+    assert "--ignore-scripts" in npm.argv
     assert npm.argv[-2:] == ("--", "x@1")
     assert pip.argv[-2:] == (f"{PREFIX}/pypi/two", "y==2")
     (unpack,) = commands_for([language("four", pypi_files=("hy==1 sha256:00",))])
